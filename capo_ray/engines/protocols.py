@@ -1,0 +1,99 @@
+"""The three roles an engine can play, as protocols; one file per (role, backend) stands beside this one.
+
+Whoever drives an engine knows only these. Parsing of critiques is `credit`'s, batching and losses are `learn`'s, placement
+and remote calls are `cluster`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from capo_ray.types import Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One reply of a critic, not yet parsed."""
+
+    text: str
+    truncated: bool
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replies:
+    """What one request to a critic brought back."""
+
+    completions: tuple[Completion, ...]
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightReceipt:
+    """What an engine says of the weights it runs on; compared with what the trainer sent."""
+
+    engine: str
+    version: int
+    checksum: str
+
+
+class PromptTooLong(ValueError):
+    """The prompt and the reply asked for do not fit the engine's window."""
+
+
+class RolloutEngine(Protocol):
+    """Samples responses from the policy."""
+
+    def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
+        """Sample one response per entry of `seeds` (index in the group -> sampling seed); yield each as it finishes."""
+        ...
+
+    async def receipt(self) -> WeightReceipt:
+        """Version and checksum of the weights that the next token will be sampled from."""
+        ...
+
+    async def metrics(self) -> Metrics: ...
+
+
+class CriticEngine(Protocol):
+    """Completes chat messages; knows nothing of steps or votes."""
+
+    name: str
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
+        """`n` completions of one conversation. Raises PromptTooLong when it does not fit the window."""
+        ...
+
+    async def metrics(self) -> Metrics: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateBatch:
+    """One rank's share of one update of the policy.
+
+    `micro_batches` holds, per optimizer step and per micro-batch, the sequences of this rank; every rank has the same number
+    of optimizer steps and of micro-batches in each, so that collectives match: where a rank has no sequence left the
+    micro-batch is empty. `denominators` holds one number per optimizer step, of all ranks together (see learn.batch).
+    """
+
+    micro_batches: Sequence[Sequence[Sequence[TrainSequence]]]  # [optimizer step][micro-batch][sequence]
+    denominators: Sequence[float]  # [optimizer step]
+
+
+class TrainEngine(Protocol):
+    """One rank of the trainer. Every method is collective: all ranks call it, in the same order."""
+
+    def update(self, batch: UpdateBatch) -> Update: ...
+
+    def publish_weights(self, version: int) -> str:
+        """Send the weights to every connected rollout engine and return their checksum (rank 0's is the one to believe)."""
+        ...
+
+    def save(self, path: str) -> None: ...
+
+    def restore(self, path: str) -> None: ...

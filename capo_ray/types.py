@@ -1,0 +1,229 @@
+"""What flows through the system, from a prompt to an update.
+
+Every object is frozen and checks its lengths when it is made, so that a token list which does not fit its text fails where it
+was born and not inside the loss. `T` is the number of response tokens of one rollout (the end-of-sequence token included),
+`S` the number of its steps. Leaves out: how anything here is computed (see `credit`), and tensors (see `learn.batch`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Span = tuple[int, int]
+"""Half-open range [start, end)."""
+
+Finish = Literal["stop", "length", "abort"]
+Answer = Literal["correct", "wrong", "unverifiable"]
+CritiqueOutcome = Literal[
+    "ok",  # the only outcome that votes
+    "unreadable",
+    "truncated",
+    "out_of_range",
+    "timeout",
+    "engine_error",
+    "refused",
+    "not_asked",
+    "cancelled",
+]
+FAILED_OUTCOMES: frozenset[CritiqueOutcome] = frozenset(
+    {"unreadable", "truncated", "out_of_range", "timeout", "engine_error"}
+)
+"""Outcomes that count in the failure share; `refused`, `not_asked` and `cancelled` are nobody's failure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One problem, ready to be sampled from."""
+
+    id: str
+    question: str
+    token_ids: tuple[int, ...]
+    """The chat-templated question, as the policy sees it."""
+    answer: str
+    """The gold final answer, for the verifier."""
+    solution: str = ""
+    """The reference solution, for the critic; empty where the data has none."""
+
+    def __post_init__(self) -> None:
+        if not self.token_ids:
+            raise ValueError(f"prompt {self.id!r} has no tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled response and what the sampler knew about it."""
+
+    prompt_id: str
+    index: int
+    """Position in its group, from 0."""
+    text: str
+    """What `token_ids` decode to, special tokens left out."""
+    finish: Finish
+    token_ids: tuple[int, ...]  # [T]
+    logprobs: tuple[float, ...]  # [T] under the distribution that was sampled from
+    char_ends: tuple[int, ...]  # [T] code point where the next token starts; see credit.tokens
+    versions: tuple[int, ...]
+    """Policy versions that sampled it, ascending; one unless weights moved in flight."""
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in ("token_ids", "logprobs", "char_ends")}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"rollout {self.prompt_id!r}/{self.index}: lengths differ: {lengths}")
+        if not self.versions:
+            raise ValueError(f"rollout {self.prompt_id!r}/{self.index} names no policy version")
+        if self.char_ends and self.char_ends[-1] != len(self.text):
+            raise ValueError(
+                f"rollout {self.prompt_id!r}/{self.index}: char_ends closes at {self.char_ends[-1]}, "
+                f"its text has {len(self.text)} characters"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of a response. `chars` tile the text; `tokens` holds the tokens whose first character lies in `chars`."""
+
+    text: str
+    """What a critic is shown: without the trailing delimiter."""
+    chars: Span
+    tokens: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Critique:
+    """One critic's reply about one response, parsed."""
+
+    text: str
+    outcome: CritiqueOutcome
+    wrong_steps: tuple[int, ...] = ()
+    """Ascending step indices; meaningful only when `outcome` is "ok"."""
+    says_correct: bool | None = None
+    """The critic's own Yes/No. Kept and compared, never voted on."""
+    num_dropped: int = 0
+    """Out-of-range indices that stood beside good ones."""
+    critic: str = ""
+    num_tokens: int = 0
+    """Tokens the critic generated for it."""
+    cached: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The critiques of one response, voted. `weights[s]` in [0, 1] is the share of the process penalty that step s pays."""
+
+    counts: tuple[int, ...]  # [S] valid critiques that flag the step
+    weights: tuple[float, ...]  # [S]
+    num_valid: int
+    num_invalid: int
+
+    def __post_init__(self) -> None:
+        if len(self.counts) != len(self.weights):
+            raise ValueError(f"verdict lengths differ: counts {len(self.counts)}, weights {len(self.weights)}")
+
+    @property
+    def wrong_steps(self) -> tuple[int, ...]:
+        return tuple(s for s, weight in enumerate(self.weights) if weight > 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A rollout with its steps, critiques, verdict and token rewards."""
+
+    rollout: Rollout
+    steps: tuple[Step, ...]
+    critiques: tuple[Critique, ...]
+    verdict: Verdict | None
+    """None: unjudged (too few valid critiques, or the algorithm asks for none)."""
+    answer: Answer
+    token_rewards: tuple[float, ...]  # [T]
+
+    def __post_init__(self) -> None:
+        if len(self.token_rewards) != len(self.rollout.token_ids):
+            raise ValueError(
+                f"rollout {self.rollout.prompt_id!r}/{self.rollout.index}: {len(self.token_rewards)} token rewards "
+                f"for {len(self.rollout.token_ids)} tokens"
+            )
+        if self.verdict is not None and len(self.verdict.weights) != len(self.steps):
+            raise ValueError(
+                f"rollout {self.rollout.prompt_id!r}/{self.rollout.index}: a verdict on {len(self.verdict.weights)} steps "
+                f"for {len(self.steps)} steps"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The kept responses of one prompt, with the advantages of their tokens."""
+
+    prompt: Prompt
+    members: tuple[Scored, ...]
+    advantages: tuple[tuple[float, ...], ...]  # [member][T]
+
+    def __post_init__(self) -> None:
+        lengths = [len(member.rollout.token_ids) for member in self.members]
+        given = [len(row) for row in self.advantages]
+        if lengths != given:
+            raise ValueError(
+                f"group {self.prompt.id!r}: advantages of lengths {given} for responses of lengths {lengths}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSequence:
+    """What the trainer needs of one response; the mask is explicit: prompt tokens carry no loss, response tokens do."""
+
+    prompt_ids: tuple[int, ...]  # [P]
+    token_ids: tuple[int, ...]  # [T]
+    advantages: tuple[float, ...]  # [T]
+    logprobs: tuple[float, ...]  # [T] the sampler's
+    loss_mask: tuple[bool, ...] = ()  # [T]; empty means all of them
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in ("token_ids", "advantages", "logprobs")}
+        if self.loss_mask:
+            lengths["loss_mask"] = len(self.loss_mask)
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"sequence lengths differ: {lengths}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one call of the trainer did."""
+
+    metrics: dict[str, float]
+    version: int
+    """Policy version after it: the number of weight syncs that the rollout workers will have seen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How a model is sampled; `seeds` gives one response each."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    stop: tuple[str, ...] = ()
+
+
+Metrics = dict[str, float]
+JsonDict = dict[str, Any]
+
+__all__ = [
+    "FAILED_OUTCOMES",
+    "Answer",
+    "Critique",
+    "CritiqueOutcome",
+    "Finish",
+    "Group",
+    "JsonDict",
+    "Metrics",
+    "Prompt",
+    "Rollout",
+    "Sampling",
+    "Scored",
+    "TrainSequence",
+    "Span",
+    "Step",
+    "Update",
+    "Verdict",
+]
