@@ -1,8 +1,9 @@
 """What flows through the system, from a prompt to an update.
 
-Every object is frozen and checks its lengths when it is made, so that a token list which does not fit its text fails where it
-was born and not inside the loss. `T` is the number of response tokens of one rollout (the end-of-sequence token included),
-`S` the number of its steps. Leaves out: how anything here is computed (see `credit`), and tensors (see `learn.batch`).
+Every object is frozen and checks its lengths when it is made, so that a token list which does not fit its text fails
+where it was born and not inside the loss. `T` is the number of response tokens of one rollout, the end-of-sequence
+token included; `S` is the number of its steps. Leaves out: how anything here is computed (see `credit`) and tensors
+(see `learn.batch`).
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step of a response. `chars` tile the text; `tokens` holds the tokens whose first character lies in `chars`."""
+    """One step of a response. `chars` tile the text; `tokens` are those whose first character lies in `chars`."""
 
     text: str
     """What a critic is shown: without the trailing delimiter."""
@@ -109,7 +110,7 @@ class Critique:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The critiques of one response, voted. `weights[s]` in [0, 1] is the share of the process penalty that step s pays."""
+    """The critiques of one response, voted. Step s pays the share `weights[s]` in [0, 1] of the process penalty."""
 
     counts: tuple[int, ...]  # [S] valid critiques that flag the step
     weights: tuple[float, ...]  # [S]
@@ -145,8 +146,8 @@ class Scored:
             )
         if self.verdict is not None and len(self.verdict.weights) != len(self.steps):
             raise ValueError(
-                f"rollout {self.rollout.prompt_id!r}/{self.rollout.index}: a verdict on {len(self.verdict.weights)} steps "
-                f"for {len(self.steps)} steps"
+                f"rollout {self.rollout.prompt_id!r}/{self.rollout.index}: a verdict on "
+                f"{len(self.verdict.weights)} steps for {len(self.steps)} steps"
             )
 
 
@@ -207,23 +208,3 @@ class Sampling:
 
 Metrics = dict[str, float]
 JsonDict = dict[str, Any]
-
-__all__ = [
-    "FAILED_OUTCOMES",
-    "Answer",
-    "Critique",
-    "CritiqueOutcome",
-    "Finish",
-    "Group",
-    "JsonDict",
-    "Metrics",
-    "Prompt",
-    "Rollout",
-    "Sampling",
-    "Scored",
-    "TrainSequence",
-    "Span",
-    "Step",
-    "Update",
-    "Verdict",
-]

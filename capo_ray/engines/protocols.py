@@ -1,7 +1,7 @@
 """The three roles an engine can play, as protocols; one file per (role, backend) stands beside this one.
 
-Whoever drives an engine knows only these. Parsing of critiques is `credit`'s, batching and losses are `learn`'s, placement
-and remote calls are `cluster`'s.
+Whoever drives an engine knows only these. Parsing of critiques is `credit`'s, batching and losses are `learn`'s,
+placement and remote calls are `cluster`'s.
 """
 
 from __future__ import annotations
@@ -76,9 +76,10 @@ class CriticEngine(Protocol):
 class UpdateBatch:
     """One rank's share of one update of the policy.
 
-    `micro_batches` holds, per optimizer step and per micro-batch, the sequences of this rank; every rank has the same number
-    of optimizer steps and of micro-batches in each, so that collectives match: where a rank has no sequence left the
-    micro-batch is empty. `denominators` holds one number per optimizer step, of all ranks together (see learn.batch).
+    `micro_batches` holds, per optimizer step and per micro-batch, the sequences of this rank. Every rank has the same
+    number of optimizer steps and of micro-batches in each, so that collectives match: where a rank has no sequence left
+    the micro-batch is empty. `denominators` holds one number per optimizer step, of all ranks together (see
+    learn.batch).
     """
 
     micro_batches: Sequence[Sequence[Sequence[TrainSequence]]]  # [optimizer step][micro-batch][sequence]
@@ -91,7 +92,7 @@ class TrainEngine(Protocol):
     def update(self, batch: UpdateBatch) -> Update: ...
 
     def publish_weights(self, version: int) -> str:
-        """Send the weights to every connected rollout engine and return their checksum (rank 0's is the one to believe)."""
+        """Send the weights to every connected rollout engine; returns their checksum (on rank 0, elsewhere "")."""
         ...
 
     def save(self, path: str) -> None: ...
