@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from capo_ray.credit.critique import Reference, escape, messages, reference_of, render_reply, unescape, unwrap
 from capo_ray.types import Prompt
 
-PIECES = """< > / | step_ step_0> </step_0> <incorrect_steps> </incorrect_steps> <|im_end|> <｜end｜> <STEP_0> <\\step_0>
-s> x 1 é \\""".split()
-HOSTILE = st.lists(st.sampled_from([*PIECES, " ", "\n", "\n</step_0>\n", "\n<step_1>\n"]), max_size=12).map("".join)
+TAGS = ["<step_", "step_0>", "</step_0>", "<incorrect_steps>", "</incorrect_steps>", "<STEP_0>", "<\\step_0>"]
+PIECES = [*TAGS, "\n</step_0>\n", "\n<step_1>\n", "<|im_end|>", "<｜end｜>", "</s>", *"<>/|\\ \nx1é"]
+HOSTILE = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 
 
 def test_brief_is_stable() -> None:

@@ -1,0 +1,219 @@
+"""From sampled token ids to text and to where each token starts in it (CAPO.md section 2).
+
+The map is made from the bytes of the *sampled* ids and never by encoding text again: encode(decode(ids)) need not be
+ids. `TokenTable` reads a `tokenizer.json` and knows each id's bytes; `decode` gives what the tokenizer's own decoder
+gives with special tokens skipped, and beside it `char_ends`. Ids that the tokenizer does not know (models pad their
+vocabulary) have no bytes, like special tokens.
+
+Leaves out: encoding (see `credit.__main__`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+_CONTINUATION = bytes(range(0x80, 0xC0))
+_REPLACEMENT = "\ufffd".encode()
+_CHARACTER = re.compile(  # one character of bytes.decode(errors="replace"): well-formed, or a maximal broken part
+    rb"[\x00-\x7f]"
+    rb"|[\xc2-\xdf][\x80-\xbf]?"
+    rb"|\xe0(?:[\xa0-\xbf][\x80-\xbf]?)?|\xed(?:[\x80-\x9f][\x80-\xbf]?)?|[\xe1-\xef](?:[\x80-\xbf]{1,2})?"
+    rb"|\xf0(?:[\x90-\xbf][\x80-\xbf]{0,2})?|\xf4(?:[\x80-\x8f][\x80-\xbf]{0,2})?|[\xf1-\xf3](?:[\x80-\xbf]{1,3})?"
+    rb"|[\x80-\xff]"
+)
+
+
+class TokenTable:
+    """The bytes of every token of one vocabulary."""
+
+    def __init__(
+        self,
+        pieces: Mapping[int, bytes],
+        *,
+        byte_tokens: Iterable[int] = (),
+        strip_left: int = 0,
+    ) -> None:
+        """`pieces` leaves special tokens out. `byte_tokens` are those that stand for one byte in byte-fallback
+        vocabularies; `strip_left` is the number of leading spaces that the decoder takes from a whole text."""
+        self._pieces = dict(pieces)
+        self._byte_tokens = frozenset(byte_tokens)
+        self._strip_left = strip_left
+
+    @classmethod
+    def from_tokenizer_json(cls, spec: Mapping[str, Any]) -> TokenTable:
+        """Read a parsed `tokenizer.json`. Raises ValueError unless it is byte-level or metaspace with byte fallback."""
+        tokens = _tokens(spec)
+        decoders = _decoders(spec)
+        kinds = [decoder["type"] for decoder in decoders]
+        if kinds == ["ByteLevel"]:
+            return cls({token_id: _byte_level(token) for token_id, token in tokens.items()})
+        unknown = set(kinds) - {"Replace", "ByteFallback", "Fuse", "Strip"}
+        if unknown or not kinds or "ByteLevel" in kinds:
+            raise ValueError(
+                f"a tokenizer whose decoder is {' + '.join(kinds) or 'missing'} is not supported: "
+                "its tokens must be byte-level (GPT-2, Qwen2, Llama-3) or metaspace with byte fallback (Llama-2)"
+            )
+        return _fallback_table(cls, tokens, decoders)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TokenTable:
+        """Read `tokenizer.json`, plain or gzipped, or a folder that holds it."""
+        return cls.from_tokenizer_json(json.loads(read_tokenizer_json(path)))
+
+    def piece(self, token_id: int) -> bytes | None:
+        """Bytes of one token; None for special and unknown ones."""
+        return self._pieces.get(token_id)
+
+    def decode(self, token_ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+        """Text of `token_ids` and, per token, the code point index at which the next token starts.
+
+        A token starts at the character that its first byte belongs to; bytes that are no UTF-8 are the replacement
+        characters they decode to. Tokens without bytes start where the next byte does, at the end at len(text).
+        """
+        chunks = [self._pieces.get(token_id, b"") for token_id in token_ids]
+        if self._byte_tokens:
+            self._mend_byte_runs(chunks, token_ids)
+        if self._strip_left:
+            _strip_left(chunks, self._strip_left)
+        data = b"".join(chunks)
+        if data.isascii():
+            return data.decode("ascii"), tuple(accumulate(map(len, chunks)))
+        try:
+            return data.decode("utf-8"), _char_ends(data, chunks)
+        except UnicodeDecodeError:
+            return data.decode("utf-8", errors="replace"), _broken_char_ends(data, chunks)
+
+    def _mend_byte_runs(self, chunks: list[bytes], token_ids: Sequence[int]) -> None:
+        """Byte fallback decodes a run of byte tokens as a whole: one that is no UTF-8 is one replacement per byte.
+
+        Special and unknown tokens are left out before the run is looked at, so they do not end it.
+        """
+        run: list[int] = []
+        for t in range(len(chunks) + 1):
+            if t < len(chunks) and token_ids[t] in self._byte_tokens:
+                run.append(t)
+            elif run and (t == len(chunks) or token_ids[t] in self._pieces):
+                try:
+                    b"".join(chunks[i] for i in run).decode("utf-8")
+                except UnicodeDecodeError:
+                    for i in run:
+                        chunks[i] = _REPLACEMENT
+                run = []
+
+
+def read_tokenizer_json(path: str | Path) -> str:
+    """The text of `tokenizer.json`, plain or gzipped; `path` is the file or its folder."""
+    path = Path(path)
+    if path.is_dir():
+        found = [file for file in (path / "tokenizer.json", path / "tokenizer.json.gz") if file.is_file()]
+        if not found:
+            raise FileNotFoundError(f"no tokenizer.json in {path}")
+        path = found[0]
+    raw = path.read_bytes()
+    return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
+
+
+def _char_ends(data: bytes, chunks: Sequence[bytes]) -> tuple[int, ...]:
+    """Starts of the next tokens in well-formed `data`: its characters are counted by their leading bytes."""
+    ends, leads, offset = [], 0, 0
+    for chunk in chunks:
+        leads += len(chunk.translate(None, _CONTINUATION))
+        offset += len(chunk)
+        inside = offset < len(data) and 0x80 <= data[offset] < 0xC0
+        ends.append(leads - inside)
+    return tuple(ends)
+
+
+def _broken_char_ends(data: bytes, chunks: Sequence[bytes]) -> tuple[int, ...]:
+    starts = [match.start() for match in _CHARACTER.finditer(data)]
+    offsets = accumulate(map(len, chunks))
+    return tuple(bisect_right(starts, offset) - 1 if offset < len(data) else len(starts) for offset in offsets)
+
+
+def _tokens(spec: Mapping[str, Any]) -> dict[int, str]:
+    """Id to token string, special tokens left out."""
+    model = spec.get("model")
+    vocab = model.get("vocab") if isinstance(model, Mapping) else None
+    if not isinstance(vocab, Mapping):
+        raise ValueError(
+            "this tokenizer.json has no model.vocab that maps tokens to ids; BPE vocabularies are supported"
+        )
+    tokens = {token_id: token for token, token_id in vocab.items()}
+    added = spec.get("added_tokens") or []
+    tokens.update({entry["id"]: entry["content"] for entry in added})
+    special = {entry["content"] for entry in added if entry["special"]}
+    return {token_id: token for token_id, token in tokens.items() if token not in special}
+
+
+def _decoders(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    decoder = spec.get("decoder")
+    if not decoder:
+        return []
+    return list(decoder["decoders"]) if decoder["type"] == "Sequence" else [decoder]
+
+
+class _ByteAlphabet(dict[int, int]):
+    """GPT-2's letters for bytes, as a table for str.translate; what is not in it becomes U+FFFF."""
+
+    def __init__(self) -> None:
+        printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        others = [byte for byte in range(256) if byte not in printable]
+        super().__init__({byte: byte for byte in printable})
+        self.update({256 + i: byte for i, byte in enumerate(others)})
+
+    def __missing__(self, key: int) -> int:
+        return 0xFFFF
+
+
+_BYTE_ALPHABET = _ByteAlphabet()
+
+
+def _byte_level(token: str) -> bytes:
+    try:
+        return token.translate(_BYTE_ALPHABET).encode("latin-1")
+    except UnicodeEncodeError:  # an added token in plain letters
+        return token.encode("utf-8")
+
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _fallback_table(
+    cls: type[TokenTable], tokens: Mapping[int, str], decoders: Sequence[Mapping[str, Any]]
+) -> TokenTable:
+    strip_left, replacements = 0, []
+    for decoder in decoders:
+        if decoder["type"] == "Replace" and "String" in decoder["pattern"]:
+            replacements.append((decoder["pattern"]["String"], decoder["content"]))
+        elif decoder["type"] == "Strip" and decoder["content"] == " " and decoder["stop"] == 0:
+            strip_left = decoder["start"]
+        elif decoder["type"] in ("Replace", "Strip"):
+            raise ValueError(f"a tokenizer with the decoder {json.dumps(decoder)} is not supported")
+    fallback = any(decoder["type"] == "ByteFallback" for decoder in decoders)
+    pieces, byte_tokens = {}, []
+    for token_id, token in tokens.items():
+        if fallback and (match := _BYTE_TOKEN.fullmatch(token)):
+            pieces[token_id] = bytes.fromhex(match[1])
+            byte_tokens.append(token_id)
+            continue
+        for old, new in replacements:
+            token = token.replace(old, new)
+        pieces[token_id] = token.encode("utf-8")
+    return cls(pieces, byte_tokens=byte_tokens, strip_left=strip_left)
+
+
+def _strip_left(chunks: list[bytes], most: int) -> None:
+    """Take up to `most` leading spaces from the text that `chunks` make."""
+    for t, chunk in enumerate(chunks):
+        spaces = min(most, len(chunk) - len(chunk.lstrip(b" ")))
+        chunks[t] = chunk[spaces:]
+        most -= spaces
+        if chunks[t] or not most:
+            return
