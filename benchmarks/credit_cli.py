@@ -1,0 +1,73 @@
+"""Responses per second of `python -m capo_ray.credit` on one core, ids given.
+
+    python benchmarks/credit_cli.py [--groups 200] [--tokens 600] [--tokenizer FOLDER_OR_FILE]
+
+Groups of 16 responses with 4 critiques each, made from a fixed seed; without `--tokenizer`, over a byte-level
+vocabulary made here. Prints the time of the whole process, start-up included, and the rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from capo_ray.credit.tokens import TokenTable
+
+WORDS = ["so", "the", "sum", "of", "two", "and", "three", "is", "five", "therefore", "we", "get", "x", "12"]
+
+
+def write_tokenizer(path: Path) -> None:
+    """Letters, digits and every short word as tokens of a byte-level vocabulary."""
+    letters = [chr(code) for code in range(0x21, 0x7F)]
+    tokens = [*letters, "Ġ", "Ċ", "Ã", "©", ".ĊĊ", "ĊĊ", *(f"Ġ{word}" for word in WORDS)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    spec = {"model": {"type": "BPE", "vocab": vocab, "merges": []}, "decoder": {"type": "ByteLevel"}}
+    path.write_text(json.dumps(spec), encoding="utf-8")
+
+
+def write_groups(path: Path, table: TokenTable, num_groups: int, num_tokens: int) -> None:
+    rng = random.Random(0)
+    ids = [token_id for token_id in range(5000) if "\ufffd" not in table.decode([token_id])[0]]
+    blank = next(token_id for token_id in range(200_000) if table.piece(token_id) == b".\n\n")
+    with path.open("w", encoding="utf-8") as file:
+        for g in range(num_groups):
+            responses = []
+            for _ in range(16):
+                sampled = [blank if rng.random() < 0.02 else rng.choice(ids) for _ in range(num_tokens)]
+                wrong = [str(step) for step in range(8) if rng.random() < 0.3]
+                reply = f"No. {'Because of this. ' * 40}\n<incorrect_steps>{', '.join(wrong)}</incorrect_steps>"
+                responses.append({"token_ids": sampled, "outcome": rng.randrange(2), "critiques": [reply] * 4})
+            file.write(json.dumps({"id": g, "responses": responses}) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--groups", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=600, help="tokens per response")
+    parser.add_argument("--tokenizer", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = args.tokenizer or Path(folder, "tokenizer.json")
+        if args.tokenizer is None:
+            write_tokenizer(tokenizer)
+        groups, out = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
+        write_groups(groups, TokenTable.load(tokenizer), args.groups, args.tokens)
+        start = time.perf_counter()
+        with groups.open("rb") as source, out.open("wb") as sink:
+            command = [sys.executable, "-m", "capo_ray.credit", "--tokenizer", str(tokenizer)]
+            subprocess.run(command, stdin=source, stdout=sink, check=True)
+        seconds = time.perf_counter() - start
+        with out.open("rb") as file:
+            num_responses = sum(1 for _ in file)
+    rate = num_responses / seconds
+    print(f"{num_responses} responses of {args.tokens} tokens in {seconds:.2f} s: {rate:.0f} responses/s")
+
+
+if __name__ == "__main__":
+    main()

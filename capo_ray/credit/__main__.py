@@ -1,0 +1,207 @@
+"""`python -m capo_ray.credit`: the method on recorded responses, without any engine.
+
+A line in is a group, a line out is a response:
+    {"id", "responses": [{"text" and/or "token_ids", "outcome": 0|1, "critiques": [str, ...]}]}
+    {"id", "index", "steps": [{"start", "end", "tokens": [first, end]}], "valid", "invalid", "votes": {"step": count},
+     "wrong_steps", "token_rewards", "advantages", "kept"}
+A response that its group drops (too few valid critiques) says "kept": false: its rewards are those of its outcome
+alone, its advantages are 0. A bad line is reported on standard error and skipped; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, TextIO, get_args
+
+from capo_ray.credit.advantage import ALGORITHMS
+from capo_ray.credit.group import GroupScore, Member, Scheme, Unjudged, score_group
+from capo_ray.credit.reply import parse
+from capo_ray.credit.steps import SegmenterKind, delimiter, steps_of
+from capo_ray.credit.tokens import TokenTable, read_tokenizer_json
+from capo_ray.credit.vote import Vote
+from capo_ray.types import FAILED_OUTCOMES, JsonDict, Rollout
+
+
+class Tokens:
+    """A tokenizer: ids to text by its table, text to ids by the library, which is loaded when first needed."""
+
+    def __init__(self, path: Path) -> None:
+        self._source = read_tokenizer_json(path)
+        self._table = TokenTable.from_tokenizer_json(json.loads(self._source))
+
+    @cached_property
+    def _encode(self) -> Callable[[str], list[int]]:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(self._source)
+        tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text
+
+        def encode(text: str) -> list[int]:
+            text.encode("utf-8")  # a lone surrogate is a ValueError here and a TypeError there
+            return tokenizer.encode(text, add_special_tokens=False).ids
+
+        return encode
+
+    def read(self, text: str | None, token_ids: list[int] | None) -> tuple[list[int], str, tuple[int, ...]]:
+        """Ids, text and char_ends from either or both of text and ids."""
+        ids = self._encode(text or "") if token_ids is None else token_ids
+        decoded, char_ends = self._table.decode(ids)
+        if text is not None and text != decoded:
+            at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, decoded, strict=False)))
+            how = "its token_ids decode to" if token_ids is not None else "the tokenizer makes of it and back"
+            here, there = text[at : at + 20], decoded[at : at + 20]
+            raise ValueError(f"text is not what {how}: from character {at}, {here!r} against {there!r}")
+        return ids, decoded, char_ends
+
+
+def read_response(entry: Any, index: int, tokens: Tokens, between: re.Pattern[str]) -> Member:
+    """One entry of a group's `responses`. Raises ValueError naming the field at fault."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"a response must be an object, got {_short(entry)}")
+    text, token_ids = entry.get("text"), entry.get("token_ids")
+    outcome, critiques = entry.get("outcome"), entry.get("critiques", [])
+    if text is None and token_ids is None:
+        raise ValueError("a response needs text or token_ids")
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"text must be a string, got {_short(text)}")
+    if token_ids is not None and not _is_ids(token_ids):
+        raise ValueError(f"token_ids must be a list of integers from 0, got {_short(token_ids)}")
+    if outcome not in (0, 1):
+        raise ValueError(f"outcome must be 0 or 1, got {_short(outcome)}")
+    if not isinstance(critiques, list) or not all(isinstance(critique, str) for critique in critiques):
+        raise ValueError(f"critiques must be a list of strings, got {_short(critiques)}")
+    ids, text, char_ends = tokens.read(text, token_ids)
+    steps = steps_of(text, char_ends, between)
+    rollout = Rollout(
+        prompt_id="",
+        index=index,
+        text=text,
+        finish="stop",
+        token_ids=tuple(ids),
+        logprobs=(0.0,) * len(ids),
+        char_ends=char_ends,
+        versions=(0,),
+    )
+    return Member(
+        rollout=rollout,
+        steps=steps,
+        critiques=tuple(parse(critique, len(steps)) for critique in critiques),
+        answer="correct" if outcome else "wrong",
+    )
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(token_id) is int and token_id >= 0 for token_id in value)
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value)[:60]
+
+
+def read_group(line: bytes, tokens: Tokens, between: re.Pattern[str]) -> tuple[Any, list[Member]]:
+    """The id and members of one line. Raises ValueError with the reason why it cannot be read."""
+    try:
+        group = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(group, dict) or "id" not in group:
+        raise ValueError("a line must be an object with id and responses")
+    responses = group.get("responses")
+    if not isinstance(responses, list) or not responses:
+        raise ValueError(f"responses must be a list of at least one response, got {_short(responses)}")
+    members = []
+    for index, entry in enumerate(responses):
+        try:
+            members.append(read_response(entry, index, tokens, between))
+        except ValueError as error:
+            raise ValueError(f"response {index}: {error}") from None
+    return group["id"], members
+
+
+def rows(group_id: Any, score: GroupScore) -> Iterator[JsonDict]:
+    """What is said of each response of a group."""
+    for index, (scored, advantages) in enumerate(zip(score.members, score.advantages, strict=True)):
+        counts = scored.verdict.counts if scored.verdict else ()
+        yield {
+            "id": group_id,
+            "index": index,
+            "steps": [{"start": s.chars[0], "end": s.chars[1], "tokens": s.tokens} for s in scored.steps],
+            "valid": sum(critique.outcome == "ok" for critique in scored.critiques),
+            "invalid": sum(critique.outcome in FAILED_OUTCOMES for critique in scored.critiques),
+            "votes": {str(step): count for step, count in enumerate(counts) if count},
+            "wrong_steps": scored.verdict.wrong_steps if scored.verdict else (),
+            "token_rewards": scored.token_rewards,
+            "advantages": (0.0,) * len(scored.token_rewards) if advantages is None else advantages,
+            "kept": advantages is not None,
+        }
+
+
+def run(
+    lines: Iterable[bytes], out: TextIO, err: TextIO, *, tokens: Tokens, scheme: Scheme, between: re.Pattern[str]
+) -> int:
+    """Score every group of `lines`; returns the exit code."""
+    code = 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            group_id, members = read_group(line, tokens, between)
+            score = score_group(members, scheme)
+        except ValueError as error:
+            print(f"line {number}: {error}", file=err)
+            code = 1
+            continue
+        out.writelines(json.dumps(row) + "\n" for row in rows(group_id, score))
+    return code
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m capo_ray.credit", description="Steps, votes, token rewards, advantages of recorded responses."
+    )
+    add = parser.add_argument
+    add("--tokenizer", type=Path, required=True, help="tokenizer.json (or .gz), or the folder that holds it")
+    add("--vote", choices=get_args(Vote), default="intersection")
+    add("--outcome-weight", type=float, default=2.0, metavar="C")
+    add("--process-weight", type=float, default=1.0, metavar="P")
+    add("--segmenter", choices=get_args(SegmenterKind), default="blank_line")
+    add("--segmenter-pattern", metavar="REGEX", help="what stands between two steps (segmenter regex)")
+    add("--advantage", choices=list(ALGORITHMS), default="capo")
+    add("--min-valid-critiques", type=int, default=1, metavar="N", help="fewer: the response is unjudged")
+    add("--unjudged", choices=get_args(Unjudged), default="drop")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
+    try:
+        tokens = Tokens(args.tokenizer)
+        between = delimiter(args.segmenter, args.segmenter_pattern)
+    except (OSError, ValueError) as error:
+        print(f"python -m capo_ray.credit: {error}", file=sys.stderr)
+        return 2
+    scheme = Scheme(
+        vote=args.vote,
+        outcome_weight=args.outcome_weight,
+        process_weight=args.process_weight,
+        advantage=args.advantage,
+        min_valid_critiques=args.min_valid_critiques,
+        unjudged=args.unjudged,
+    )
+    try:
+        return run(sys.stdin.buffer, sys.stdout, sys.stderr, tokens=tokens, scheme=scheme, between=between)
+    except BrokenPipeError:  # the reader has seen enough; nothing more may be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
