@@ -1,0 +1,370 @@
+"""The whole configuration as frozen pydantic models, and the one door to Hydra.
+
+Hydra composes YAML from `conf/`, `load` validates it once, before Ray starts; nothing else in the project reads YAML.
+Each field says its meaning and unit beside it. Leaves out: what a machine can hold (see `plan`) and whether files that
+are named exist and fit together (see `build`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Vote = Literal["intersection", "majority", "strict_majority", "union", "average", "greedy"]
+
+
+class ConfigError(ValueError):
+    """The configuration is not one that can run; the message names the field, the value and what to do."""
+
+
+class Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Shape(Block):
+    """Shape of a decoder, so that plans and dry runs need no download."""
+
+    parameters: int = Field(gt=0, description="number of parameters")
+    layers: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    key_value_size: int = Field(gt=0, description="key heads times head size: what one token stores per layer, halved")
+    vocabulary: int = Field(gt=0)
+    window: int = Field(gt=0, description="tokens of prompt and response together")
+
+
+class Model(Block):
+    """A policy or a critic: where its weights are and what shape they have."""
+
+    path: str = Field(
+        description="folder, Hugging Face id, `asset:NAME` (shipped with the package) or `random` (of `shape`)"
+    )
+    tokenizer: str | None = Field(None, description="folder or id of the tokenizer; null: the model's own")
+    shape: Shape | None = Field(None, description="null: read from the model's folder")
+    system_prompt: str | None = Field(None, description="system message put before each question")
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class Data(Block):
+    """Where prompts come from."""
+
+    kind: Literal["arithmetic", "jsonl"]
+    path: str | None = Field(None, description="jsonl file (jsonl only); .gz is read too")
+    question_field: str = "question"
+    answer_field: str = Field("answer", description="gold final answer, or a text that `answer_pattern` finds it in")
+    solution_field: str | None = Field(None, description="reference solution shown to the critic; null: none")
+    answer_pattern: str | None = Field(None, description="regular expression whose first group is the gold answer")
+    limit: int | None = Field(None, gt=0, description="keep the first so many problems")
+    operations: tuple[int, int] = Field((2, 4), description="arithmetic only: fewest and most operations of a problem")
+    evaluation_prompts: int = Field(0, ge=0, description="held-out problems evaluated before and after the run")
+    evaluation_path: str | None = Field(None, description="jsonl of held-out problems (jsonl only)")
+    max_prompt_tokens: int = Field(256, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "jsonl" and not self.path:
+            raise ValueError("`path` must name a jsonl file when `kind` is jsonl; pass data.path=FILE")
+        if self.operations[0] < 1 or self.operations[0] > self.operations[1]:
+            raise ValueError(
+                f"`operations` must be [fewest, most] with 1 <= fewest <= most, got {list(self.operations)}"
+            )
+        return self
+
+
+class Rollout(Block):
+    """The rollout pool: vLLM engines that sample from the policy."""
+
+    workers: int = Field(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1, description="GPUs per worker")
+    max_response_tokens: int = Field(gt=0)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(-1, description="-1: off")
+    max_sequences: int = Field(256, gt=0, description="sequences in flight per worker")
+    gpu_memory_share: float = Field(0.85, gt=0, le=1)
+    kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of a worker on CPU, GiB")
+    eager: bool = Field(False, description="no CUDA graphs and no compilation")
+
+
+class Critic(Block):
+    """The critic pool: frozen models that write critiques (CAPO.md section 3)."""
+
+    kind: Literal["vllm"] = "vllm"
+    model: Model
+    workers: int = Field(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1, description="GPUs per worker")
+    critiques: int = Field(4, ge=1, description="k: critiques per response")
+    template: Literal["paper", "brief"] = "paper"
+    reference: Literal["solution", "answer", "none"] = "solution"
+    max_critique_tokens: int = Field(2048, gt=0)
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_sequences: int = Field(256, gt=0, description="sequences in flight per worker")
+    window: int | None = Field(None, gt=0, description="context window in tokens; null: the model's own")
+    gpu_memory_share: float = Field(0.9, gt=0, le=1)
+    kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of a worker on CPU, GiB")
+    eager: bool = Field(False, description="no CUDA graphs and no compilation")
+    deadline_s: float = Field(600.0, gt=0, description="seconds that one request may take")
+    attempts: int = Field(3, ge=1, description="engines that one request is tried on before it fails")
+    max_failed_share: float = Field(0.5, gt=0, le=1, description="failed critiques above this share stop the run")
+    failure_window: int = Field(256, ge=1, description="critiques over which the failed share is taken")
+
+
+class Reward(Block):
+    """From votes and outcomes to token rewards (CAPO.md sections 4 and 5)."""
+
+    vote: Vote = "intersection"
+    outcome_weight: float = Field(2.0, ge=0, description="C")
+    process_weight: float = Field(1.0, ge=0, description="P")
+    min_valid_critiques: int = Field(1, ge=1)
+    unjudged: Literal["drop", "outcome_only"] = "drop"
+    segmenter: Literal["blank_line", "line", "regex"] = "blank_line"
+    segmenter_pattern: str | None = Field(None, description="regular expression of a delimiter (segmenter regex only)")
+    aggregators: int = Field(1, ge=1, description="reward aggregator shards; prompts are spread over them")
+    verifiers: int = Field(1, ge=1, description="child processes that verify answers, per shard")
+    verify_timeout_s: float = Field(5.0, gt=0, description="seconds until a verification is killed: unverifiable")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.segmenter == "regex" and not self.segmenter_pattern:
+            raise ValueError("`segmenter_pattern` must be set when `segmenter` is regex")
+        if self.process_weight >= self.outcome_weight > 0:
+            warnings.warn(
+                f"reward.process_weight P = {self.process_weight:g} >= reward.outcome_weight C = {self.outcome_weight:g}: "
+                "tokens of a wrong but unflagged response can be worth as much as flagged tokens of a right one; "
+                "in the paper P > C made responses longer and less accurate. Use P < C.",
+                stacklevel=2,
+            )
+        return self
+
+
+class Algorithm(Block):
+    """From token rewards to a gradient (CAPO.md sections 6 and 7)."""
+
+    advantage: Literal["capo", "grpo", "dr_grpo", "rloo"] = "capo"
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0)
+    aggregation: Literal["response_mean", "token_mean", "constant"] = "response_mean"
+    kl_weight: float = Field(0.01, ge=0, description="beta; 0 loads no reference model")
+    kl_estimator: Literal["k2", "k3", "abs"] = "k3"
+    old_logprobs: Literal["trainer", "sampler"] = "trainer"
+    importance_cap: float | None = Field(
+        None, gt=0, description="truncated importance correction: weight min(pi_trainer / pi_sampler, cap) per token"
+    )
+    max_staleness: int = Field(0, ge=0, description="policy versions that a sample may be behind; 0 is on-policy")
+
+
+class Trainer(Block):
+    """The trainer group: DeepSpeed ranks."""
+
+    ranks: int = Field(1, ge=1)
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
+    final_lr_share: float = Field(0.0, ge=0, le=1, description="share of the rate left when the cosine ends")
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = Field(1.0, gt=0)
+    optimisation_passes: int = Field(
+        1, ge=1, description="passes over a rollout batch; old log-probabilities stay frozen"
+    )
+    responses_per_update: int | None = Field(None, gt=0, description="responses per optimizer step; null: all")
+    tokens_per_micro_batch: int = Field(gt=0, description="tokens, prompt included, in one forward pass of one rank")
+    gradient_checkpointing: bool = False
+
+
+class Cluster(Block):
+    """What is asked of Ray."""
+
+    address: str | None = Field(None, description="null: start Ray here; auto or host:port: join a cluster")
+    device: Literal["cpu", "gpu"] = "gpu"
+    cpus: float | None = Field(None, gt=0, description="cores that a Ray started here offers; null: what is there")
+    object_store_gib: float | None = Field(
+        None, gt=0, description="object store of a Ray started here; null: Ray's choice"
+    )
+    dashboard: bool = True
+    placement: Literal["spread", "pack"] = "pack"
+    weight_transfer: Literal["shm", "nccl", "ipc"] = "nccl"
+
+
+class Tracking(Block):
+    """Where a run is written down."""
+
+    wandb: Literal["off", "offline", "online", "auto"] = Field("auto", description="auto: online when logged in")
+    wandb_project: str = "capo_ray"
+    tensorboard: bool = True
+    samples_per_step: int = Field(32, ge=0, description="responses per step written to samples.jsonl")
+
+
+class Config(Block):
+    """One run."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    run_dir: str | None = Field(None, description="null: runs/NAME-TIME below the working directory")
+    resume: bool = Field(False, description="continue the run in `run_dir` from its last checkpoint")
+    dry_run: bool = Field(False, description="print the resolved configuration and the placement plan, then stop")
+    seed: int = Field(0, ge=0)
+    steps: int = Field(gt=0, description="rollout batches to train on")
+    prompts_per_step: int = Field(gt=0)
+    responses_per_prompt: int = Field(gt=1, description="n: the size of a group")
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end and on Ctrl-C")
+    keep_checkpoints: int = Field(2, ge=1)
+    max_dropped_share: float = Field(
+        0.5, gt=0, le=1, description="dropped groups of a step above this share stop the run"
+    )
+
+    policy: Model
+    data: Data
+    rollout: Rollout
+    critic: Critic | None = Field(None, description="null: no critiques, outcome rewards only")
+    reward: Reward = Reward()
+    algorithm: Algorithm = Algorithm()
+    trainer: Trainer
+    cluster: Cluster = Cluster()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for check in (_check_logprobs, _check_batch, _check_credit, _check_windows, _check_cluster):
+            check(self)
+        return self
+
+
+def _check_logprobs(config: Config) -> None:
+    rollout, algorithm = config.rollout, config.algorithm
+    truncated = rollout.top_p < 1 or rollout.top_k > 0
+    if truncated and algorithm.old_logprobs == "sampler":
+        raise ValueError(
+            f"`algorithm.old_logprobs` must be trainer when the sampler is cut off (rollout.top_p {rollout.top_p:g}, "
+            f"rollout.top_k {rollout.top_k}): the sampler's log-probabilities are off by the kept mass"
+        )
+    corrected = algorithm.old_logprobs == "sampler" or algorithm.importance_cap is not None
+    if algorithm.max_staleness > 0 and not corrected:
+        raise ValueError(
+            f"`algorithm.max_staleness` {algorithm.max_staleness} needs `algorithm.old_logprobs` sampler or an "
+            "`algorithm.importance_cap`: with the trainer's log-probabilities alone stale samples look on-policy"
+        )
+    if rollout.temperature == 0:
+        raise ValueError("`rollout.temperature` must be > 0 for training: a group of equal responses teaches nothing")
+
+
+def _check_batch(config: Config) -> None:
+    responses = config.prompts_per_step * config.responses_per_prompt
+    per_update = config.trainer.responses_per_update
+    if per_update is not None and responses % per_update:
+        raise ValueError(
+            f"`trainer.responses_per_update` {per_update} must divide the {responses} responses of a step "
+            f"(prompts_per_step {config.prompts_per_step} x responses_per_prompt {config.responses_per_prompt})"
+        )
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    if config.trainer.tokens_per_micro_batch < longest:
+        raise ValueError(
+            f"`trainer.tokens_per_micro_batch` {config.trainer.tokens_per_micro_batch} must hold one sequence: "
+            f"data.max_prompt_tokens + rollout.max_response_tokens = {longest}"
+        )
+
+
+def _check_credit(config: Config) -> None:
+    if config.critic is None:
+        if config.algorithm.advantage == "capo":
+            raise ValueError(
+                "`algorithm.advantage` capo needs a `critic`: without critiques it has no process rewards; "
+                "set `critic`, or use advantage grpo"
+            )
+        return
+    if config.reward.vote == "greedy" and (config.critic.critiques != 1 or config.critic.temperature != 0):
+        raise ValueError(
+            "`reward.vote` greedy needs critic.critiques 1 and critic.temperature 0, got "
+            f"{config.critic.critiques} and {config.critic.temperature:g}"
+        )
+    if config.reward.min_valid_critiques > config.critic.critiques:
+        raise ValueError(
+            f"`reward.min_valid_critiques` {config.reward.min_valid_critiques} can never be reached with "
+            f"critic.critiques {config.critic.critiques}"
+        )
+
+
+def _check_windows(config: Config) -> None:
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    if config.policy.shape is not None and longest > config.policy.shape.window:
+        raise ValueError(
+            f"the policy's window of {config.policy.shape.window} tokens cannot hold data.max_prompt_tokens "
+            f"{config.data.max_prompt_tokens} + rollout.max_response_tokens {config.rollout.max_response_tokens}; "
+            "lower one"
+        )
+    if config.critic is None:
+        return
+    window = config.critic.window or (config.critic.model.shape and config.critic.model.shape.window)
+    needed = longest + config.critic.max_critique_tokens
+    if window and needed > window:
+        raise ValueError(
+            f"the critic's window of {window} tokens cannot hold a question and a response ({longest}) and "
+            f"critic.max_critique_tokens {config.critic.max_critique_tokens}; lower one or set a larger critic.window"
+        )
+
+
+def _check_cluster(config: Config) -> None:
+    cluster = config.cluster
+    if (cluster.device == "cpu") != (cluster.weight_transfer == "shm"):
+        raise ValueError(
+            f"`cluster.weight_transfer` {cluster.weight_transfer} does not work on cluster.device {cluster.device}: "
+            "use shm on cpu, nccl or ipc on gpu"
+        )
+
+
+def conf_dir() -> Path:
+    """Folder of the YAML files: the installed copy, else the checkout's."""
+    here = Path(__file__).resolve().parent
+    for path in (here / "conf", here.parent / "conf"):
+        if (path / "config.yaml").is_file():
+            return path
+    raise FileNotFoundError(
+        f"capo_ray's configuration is neither in {here / 'conf'} nor in {here.parent / 'conf'}; reinstall the package"
+    )
+
+
+def load(tree: Any) -> Config:
+    """Validate what Hydra composed. Raises ConfigError with one line per fault: path, what is wrong, the value."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from error
+    return validate(plain)
+
+
+def validate(plain: Any) -> Config:
+    try:
+        return Config.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_line(fault) for fault in error.errors())) from None
+
+
+def _line(fault: Any) -> str:
+    path = ".".join(str(part) for part in fault["loc"]) or "configuration"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        return f"{path}: no such key; see docs/configuration.md for the keys there are"
+    if fault["type"] in ("missing", "value_error"):
+        return f"{path}: {message}"
+    return f"{path}: {message}, got {fault['input']!r}"
+
+
+def compose(overrides: Sequence[str] = ()) -> Config:
+    """Compose `conf/` with command-line overrides, such as "+experiment=tiny_cpu", and validate the result."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            tree = hydra_compose(config_name="config", overrides=list(overrides))
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
+    return load(tree)
