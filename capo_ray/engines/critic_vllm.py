@@ -1,0 +1,59 @@
+"""Critics on vLLM: completes conversations with a frozen model.
+
+Leaves out what is asked and how replies are read (credit), and which engine is asked when (critics).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from capo_ray.engines.protocols import Completion, Message, PromptTooLong, Replies
+from capo_ray.engines.vllm_engine import Requests, VllmSettings, open_engine, parameters_of
+from capo_ray.types import Metrics, Sampling
+
+
+class VllmCritic:
+    """See protocols.CriticEngine."""
+
+    def __init__(self, settings: VllmSettings, *, name: str) -> None:
+        self.name = name
+        self._engine = open_engine(settings)
+        self._requests = Requests(self._engine)
+        tokenizer = self._engine.get_tokenizer()
+        if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+            raise ValueError(
+                f"the critic's tokenizer {settings.tokenizer} has no chat template; use an instruction-tuned model"
+            )
+        self._tokenizer = tokenizer
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
+        token_ids = self._tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        window = self._engine.model_config.max_model_len
+        if len(token_ids) + sampling.max_tokens > window:
+            raise PromptTooLong(
+                f"{len(token_ids)} prompt tokens and {sampling.max_tokens} for the critique are more than the window "
+                f"of {window} of {self.name}"
+            )
+        output = await self._requests.run(
+            token_ids, parameters_of(sampling, seed=seed, n=n, logprobs=False, detokenize=True)
+        )
+        return Replies(
+            completions=tuple(
+                Completion(
+                    text=completion.text,
+                    truncated=completion.finish_reason == "length",
+                    num_tokens=len(completion.token_ids),
+                )
+                for completion in output.outputs
+            ),
+            prompt_tokens=len(token_ids),
+            cached_tokens=output.num_cached_tokens or 0,
+        )
+
+    async def metrics(self) -> Metrics:
+        return self._requests.metrics()
+
+    def close(self) -> None:
+        self._engine.shutdown()

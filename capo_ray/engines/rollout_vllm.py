@@ -1,0 +1,105 @@
+"""Rollouts on vLLM: samples from the policy, with log-probabilities and the policy version, and takes new weights.
+
+Text and token starts come from the sampled ids (credit.tokens), never from vLLM's own text. Leaves out which worker
+gets which prompt (cluster.rollout_pool) and when weights may move (gate).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.outputs import CompletionOutput
+
+from capo_ray.credit.tokens import TokenTable
+from capo_ray.engines.protocols import PromptTooLong, WeightReceipt
+from capo_ray.engines.vllm_engine import Requests, VllmSettings, open_engine, parameters_of
+from capo_ray.types import Finish, Metrics, Prompt, Rollout, Sampling
+
+FINISH: dict[str | None, Finish] = {"stop": "stop", "length": "length"}
+
+
+class VllmRollout:
+    """See protocols.RolloutEngine."""
+
+    def __init__(self, settings: VllmSettings, *, name: str) -> None:
+        self.name = name
+        self.version = -1
+        """-1 until the first sync: nothing may be sampled from weights that the trainer did not send."""
+        self._engine = open_engine(settings)
+        self._requests = Requests(self._engine)
+        self._table = TokenTable.load(settings.tokenizer)
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
+        window = self._engine.model_config.max_model_len
+        if len(prompt.token_ids) + sampling.max_tokens > window:
+            raise PromptTooLong(
+                f"prompt {prompt.id!r} has {len(prompt.token_ids)} tokens and {sampling.max_tokens} may be sampled: "
+                f"more than the policy's window of {window}"
+            )
+        tasks = [asyncio.create_task(self._one(prompt, sampling, index, seed)) for index, seed in seeds.items()]
+        try:
+            for task in asyncio.as_completed(tasks):
+                yield await task
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _one(self, prompt: Prompt, sampling: Sampling, index: int, seed: int) -> Rollout:
+        version = self.version
+        parameters = parameters_of(sampling, seed=seed, logprobs=True, detokenize=False)
+        output = await self._requests.run(prompt.token_ids, parameters)
+        return self._rollout(prompt, index, output.outputs[0], tuple(sorted({version, self.version})))
+
+    def _rollout(self, prompt: Prompt, index: int, output: CompletionOutput, versions: tuple[int, ...]) -> Rollout:
+        token_ids = tuple(output.token_ids)
+        text, char_ends = self._table.decode(token_ids)
+        return Rollout(
+            prompt_id=prompt.id,
+            index=index,
+            text=text,
+            finish=FINISH.get(output.finish_reason, "abort"),
+            token_ids=token_ids,
+            logprobs=_sampled_logprobs(output.logprobs, token_ids),
+            char_ends=char_ends,
+            versions=versions,
+        )
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+
+    async def start_weight_update(self) -> None:
+        await self._engine.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+
+    async def finish_weight_update(self, version: int) -> None:
+        """Take the new weights into use: what was cached under the old ones is forgotten, or the sync has failed."""
+        await self._engine.finish_weight_update(str(version))
+        if not await self._engine.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError(
+                f"{self.name}: vLLM kept its prefix cache after a sync: old keys and values would be used"
+            )
+        self.version = version
+
+    async def receipt(self) -> WeightReceipt:
+        checksums = set(await self._engine.collective_rpc("weight_checksum"))
+        return WeightReceipt(engine=self.name, version=self.version, checksum="+".join(sorted(checksums)))
+
+    async def metrics(self) -> Metrics:
+        return self._requests.metrics()
+
+    def close(self) -> None:
+        self._engine.shutdown()
+
+
+def _sampled_logprobs(logprobs: Any, token_ids: tuple[int, ...]) -> tuple[float, ...]:
+    """The log-probability of each sampled token. With `logprobs=0` vLLM returns that one alone, in flat lists."""
+    if len(logprobs.logprobs) != len(token_ids) or tuple(logprobs.token_ids) != token_ids:
+        raise RuntimeError(
+            f"vLLM returned {len(logprobs.logprobs)} log-probabilities for {len(token_ids)} sampled tokens"
+        )
+    return tuple(logprobs.logprobs)

@@ -1,0 +1,133 @@
+"""What both roles on vLLM share: opening an engine, running one request, counting what it does.
+
+Leaves out what a role means (rollout_vllm, critic_vllm) and where engines run (cluster).
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from capo_ray.types import Metrics, Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmSettings:
+    """One engine, whatever its role. Plain values, so that they travel to another machine."""
+
+    model: str
+    tokenizer: str
+    dtype: str
+    window: int | None
+    """Tokens of prompt and response together; None: the model's own."""
+    tensor_parallel: int = 1
+    max_sequences: int = 256
+    gpu_memory_share: float = 0.9
+    eager: bool = False
+    seed: int = 0
+    weight_transfer: str | None = None
+    """Transport of weights_receive by name; None for a frozen model."""
+
+
+def open_engine(settings: VllmSettings) -> AsyncLLM:
+    """Start vLLM's engine in a process of its own and wait until the model is loaded."""
+    receiving: dict[str, Any] = {}
+    if settings.weight_transfer is not None:
+        receiving = {
+            "weight_transfer_config": {"backend": settings.weight_transfer},
+            "worker_extension_cls": "capo_ray.engines.weights_receive.ReceiptExtension",
+        }
+    arguments = AsyncEngineArgs(
+        model=settings.model,
+        tokenizer=settings.tokenizer,
+        dtype=settings.dtype,
+        seed=settings.seed,
+        max_model_len=settings.window,
+        max_num_seqs=settings.max_sequences,
+        tensor_parallel_size=settings.tensor_parallel,
+        gpu_memory_utilization=settings.gpu_memory_share,
+        enforce_eager=settings.eager,
+        enable_prefix_caching=True,
+        generation_config="vllm",  # a model's own sampling defaults must not change what the config says
+        logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
+        disable_log_stats=True,
+        **receiving,
+    )
+    return AsyncLLM.from_engine_args(arguments)
+
+
+class Requests:
+    """Runs requests on one engine and counts them."""
+
+    def __init__(self, engine: AsyncLLM) -> None:
+        self.engine = engine
+        self._numbers = itertools.count()
+        self._running = 0
+        self._generated = 0
+        self._prompt = 0
+        self._cached = 0
+        self._busy_s = 0.0
+        self._busy_since: float | None = None
+
+    async def run(self, token_ids: Sequence[int], parameters: SamplingParams) -> RequestOutput:
+        """The finished output of one request; cancelling the caller aborts it."""
+        self._enter()
+        try:
+            final: RequestOutput | None = None
+            prompt: Any = {"prompt_token_ids": list(token_ids)}
+            async for output in self.engine.generate(prompt, parameters, str(next(self._numbers))):
+                final = output
+            if final is None:
+                raise RuntimeError("vLLM ended a request without an output")
+            self._generated += sum(len(completion.token_ids) for completion in final.outputs)
+            self._prompt += len(token_ids)
+            self._cached += final.num_cached_tokens or 0
+            return final
+        finally:
+            self._leave()
+
+    def _enter(self) -> None:
+        if not self._running:
+            self._busy_since = time.monotonic()
+        self._running += 1
+
+    def _leave(self) -> None:
+        self._running -= 1
+        if not self._running and self._busy_since is not None:
+            self._busy_s += time.monotonic() - self._busy_since
+            self._busy_since = None
+
+    def metrics(self) -> Metrics:
+        """Totals since the start; `busy_s` is the time with at least one request running."""
+        since = time.monotonic() - self._busy_since if self._busy_since is not None else 0.0
+        return {
+            "generated_tokens": self._generated,
+            "prompt_tokens": self._prompt,
+            "cached_tokens": self._cached,
+            "running": self._running,
+            "busy_s": self._busy_s + since,
+        }
+
+
+def parameters_of(sampling: Sampling, *, seed: int, n: int = 1, logprobs: bool, detokenize: bool) -> SamplingParams:
+    return SamplingParams(
+        n=n,
+        seed=seed,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=max(sampling.top_k, 0),
+        logprobs=0 if logprobs else None,
+        flat_logprobs=logprobs,
+        detokenize=detokenize,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )

@@ -1,0 +1,140 @@
+"""The engines' end of a weight sync, inside vLLM's worker processes: transports of vLLM that confirm what arrived.
+
+Each transport is vLLM's own (or `shm`, for CPU) with two additions: arriving tensors are fingerprinted before they are
+loaded, and tied embeddings are bound again after vLLM's layerwise reload, which handles one of the tied parents only.
+Importing this module registers them: vLLM imports it in each worker process to find `worker_extension_cls`, before it
+looks the transport up. Leaves out the trainer's end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from capo_ray.engines.weights import Fingerprint, NamedTensor
+
+
+class _Tap:
+    """Stands in for the model while weights arrive: fingerprints them on their way into `load_weights`."""
+
+    def __init__(self, model: Any, fingerprint: Fingerprint) -> None:
+        self._model = model
+        self._fingerprint = fingerprint
+
+    def load_weights(self, weights: Iterable[NamedTensor]) -> Any:
+        return self._model.load_weights(self._fingerprint.tap(weights))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+class Confirming(WeightTransferEngine):
+    """What this project adds to a transport of vLLM; mixed in before it."""
+
+    checksum = ""
+
+    def start_weight_update(self) -> None:
+        self._fingerprint = Fingerprint()
+        super().start_weight_update()
+
+    def receive_weights(self, update_info: Any) -> None:
+        model = self.model
+        self.model = _Tap(model, self._fingerprint)  # type: ignore[assignment]
+        try:
+            super().receive_weights(update_info)
+        finally:
+            self.model = model
+
+    def finish_weight_update(self) -> None:
+        super().finish_weight_update()
+        bind_tied_embeddings(self.model, self.model_config)
+        self.checksum = self._fingerprint.hexdigest()
+
+
+def bind_tied_embeddings(model: torch.nn.Module, model_config: Any) -> None:
+    """Point `lm_head` at the embedding again where the model ties them, and repack it for the CPU's matmul."""
+    if not getattr(model_config.hf_text_config, "tie_word_embeddings", False):
+        return
+    head = getattr(model, "lm_head", None)
+    inner = getattr(model, "model", None)
+    embedding = getattr(inner, "embed_tokens", None)
+    if head is None or embedding is None:
+        return
+    head.weight = embedding.weight
+    head.quant_method.process_weights_after_loading(head)
+
+
+@dataclass
+class ShmInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on beforehand."""
+
+
+@dataclass
+class ShmUpdateInfo(WeightTransferUpdateInfo):
+    """Where the trainer wrote the weights."""
+
+    path: str
+
+
+class ShmTransport(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
+    """Reads a safetensors file in shared memory, written by a trainer on the same machine."""
+
+    init_info_cls = ShmInitInfo
+    update_info_cls = ShmUpdateInfo
+
+    def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: ShmUpdateInfo) -> None:
+        with safe_open(update_info.path, framework="pt") as file:
+            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        pass
+
+
+class ShmReceiver(Confirming, ShmTransport):
+    pass
+
+
+class NcclReceiver(Confirming, NCCLWeightTransferEngine):
+    pass
+
+
+class IpcReceiver(Confirming, IPCWeightTransferEngine):
+    pass
+
+
+class ReceiptExtension:
+    """Mixed into vLLM's worker (`worker_extension_cls`): lets the engine be asked what it holds."""
+
+    weight_transfer_engine: Any
+
+    def weight_checksum(self) -> str:
+        return self.weight_transfer_engine.checksum
+
+
+RECEIVERS = {"capo_shm": ShmReceiver, "capo_nccl": NcclReceiver, "capo_ipc": IpcReceiver}
+
+
+for _name, _receiver in RECEIVERS.items():
+    WeightTransferEngineFactory.register_engine(_name, _receiver)
