@@ -99,7 +99,7 @@ def read_response(entry: Any, index: int, tokens: Tokens, between: re.Pattern[st
 
 
 def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(type(token_id) is int and token_id >= 0 for token_id in value)
+    return isinstance(value, list) and set(map(type, value)) <= {int} and min(value, default=0) >= 0
 
 
 def _short(value: Any) -> str:

@@ -19,7 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-_CONTINUATION = bytes(range(0x80, 0xC0))
+_LEADS = bytes(not 0x80 <= byte < 0xC0 for byte in range(256))
 _REPLACEMENT = "\ufffd".encode()
 _CHARACTER = re.compile(  # one character of bytes.decode(errors="replace"): well-formed, or a maximal broken part
     rb"[\x00-\x7f]"
@@ -122,13 +122,9 @@ def read_tokenizer_json(path: str | Path) -> str:
 
 def _char_ends(data: bytes, chunks: Sequence[bytes]) -> tuple[int, ...]:
     """Starts of the next tokens in well-formed `data`: its characters are counted by their leading bytes."""
-    ends, leads, offset = [], 0, 0
-    for chunk in chunks:
-        leads += len(chunk.translate(None, _CONTINUATION))
-        offset += len(chunk)
-        inside = offset < len(data) and 0x80 <= data[offset] < 0xC0
-        ends.append(leads - inside)
-    return tuple(ends)
+    characters = list(accumulate(data.translate(_LEADS), initial=-1))[1:]  # per byte, the one it belongs to
+    characters.append(characters[-1] + 1)
+    return tuple([characters[offset] for offset in accumulate(map(len, chunks))])
 
 
 def _broken_char_ends(data: bytes, chunks: Sequence[bytes]) -> tuple[int, ...]:
