@@ -3,7 +3,7 @@
 A line in is a group, a line out is a response:
     {"id", "responses": [{"text" and/or "token_ids", "outcome": 0|1, "critiques": [str, ...]}]}
     {"id", "index", "steps": [{"start", "end", "tokens": [first, end]}], "valid", "invalid", "votes": {"step": count},
-     "wrong_steps", "token_rewards", "advantages", "kept"}
+     "wrong_steps", "kept", "token_rewards", "advantages"}
 A response that its group drops (too few valid critiques) says "kept": false: its rewards are those of its outcome
 alone, its advantages are 0. A bad line is reported on standard error and skipped; the exit code is then 1.
 """
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import takewhile
+from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO, get_args
 
@@ -27,7 +28,7 @@ from capo_ray.credit.reply import parse
 from capo_ray.credit.steps import SegmenterKind, delimiter, steps_of
 from capo_ray.credit.tokens import TokenTable, read_tokenizer_json
 from capo_ray.credit.vote import Vote
-from capo_ray.types import FAILED_OUTCOMES, JsonDict, Rollout
+from capo_ray.types import FAILED_OUTCOMES, Rollout
 
 
 class Tokens:
@@ -126,11 +127,11 @@ def read_group(line: bytes, tokens: Tokens, between: re.Pattern[str]) -> tuple[A
     return group["id"], members
 
 
-def rows(group_id: Any, score: GroupScore) -> Iterator[JsonDict]:
-    """What is said of each response of a group."""
+def rows(group_id: Any, score: GroupScore) -> Iterator[str]:
+    """One line of JSON for each response of a group."""
     for index, (scored, advantages) in enumerate(zip(score.members, score.advantages, strict=True)):
         counts = scored.verdict.counts if scored.verdict else ()
-        yield {
+        row = {
             "id": group_id,
             "index": index,
             "steps": [{"start": s.chars[0], "end": s.chars[1], "tokens": s.tokens} for s in scored.steps],
@@ -138,10 +139,17 @@ def rows(group_id: Any, score: GroupScore) -> Iterator[JsonDict]:
             "invalid": sum(critique.outcome in FAILED_OUTCOMES for critique in scored.critiques),
             "votes": {str(step): count for step, count in enumerate(counts) if count},
             "wrong_steps": scored.verdict.wrong_steps if scored.verdict else (),
-            "token_rewards": scored.token_rewards,
-            "advantages": (0.0,) * len(scored.token_rewards) if advantages is None else advantages,
             "kept": advantages is not None,
         }
+        rewards = _numbers(scored.token_rewards)
+        advantages = (0.0,) * len(scored.token_rewards) if advantages is None else advantages
+        yield f'{json.dumps(row)[:-1]}, "token_rewards": {rewards}, "advantages": {_numbers(advantages)}}}\n'
+
+
+def _numbers(values: Sequence[float]) -> str:
+    """A JSON list, written fast: per response there are many tokens and few different values."""
+    written = {value: repr(value) for value in set(values)}
+    return f"[{', '.join(map(written.__getitem__, values))}]"
 
 
 def run(
@@ -159,8 +167,15 @@ def run(
             print(f"line {number}: {error}", file=err)
             code = 1
             continue
-        out.writelines(json.dumps(row) + "\n" for row in rows(group_id, score))
+        out.writelines(rows(group_id, score))
     return code
+
+
+def _weight(text: str) -> float:
+    weight = float(text)
+    if not (isfinite(weight) and weight >= 0):
+        raise argparse.ArgumentTypeError(f"must be a finite number from 0, got {text}")
+    return weight
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -170,8 +185,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--tokenizer", type=Path, required=True, help="tokenizer.json (or .gz), or the folder that holds it")
     add("--vote", choices=get_args(Vote), default="intersection")
-    add("--outcome-weight", type=float, default=2.0, metavar="C")
-    add("--process-weight", type=float, default=1.0, metavar="P")
+    add("--outcome-weight", type=_weight, default=2.0, metavar="C")
+    add("--process-weight", type=_weight, default=1.0, metavar="P")
     add("--segmenter", choices=get_args(SegmenterKind), default="blank_line")
     add("--segmenter-pattern", metavar="REGEX", help="what stands between two steps (segmenter regex)")
     add("--advantage", choices=list(ALGORITHMS), default="capo")
