@@ -1,0 +1,95 @@
+"""A transformers causal language model as the trainer sees it: made, scored and written to a folder.
+
+Works for decoders whose logits are their head's output and nothing more (Llama, Qwen2, Qwen3, Mistral, ...).
+Leaves out: optimisation and ranks (see `train_deepspeed`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from capo_ray.learn.batch import MicroBatch
+from capo_ray.learn.loss import token_logprobs
+
+_HEAD_EXTRAS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Fields of models that change the logits after the head."""
+
+
+def make(source: str | Mapping[str, Any], *, dtype: torch.dtype, seed: int) -> Any:
+    """A model from a folder or Hugging Face id with weights, or a random one from a config (.json file or mapping)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    if isinstance(source, Mapping):
+        fields = dict(source)
+        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    elif source.endswith(".json"):
+        if not Path(source).is_file():
+            raise ValueError(f"there is no model config {source}")
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    extras = [name for name in _HEAD_EXTRAS if getattr(model.config, name, None) not in (None, 1, 1.0)]
+    if extras:
+        raise ValueError(
+            f"models whose config sets {', '.join(extras)} are not supported: their logits are not the head's"
+        )
+    return without_dropout(model)
+
+
+def without_dropout(model: Any) -> Any:
+    """Two passes over the same tokens must agree, or the ratio to the old policy is noise from the start."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    return model
+
+
+class Scorer(nn.Module):
+    """Log-probabilities of the tokens of a micro-batch. The head sees the tokens that carry loss and no others."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy, [N] each, in float32."""
+        hidden = self.model.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state
+        logits = self.model.get_output_embeddings()(hidden.flatten(0, 1)[batch.places])
+        return token_logprobs(logits, batch.targets, temperature)
+
+
+def shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Name and full shape of every parameter, tied ones once, also where ZeRO-3 holds shards."""
+    return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}
+
+
+def fingerprint(of: Mapping[str, Iterable[int]]) -> str:
+    text = "\n".join(f"{name} {list(shape)}" for name, shape in of.items())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_pretrained(model: Any, weights: dict[str, Tensor], path: str, tokenizer: str | None) -> None:
+    """A folder that transformers and vLLM load; `tokenizer` names the folder whose files are copied beside it."""
+    from huggingface_hub import save_torch_state_dict
+    from transformers import AutoTokenizer
+
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_torch_state_dict(weights, str(folder))
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    if tokenizer is not None:
+        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)

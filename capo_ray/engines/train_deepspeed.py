@@ -1,0 +1,471 @@
+"""The trainer: one DeepSpeed rank.
+
+Every method is collective. The loss of an optimizer step is a weighted sum over the tokens of all ranks (see
+`learn.batch`); DeepSpeed takes the mean of the ranks' gradients, so each rank scales its loss by their number, and
+accumulation boundaries are set by hand, so nothing else divides it. The learning rate is a function of the number of
+optimizer steps, skipped ones included. Leaves out: which sequences go where (`learn.batch`), how weights travel
+(`connect` takes a sender) and who starts the ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from capo_ray.config import Algorithm, Trainer
+from capo_ray.engines import causal_model
+from capo_ray.engines.protocols import UpdateBatch
+from capo_ray.learn.batch import Aggregation, MicroBatch, collate
+from capo_ray.learn.loss import Loss, Objective, nll, policy_loss
+from capo_ray.types import Metrics, TrainSequence, Update
+
+log = logging.getLogger(__name__)
+
+_STATE = "trainer.json"
+_TAG = "deepspeed"
+Nested = list[list[Tensor]]
+"""[optimizer step][micro-batch], [N] each."""
+
+
+class WeightSender(Protocol):
+    """Takes the weights to the rollout engines. Called on all ranks; all must exhaust the iterator."""
+
+    def send(self, weights: Iterator[tuple[str, Tensor]], version: int) -> str:
+        """Returns the checksum of what was sent (on rank 0, elsewhere "")."""
+        ...
+
+
+def learning_rate(trainer: Trainer, step: int, total_steps: int) -> float:
+    """Rate of optimizer step `step` (from 0): linear warm-up that ends at the full rate, then cosine or constant."""
+    if step < trainer.warmup_steps:
+        return trainer.learning_rate * (step + 1) / (trainer.warmup_steps + 1)
+    if trainer.schedule == "constant":
+        return trainer.learning_rate
+    progress = min(1.0, (step - trainer.warmup_steps) / max(1, total_steps - trainer.warmup_steps))
+    share = trainer.final_lr_share + (1 - trainer.final_lr_share) * (1 + math.cos(math.pi * progress)) / 2
+    return trainer.learning_rate * share
+
+
+def deepspeed_config(trainer: Trainer, dtype: torch.dtype, world_size: int) -> dict[str, Any]:
+    return {
+        "train_batch_size": world_size,  # not used: boundaries are set by hand, see the module's docstring
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": trainer.max_grad_norm,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "zero_optimization": {
+            "stage": trainer.zero_stage,
+            "overlap_comm": False,
+            "stage3_param_persistence_threshold": 0 if trainer.zero_stage == 3 else "auto",
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+class Sums:
+    """Metrics of an update on this rank, until `reduce` adds them up over all ranks."""
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._sums: dict[str, Tensor] = {}
+        self._totals: dict[str, Tensor] = {}
+        self._maxima: dict[str, Tensor] = {}
+
+    def add(self, loss: Loss) -> None:
+        self._tokens += loss.tokens
+        for name, value in loss.sums.items():
+            self._sums[name] = self._sums.get(name, 0) + value.double()
+        for name, value in loss.totals.items():
+            self._totals[name] = self._totals.get(name, 0) + value.double()
+        for name, value in loss.maxima.items():
+            self._maxima[name] = torch.maximum(self._maxima.get(name, value), value)
+
+    def reduce(self, names: Loss, num_steps: int, device: torch.device) -> Metrics:
+        """Means over tokens, largest values, and totals per optimizer step. `names` says which metrics there are: a
+        rank may have seen nothing but empty micro-batches."""
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        flat = [torch.tensor(self._tokens, dtype=torch.float64, device=device)]
+        flat += [self._sums.get(name, zero) for name in names.sums]
+        flat += [self._totals.get(name, zero) for name in names.totals]
+        added = torch.stack(flat)
+        dist.all_reduce(added)
+        tokens, *values = added.tolist()
+        metrics = {"tokens": tokens}
+        for name in names.sums:
+            metrics[name] = values.pop(0) / max(tokens, 1)
+        for name in names.totals:
+            metrics[name] = values.pop(0) / max(num_steps, 1)
+        if names.maxima:
+            largest = torch.stack([self._maxima.get(name, zero - math.inf).double() for name in names.maxima])
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+            metrics |= dict(zip(names.maxima, largest.tolist(), strict=True))
+        return metrics
+
+
+class DeepSpeedEngine:
+    """See protocols.TrainEngine. `algorithm=None` trains on the tokens themselves (supervised).
+
+    More than one rank needs MASTER_ADDR and MASTER_PORT in the environment; on GPU, LOCAL_RANK names the device (0
+    where each rank sees one only). On CPU OMP_NUM_THREADS=1 belongs in the environment before torch is imported.
+    """
+
+    def __init__(
+        self,
+        model: str | Mapping[str, Any],
+        *,
+        trainer: Trainer,
+        algorithm: Algorithm | None,
+        total_steps: int,
+        temperature: float = 1.0,
+        tokenizer: str | None = None,
+        reference: str | Mapping[str, Any] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        device: Literal["cpu", "gpu"] = "gpu",
+        dtype: Literal["float32", "bfloat16"] = "bfloat16",
+        seed: int = 0,
+    ) -> None:
+        """`model` as in `causal_model.make`; `reference` null: the model as it starts (only with a KL weight);
+        `total_steps`: optimizer steps that the schedule spans; `tokenizer`: folder copied by `save_pretrained`, null:
+        the model's own."""
+        self.rank, self.world_size = rank, world_size
+        self._trainer, self._algorithm = trainer, algorithm
+        self._total_steps, self._temperature = total_steps, temperature
+        self._tokenizer = tokenizer or (model if isinstance(model, str) and not model.endswith(".json") else None)
+        self._aggregation: Aggregation = algorithm.aggregation if algorithm else "token_mean"
+        self._step = self._version = 0
+        self._sender: WeightSender | None = None
+        self._device = _join(rank, world_size, device)
+        precision = getattr(torch, dtype)
+        self._objective = Objective()
+        if algorithm is not None:
+            self._objective = Objective(
+                clip_low=algorithm.clip_low,
+                clip_high=algorithm.clip_high,
+                kl_weight=algorithm.kl_weight,
+                kl_estimator=algorithm.kl_estimator,
+                importance_cap=algorithm.importance_cap,
+            )
+        self._model = causal_model.make(model, dtype=precision, seed=seed)
+        self._shapes = causal_model.shapes(self._model)
+        self._reference = self._make_reference(reference if reference is not None else model, precision, seed)
+        if trainer.gradient_checkpointing:
+            self._model.gradient_checkpointing_enable({"use_reentrant": trainer.zero_stage == 3})
+            self._model.enable_input_require_grads()
+        self._engine = self._initialize(precision)
+
+    def _initialize(self, precision: torch.dtype) -> Any:
+        import deepspeed
+
+        optimizer = torch.optim.AdamW(
+            _decay_groups(self._model, self._trainer.weight_decay),
+            lr=self._trainer.learning_rate,
+            betas=self._trainer.betas,
+        )
+        engine, *_ = deepspeed.initialize(
+            model=causal_model.Scorer(self._model),
+            optimizer=optimizer,
+            config=deepspeed_config(self._trainer, precision, self.world_size),
+            dist_init_required=False,
+        )
+        engine.train()
+        return engine
+
+    def _make_reference(self, source: str | Mapping[str, Any], precision: torch.dtype, seed: int) -> Any:
+        if not self._objective.kl_weight:
+            return None
+        model = causal_model.make(source, dtype=precision, seed=seed)
+        scorer = causal_model.Scorer(model.requires_grad_(False)).eval()
+        if self._trainer.zero_stage < 3:
+            return scorer.to(self._device)
+        import deepspeed
+
+        config = deepspeed_config(self._trainer, precision, self.world_size)
+        engine, *_ = deepspeed.initialize(model=scorer, config=config, dist_init_required=False)
+        engine.eval()
+        return engine
+
+    def update(self, batch: UpdateBatch) -> Update:
+        start = perf_counter()
+        num_steps = len(batch.micro_batches)
+        passes = self._trainer.optimisation_passes
+        steps = [
+            [self._collate(sequences, denominator) for sequences in micro_batches]
+            for micro_batches, denominator in zip(batch.micro_batches, batch.denominators, strict=True)
+        ]
+        teaching = self._teaching(steps)
+        old = self._old_logprobs(steps, frozen=num_steps * passes > 1)
+        reference = self._reference_logprobs(steps)
+        sums, norms, rate = Sums(), [], 0.0
+        for step in (step for _ in range(passes) for step in range(num_steps)):
+            rate = learning_rate(self._trainer, self._step, self._total_steps)
+            self._step += 1
+            if teaching[step]:
+                norms.append(
+                    self._optimizer_step(
+                        steps[step], rate, sums, old[step] if old else None, reference[step] if reference else None
+                    )
+                )
+        self._version += 1
+        metrics = sums.reduce(self._metric_names(), len(norms), self._device)
+        metrics |= {
+            "grad_norm": sum(norms) / max(len(norms), 1),
+            "learning_rate": rate,
+            "optimizer_steps": float(len(norms)),
+            "skipped_steps": float(num_steps * passes - len(norms)),
+            "seconds": perf_counter() - start,
+        }
+        return Update(metrics=metrics, version=self._version)
+
+    def evaluate(self, batch: UpdateBatch) -> Metrics:
+        """Mean negative log-probability and entropy per token, without learning anything."""
+        sums = Sums()
+        with torch.no_grad():
+            for micro_batches, denominator in zip(batch.micro_batches, batch.denominators, strict=True):
+                for sequences in micro_batches:
+                    micro_batch = self._collate(sequences, denominator)
+                    logprobs, entropy = self._engine(micro_batch, self._temperature)
+                    if not micro_batch.empty:
+                        sums.add(nll(logprobs, weights=micro_batch.weights, entropy=entropy))
+        zero = torch.zeros(1, device=self._device)
+        return sums.reduce(nll(zero, weights=zero, entropy=zero), len(batch.micro_batches), self._device)
+
+    def _collate(self, sequences: Sequence[TrainSequence], denominator: float) -> MicroBatch:
+        return collate(sequences, self._aggregation, denominator, device=self._device)
+
+    def _teaching(self, steps: Sequence[Sequence[MicroBatch]]) -> list[bool]:
+        """Which optimizer steps have anything to learn from, on any rank; AdamW would move on a zero gradient too."""
+        if self._algorithm is None or self._objective.kl_weight:
+            return [True] * len(steps)
+        largest = torch.tensor(
+            [max(float(batch.advantages.abs().max()) for batch in step) for step in steps], device=self._device
+        )
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return [value > 0 for value in largest.tolist()]
+
+    def _old_logprobs(self, steps: Sequence[Sequence[MicroBatch]], *, frozen: bool) -> Nested | None:
+        """None: those of the only forward pass there is."""
+        if self._algorithm is None:
+            return None
+        if self._algorithm.old_logprobs == "sampler":
+            return [[batch.sampler_logprobs for batch in step] for step in steps]
+        return self._score(self._engine, steps) if frozen else None
+
+    def _reference_logprobs(self, steps: Sequence[Sequence[MicroBatch]]) -> Nested | None:
+        return None if self._reference is None else self._score(self._reference, steps)
+
+    @torch.no_grad()
+    def _score(self, scorer: Any, steps: Sequence[Sequence[MicroBatch]]) -> Nested:
+        return [[scorer(batch, self._temperature)[0] for batch in step] for step in steps]
+
+    def _optimizer_step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        rate: float,
+        sums: Sums,
+        old: list[Tensor] | None,
+        reference: list[Tensor] | None,
+    ) -> float:
+        """One step over all ranks; returns the norm of the gradient before clipping."""
+        for index, batch in enumerate(micro_batches):
+            self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            logprobs, entropy = self._engine(batch, self._temperature)
+            if batch.empty:
+                value = 0.0 * logprobs.sum()
+            else:
+                loss = self._loss(
+                    batch, logprobs, entropy, old[index] if old else None, reference[index] if reference else None
+                )
+                sums.add(loss)
+                value = loss.value
+            self._engine.backward(value * self.world_size)
+            if index < len(micro_batches) - 1:
+                self._engine.step()
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        plain = self._trainer.zero_stage == 0 and self._model.dtype == torch.float32
+        norm = _grad_norm(self._model) if plain else 0.0  # there DeepSpeed clips, but keeps no norm
+        self._engine.step()
+        return norm if plain else float(self._engine.get_global_grad_norm())
+
+    def _loss(
+        self, batch: MicroBatch, logprobs: Tensor, entropy: Tensor, old: Tensor | None, reference: Tensor | None
+    ) -> Loss:
+        if self._algorithm is None:
+            return nll(logprobs, weights=batch.weights, entropy=entropy)
+        return policy_loss(
+            logprobs,
+            old=logprobs.detach() if old is None else old,
+            sampler=batch.sampler_logprobs,
+            reference=reference,
+            advantages=batch.advantages,
+            weights=batch.weights,
+            objective=self._objective,
+            entropy=entropy,
+        )
+
+    def _metric_names(self) -> Loss:
+        """A loss of one made-up token, for the names of its metrics."""
+        one = torch.zeros(1, device=self._device)
+        batch = MicroBatch(
+            input_ids=one,
+            attention_mask=one,
+            places=one,
+            targets=one,
+            rows=one,
+            weights=one,
+            advantages=one,
+            sampler_logprobs=one,
+        )
+        return self._loss(batch, one, one, None, None if self._reference is None else one)
+
+    def connect(self, sender: WeightSender) -> None:
+        self._sender = sender
+
+    def publish_weights(self, version: int) -> str:
+        if self._sender is None:
+            raise ValueError("publish_weights: no sender is connected; call connect first")
+        return self._sender.send(self.weights(), version)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name as in the model's folder, full tensor), tied ones once, in the model's order. Under ZeRO-3 each is
+        gathered when its turn comes, so all ranks must iterate, to the end. Below it a tensor is the live parameter:
+        copy what shall outlast the next update."""
+        import deepspeed
+
+        for name, parameter in self._model.named_parameters():
+            if self._trainer.zero_stage < 3:
+                yield name, parameter.detach()
+                continue
+            with deepspeed.zero.GatheredParameters([parameter]):
+                full = parameter.detach().clone()
+            yield name, full
+
+    def save_pretrained(self, path: str) -> None:
+        """The model as a folder that transformers and vLLM load; rank 0 writes."""
+        kept = {name: tensor.cpu().contiguous() for name, tensor in self.weights() if self.rank == 0}
+        if self.rank == 0:
+            causal_model.write_pretrained(self._model, kept, path, self._tokenizer)
+        dist.barrier()
+
+    def save(self, path: str) -> None:
+        """Everything that `restore` needs to go on with the same numbers, into the folder `path`."""
+        Path(path).mkdir(parents=True, exist_ok=True)
+        self._engine.save_checkpoint(path, tag=_TAG)
+        torch.save(_rng_state(), Path(path) / f"rng_{self.rank}.pt")
+        if self.rank == 0:
+            (Path(path) / _STATE).write_text(json.dumps(self._state(), indent=1))
+        dist.barrier()
+
+    def restore(self, path: str) -> None:
+        saved, mine = self._read_state(path), self._state()
+        for key in ("ranks", "zero_stage", "dtype"):
+            if saved[key] != mine[key]:
+                raise ValueError(
+                    f"the checkpoint {path} was written with {key} {saved[key]}, this trainer has {mine[key]}"
+                )
+        if saved["fingerprint"] != mine["fingerprint"]:
+            raise ValueError(
+                f"the checkpoint {path} is of another model: {_summary(saved)} there, {_summary(mine)} here; "
+                f"they differ first at {_first_difference(saved['shapes'], mine['shapes'])}"
+            )
+        loaded, _ = self._engine.load_checkpoint(path, tag=_TAG)
+        if loaded is None:
+            raise ValueError(f"DeepSpeed found no checkpoint in {path}")
+        self._step, self._version = saved["step"], saved["version"]
+        _set_rng_state(torch.load(Path(path) / f"rng_{self.rank}.pt", weights_only=False))
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self._step,
+            "version": self._version,
+            "ranks": self.world_size,
+            "zero_stage": self._trainer.zero_stage,
+            "dtype": str(self._model.dtype),
+            "architecture": type(self._model).__name__,
+            "fingerprint": causal_model.fingerprint(self._shapes),
+            "shapes": {name: list(shape) for name, shape in self._shapes.items()},
+        }
+
+    def _read_state(self, path: str) -> dict[str, Any]:
+        file = Path(path) / _STATE
+        if not file.is_file():
+            raise ValueError(f"there is no trainer checkpoint in {path}: {_STATE} is missing")
+        return dict(json.loads(file.read_text()))
+
+    def close(self) -> None:
+        """Leave the process group; without it a rank aborts at exit."""
+        self._engine.destroy()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(rank: int, world_size: int, device: Literal["cpu", "gpu"]) -> torch.device:
+    """Join the process group; says where this rank computes."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}  # DeepSpeed looks at these
+    local = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
+        torch.set_num_threads(1)  # spinning threads of two busy processes starve each other
+    else:
+        torch.cuda.set_device(local)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's own calls
+    backend = "gloo" if device == "cpu" else "nccl"
+    if world_size == 1 and "MASTER_ADDR" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend, rank=rank, world_size=world_size)
+    return torch.device("cpu" if device == "cpu" else f"cuda:{local}")
+
+
+def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; norms and biases do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not weight_decay:
+        return [{"params": parameters, "weight_decay": 0.0}]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _grad_norm(model: Any) -> float:
+    return float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+
+
+def _rng_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _summary(state: Mapping[str, Any]) -> str:
+    shapes: dict[str, list[int]] = state["shapes"]
+    count = sum(math.prod(shape) for shape in shapes.values())
+    return f"{state['architecture']} with {count:,} parameters in {len(shapes)} tensors"
+
+
+def _first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    name = next(name for name in [*there, *here] if there.get(name) != here.get(name))
+    return f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
