@@ -208,3 +208,38 @@ class Sampling:
 
 Metrics = dict[str, float]
 JsonDict = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSummary:
+    """What the driver learns of a group; the payload stays in the object store behind `handle`."""
+
+    prompt_id: str
+    prompt_tokens: int
+    lengths: tuple[int, ...]
+    """Tokens, prompt included, of each response that is trained on; empty where the group was dropped."""
+    oldest_version: int
+    """The oldest policy version that sampled any token of it."""
+    has_credit: bool
+    tally: Metrics
+    """Sums over the group, to be added up; `tally.metrics` turns them into means and rates."""
+    handle: Any
+    """Reference to the tuple of TrainSequence that `lengths` speaks of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The groups of one step in prompt order."""
+
+    step: int
+    groups: tuple[GroupSummary, ...]
+    seconds: float
+    """From the first request to the last verdict."""
+
+    @property
+    def oldest_version(self) -> int:
+        return min(group.oldest_version for group in self.groups)
+
+    @property
+    def num_responses(self) -> int:
+        return sum(len(group.lengths) for group in self.groups)

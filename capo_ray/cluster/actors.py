@@ -1,0 +1,141 @@
+"""The Ray actors: plain classes around an engine, with no logic of their own.
+
+Each gets a factory, a function of an importable module, and calls it in its own process, so that the driver never
+imports an engine. Leaves out how many there are and where (pools, placement).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+from capo_ray.engines.protocols import Message, Replies, UpdateBatch, WeightReceipt
+from capo_ray.types import GroupSummary, Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
+
+
+class RolloutActor:
+    def __init__(self, factory: Callable[[], Any]) -> None:
+        self._engine = factory()
+
+    async def ready(self) -> str:
+        return self._engine.name
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
+        async for rollout in self._engine.generate(prompt, sampling, seeds):
+            yield rollout
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        await self._engine.init_weight_transfer_engine(init_info)
+
+    async def start_weight_update(self) -> None:
+        await self._engine.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        await self._engine.update_weights(update_info)
+
+    async def finish_weight_update(self, version: int) -> None:
+        await self._engine.finish_weight_update(version)
+
+    async def receipt(self) -> WeightReceipt:
+        return await self._engine.receipt()
+
+    async def metrics(self) -> Metrics:
+        return await self._engine.metrics()
+
+    async def close(self) -> None:
+        self._engine.close()
+
+
+class CriticActor:
+    def __init__(self, factory: Callable[[], Any]) -> None:
+        self._engine = factory()
+
+    async def ready(self) -> str:
+        return self._engine.name
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, n: int, seed: int) -> Replies:
+        return await self._engine.complete(messages, sampling, n=n, seed=seed)
+
+    async def metrics(self) -> Metrics:
+        return await self._engine.metrics()
+
+    async def close(self) -> None:
+        self._engine.close()
+
+
+class TrainerActor:
+    """One rank. `start` is apart from the constructor, since rank 0's address must be known to all before."""
+
+    def __init__(self, factory: Callable[..., Any], make_sender: Callable[..., Any], rank: int) -> None:
+        """`factory(rank=, host=, port=)` makes the engine, `make_sender(handles, rank=)` its end of a weight transfer."""
+        self._factory = factory
+        self._make_sender = make_sender
+        self._rank = rank
+        self._engine: Any = None
+
+    def address(self) -> tuple[str, int]:
+        """A host and a free port of this process's machine, for the ranks' rendezvous."""
+        import socket
+
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def start(self, host: str, port: int) -> None:
+        self._engine = self._factory(rank=self._rank, host=host, port=port)
+
+    def connect(self, handles: Sequence[Any]) -> None:
+        """Open the weight transfer to the rollout workers behind `handles`."""
+        self._engine.connect(self._make_sender(handles, rank=self._rank))
+
+    def update(
+        self, layout: Sequence[Sequence[Sequence[tuple[int, int]]]], denominators: Sequence[float], *groups: Any
+    ) -> Update:
+        """`layout` says [optimizer step][micro-batch] which (group, member) of `groups` this rank trains on."""
+        chosen: list[list[list[TrainSequence]]] = [
+            [[groups[group][member] for group, member in micro_batch] for micro_batch in step] for step in layout
+        ]
+        return self._engine.update(UpdateBatch(micro_batches=chosen, denominators=denominators))
+
+    def publish_weights(self, version: int) -> str:
+        return self._engine.publish_weights(version)
+
+    def save(self, path: str) -> None:
+        self._engine.save(path)
+
+    def restore(self, path: str) -> None:
+        self._engine.restore(path)
+
+    def save_pretrained(self, path: str) -> None:
+        self._engine.save_pretrained(path)
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+
+class AggregatorActor:
+    def __init__(self, factory: Callable[..., Any], shard: int) -> None:
+        import ray
+
+        self._aggregator = factory(shard=shard, put=ray.put)
+
+    async def ready(self) -> None:
+        pass
+
+    async def score(self, prompt: Prompt, rollout: Rollout, seed: int, step: int) -> int:
+        return await self._aggregator.score(prompt, rollout, seed, step)
+
+    async def check(self, prompt: Prompt, rollout: Rollout) -> tuple[int, Metrics]:
+        return await self._aggregator.check(prompt, rollout)
+
+    async def close(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
+        return self._aggregator.close(prompt, step, num_samples)
+
+    async def write_samples(self, name: str) -> None:
+        self._aggregator.write_samples(name)
+
+    async def metrics(self) -> Metrics:
+        return self._aggregator.metrics()

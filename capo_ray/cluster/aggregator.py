@@ -1,0 +1,165 @@
+"""The reward aggregator: verifies answers, has responses judged, votes, and gives every token its reward and advantage.
+
+One shard holds all responses of a prompt; a response is verified and judged the moment it arrives, its group is closed
+when the last one is. Payloads stay here and in the object store; the driver gets summaries. Leaves out how a group is
+scored (credit.group), how critics are asked (critics) and who samples (rollout_pool).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from capo_ray.credit.critique import ReferenceKind, reference_of
+from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
+from capo_ray.credit.steps import steps_of
+from capo_ray.critics import Critics
+from capo_ray.seeds import seed_of
+from capo_ray.tally import Truth, count_group
+from capo_ray.types import Answer, Critique, GroupSummary, JsonDict, Metrics, Prompt, Rollout, TrainSequence
+
+Verify = Callable[[str, str], Awaitable[Answer]]
+"""(gold answer, response) -> verdict; never raises for what a response says."""
+FindTruth = Callable[[str, str], Truth]
+"""(question, response) -> the truth, for tasks that know it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregatorParts:
+    """What an aggregator is made of."""
+
+    scheme: Scheme
+    between: re.Pattern[str]
+    """Delimiter of steps."""
+    verify: Verify
+    critics: Critics | None
+    reference: ReferenceKind
+    find_truth: FindTruth | None
+    samples: Path
+    """Folder of the sample files."""
+
+
+class Aggregator:
+    """One shard."""
+
+    def __init__(self, parts: AggregatorParts, *, shard: int, put: Callable[[Any], Any]) -> None:
+        """`put` takes a payload to the object store and returns its reference."""
+        self._parts = parts
+        self._shard = shard
+        self._put = put
+        self._members: dict[str, dict[int, Member]] = {}
+        self._samples: list[JsonDict] = []
+
+    async def score(self, prompt: Prompt, rollout: Rollout, seed: int, step: int) -> int:
+        """Verify and judge one response; its index in the group. `seed` is the run's."""
+        steps = steps_of(rollout.text, rollout.char_ends, self._parts.between)
+        answer, critiques = await asyncio.gather(
+            self._parts.verify(prompt.answer, rollout.text),
+            self._judge(
+                prompt, rollout, [s.text for s in steps], seed_of(seed, step, prompt.id, rollout.index, "critique")
+            ),
+        )
+        member = Member(rollout=rollout, steps=steps, critiques=critiques, answer=answer)
+        self._members.setdefault(prompt.id, {})[rollout.index] = member
+        return rollout.index
+
+    async def _judge(self, prompt: Prompt, rollout: Rollout, steps: Sequence[str], seed: int) -> tuple[Critique, ...]:
+        if self._parts.critics is None:
+            return ()
+        reference = reference_of(prompt, self._parts.reference)
+        key = f"{prompt.id}/{rollout.index}"
+        return await self._parts.critics.judge(prompt.question, reference, steps, response_key=key, seed=seed)
+
+    def close(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
+        """Score the group of `prompt`; `num_samples` of its responses are kept for `write_samples`."""
+        members = self._members.pop(prompt.id)
+        score = score_group([members[index] for index in sorted(members)], self._parts.scheme)
+        truths = [self._truth(prompt, member) for _, member in sorted(members.items())]
+        self._samples.extend(_sample(prompt, step, score, truths, m) for m in range(min(num_samples, len(members))))
+        sequences = _sequences(prompt, score)
+        return GroupSummary(
+            prompt_id=prompt.id,
+            prompt_tokens=len(prompt.token_ids),
+            lengths=tuple(len(s.prompt_ids) + len(s.token_ids) for s in sequences),
+            oldest_version=min(member.rollout.versions[0] for member in members.values()),
+            has_credit=score.has_credit,
+            tally=count_group(score, truths),
+            handle=self._put(sequences),
+        )
+
+    async def check(self, prompt: Prompt, rollout: Rollout) -> tuple[int, Metrics]:
+        """For an evaluation: the index of a response and its counts, unjudged and not kept."""
+        steps = steps_of(rollout.text, rollout.char_ends, self._parts.between)
+        answer = await self._parts.verify(prompt.answer, rollout.text)
+        member = Member(rollout=rollout, steps=steps, critiques=(), answer=answer)
+        score = score_group([member], replace(self._parts.scheme, advantage="grpo"))
+        return rollout.index, count_group(score, [self._truth(prompt, member)])
+
+    def _truth(self, prompt: Prompt, member: Member) -> Truth | None:
+        find = self._parts.find_truth
+        return find(prompt.question, member.rollout.text) if find else None
+
+    def forget(self) -> None:
+        """Drop every open group: the run goes back to a checkpoint."""
+        self._members.clear()
+        self._samples.clear()
+
+    def write_samples(self, name: str) -> None:
+        """Write the samples kept since the last call to their own file, whole or not at all."""
+        samples, self._samples = self._samples, []
+        if not samples:
+            return
+        self._parts.samples.mkdir(parents=True, exist_ok=True)
+        path = self._parts.samples / f"{name}-{self._shard}.jsonl"
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
+        partial.rename(path)
+
+    def metrics(self) -> Metrics:
+        return self._parts.critics.metrics() if self._parts.critics else {}
+
+
+def _sequences(prompt: Prompt, score: GroupScore) -> tuple[TrainSequence, ...]:
+    """What is trained on: the kept members, if there are two at least to be compared."""
+    kept = [(member.rollout, row) for member, row in zip(score.members, score.advantages, strict=True) if row]
+    if len(kept) < 2:
+        return ()
+    return tuple(
+        TrainSequence(
+            prompt_ids=prompt.token_ids, token_ids=rollout.token_ids, advantages=row, logprobs=rollout.logprobs
+        )
+        for rollout, row in kept
+    )
+
+
+def _sample(prompt: Prompt, step: int, score: GroupScore, truths: Sequence[Truth | None], m: int) -> JsonDict:
+    """One response with its credit, as a line of the samples' file."""
+    scored, truth, advantages = score.members[m], truths[m], score.advantages[m]
+    verdict, rollout = scored.verdict, scored.rollout
+    return {
+        "step": step,
+        "prompt_id": prompt.id,
+        "index": rollout.index,
+        "question": prompt.question,
+        "gold": prompt.answer,
+        "response": rollout.text,
+        "finish": rollout.finish,
+        "versions": rollout.versions,
+        "answer": scored.answer,
+        "steps": [{"start": s.chars[0], "end": s.chars[1], "tokens": s.tokens} for s in scored.steps],
+        "steps_right": truth.steps_right if truth else None,
+        "critiques": [
+            {"critic": c.critic, "outcome": c.outcome, "wrong_steps": c.wrong_steps, "text": c.text}
+            for c in scored.critiques
+        ],
+        "votes": verdict.counts if verdict else None,
+        "wrong_steps": verdict.wrong_steps if verdict else None,
+        "token_ids": rollout.token_ids,
+        "token_rewards": scored.token_rewards,
+        "advantages": advantages,
+    }

@@ -1,0 +1,198 @@
+"""The running system on Ray, as the driver's loop sees it (driver.Crew).
+
+Ties the pools, the aggregator shards and the trainer group together, and keeps nobody sampling while weights move.
+Leaves out how the parts are made (build) and in which order they are used (driver).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from capo_ray.checkpoint import Checkpoints, read_state
+from capo_ray.cluster.rollout_pool import RolloutPool
+from capo_ray.cluster.trainer_group import TrainerGroup
+from capo_ray.gate import Gate
+from capo_ray.seeds import seed_of
+from capo_ray.tally import add, rates
+from capo_ray.tracking import Tracker
+from capo_ray.types import Batch, GroupSummary, Metrics, Prompt, Sampling, Update
+
+log = logging.getLogger(__name__)
+
+
+class TooManyDropped(RuntimeError):
+    """More groups than allowed could not be trained on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrewSettings:
+    seed: int
+    responses_per_prompt: int
+    sampling: Sampling
+    max_dropped_share: float
+    samples_per_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrewParts:
+    workers: Sequence[Any]
+    """Rollout actors."""
+    critics: Sequence[Any]
+    """Critic actors, for their metrics."""
+    aggregators: Sequence[Any]
+    trainers: TrainerGroup
+    tracker: Tracker
+    checkpoints: Checkpoints
+    prompts_for: Callable[[int], Sequence[Prompt]]
+    """Step -> the prompts of its batch; a pure function."""
+    held_out: Sequence[Prompt]
+
+
+class RayCrew:
+    """See driver.Crew."""
+
+    def __init__(self, parts: CrewParts, settings: CrewSettings) -> None:
+        self._parts = parts
+        self._settings = settings
+        self._rollouts = RolloutPool(parts.workers, revive=self._revive)
+        self._gate = Gate()
+        self._version = 0
+        self._seen: dict[str, Metrics] = {}
+
+    async def restore(self) -> int:
+        checkpoint = self._parts.checkpoints.newest()
+        if checkpoint is None:
+            return 0
+        step = int(read_state(checkpoint)["step"])
+        await self._parts.trainers.restore(checkpoint / "trainer")
+        self._parts.tracker.rewind(step)
+        log.info("resumed from %s", checkpoint)
+        return step
+
+    async def collect(self, step: int) -> Batch:
+        async with self._gate.shared():
+            start = monotonic()
+            prompts = self._parts.prompts_for(step)
+            async with asyncio.TaskGroup() as tasks:
+                samples = _spread(self._settings.samples_per_step, len(prompts))
+                groups = [
+                    tasks.create_task(self._group(prompt, step, kept))
+                    for prompt, kept in zip(prompts, samples, strict=True)
+                ]
+        return Batch(step=step, groups=tuple(group.result() for group in groups), seconds=monotonic() - start)
+
+    async def _group(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
+        shard, seed = self._shard(prompt), self._settings.seed
+
+        async def judge(rollout: Any) -> int:
+            return await shard.score.remote(prompt, rollout, seed, step)
+
+        seeds = {index: seed_of(seed, step, prompt.id, index) for index in range(self._settings.responses_per_prompt)}
+        await self._rollouts.generate(prompt, self._settings.sampling, seeds, judge)
+        return await shard.close.remote(prompt, step, num_samples)
+
+    def _shard(self, prompt: Prompt) -> Any:
+        shards = self._parts.aggregators
+        return shards[seed_of(prompt.id) % len(shards)]
+
+    async def update(self, batch: Batch) -> Update:
+        dropped = sum(not group.lengths for group in batch.groups) / len(batch.groups)
+        if dropped > self._settings.max_dropped_share:
+            raise TooManyDropped(
+                f"step {batch.step}: {dropped:.0%} of the groups cannot be trained on, max_dropped_share is "
+                f"{self._settings.max_dropped_share:.0%}: {_why_dropped(batch)}"
+            )
+        return await self._parts.trainers.update(batch)
+
+    async def sync(self, version: int) -> None:
+        async with self._gate.exclusive():
+            await self._rollouts.revive()
+            await self._parts.trainers.publish_weights(version)
+            self._version = version
+
+    async def _revive(self) -> None:
+        """Wait until Ray has started dead workers again and give all of them the weights of now."""
+        await asyncio.gather(*(worker.ready.remote() for worker in self._parts.workers))
+        await self._parts.trainers.connect(self._parts.workers)
+        await self._parts.trainers.publish_weights(self._version)
+
+    async def evaluate(self, step: int) -> None:
+        """One response to each held-out problem, sampled as in training, from the same seeds at every step."""
+        if not self._parts.held_out:
+            return
+        tallies: list[Metrics] = []
+        start = monotonic()
+        async with self._gate.shared(), asyncio.TaskGroup() as tasks:
+            for prompt in self._parts.held_out:
+                tasks.create_task(self._evaluate_one(prompt, tallies))
+        metrics = rates(add(tallies)) | {"responses": float(len(tallies)), "seconds": monotonic() - start}
+        self._parts.tracker.evaluation(step, metrics)
+
+    async def _evaluate_one(self, prompt: Prompt, tallies: list[Metrics]) -> None:
+        shard = self._shard(prompt)
+
+        async def check(rollout: Any) -> int:
+            index, tally = await shard.check.remote(prompt, rollout)
+            tallies.append(tally)
+            return index
+
+        seeds = {0: seed_of(self._settings.seed, "evaluation", prompt.id)}
+        await self._rollouts.generate(prompt, self._settings.sampling, seeds, check)
+
+    async def record(self, batch: Batch, update: Update, seconds: Metrics) -> None:
+        tally = add(group.tally for group in batch.groups)
+        for shard in self._parts.aggregators:
+            await shard.write_samples.remote(f"{batch.step:06d}")
+        metrics = rates(tally) | {f"trainer/{name}": value for name, value in update.metrics.items()}
+        metrics |= await self._speeds() | self._trainer_speed(batch, seconds)
+        metrics |= {f"seconds/{name}": value for name, value in (seconds | {"collect": batch.seconds}).items()}
+        metrics["staleness"] = float(batch.step - batch.oldest_version)
+        self._parts.tracker.step(batch.step, metrics)
+
+    async def _speeds(self) -> Metrics:
+        """Tokens per busy second and per worker since the last step, and what the judging service counted."""
+        made: Metrics = {}
+        for role, actors in (("rollout", self._parts.workers), ("critic", self._parts.critics)):
+            if not actors:
+                continue
+            total = add(await asyncio.gather(*(actor.metrics.remote() for actor in actors)))
+            before = self._seen.get(role, {})
+            new = {name: value - before.get(name, 0.0) for name, value in total.items()}
+            self._seen[role] = total
+            if new["busy_s"] > 0:
+                made[f"speed/{role}_tokens_per_s"] = new["generated_tokens"] / new["busy_s"]
+            if new["prompt_tokens"] > 0:
+                made[f"cache/{role}_prompt_hit_share"] = new["cached_tokens"] / new["prompt_tokens"]
+        judging = add(await asyncio.gather(*(shard.metrics.remote() for shard in self._parts.aggregators)))
+        wanted = ("retries", "contradictions", "dropped_indices", "engines_down")
+        return made | {f"critic/{name}": judging[name] for name in wanted if name in judging}
+
+    def _trainer_speed(self, batch: Batch, seconds: Metrics) -> Metrics:
+        tokens = sum(sum(group.lengths) for group in batch.groups)
+        return {"speed/trainer_tokens_per_s": tokens / seconds["update"]} if seconds.get("update") else {}
+
+    async def save(self, step: int) -> None:
+        partial = self._parts.checkpoints.begin(step)
+        await self._parts.trainers.save(partial / "trainer")
+        self._parts.checkpoints.commit(partial, {"step": step, **self._parts.tracker.state()})
+
+
+def _spread(total: int, parts: int) -> list[int]:
+    """`total` in `parts` numbers as equal as can be."""
+    return [total // parts + (part < total % parts) for part in range(parts)]
+
+
+def _why_dropped(batch: Batch) -> str:
+    tally = add(group.tally for group in batch.groups)
+    named = {name: int(tally.get(name, 0)) for name in ("responses", "unverifiable", "unjudged")}
+    failed = {
+        name.removeprefix("critique_"): int(value)
+        for name, value in tally.items()
+        if name.startswith("critique_") and name not in ("critique_tokens", "critique_ok")
+    }
+    return ", ".join(f"{count} {name}" for name, count in (named | failed).items())

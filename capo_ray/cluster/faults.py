@@ -1,0 +1,25 @@
+"""What Ray's errors hide: the cause in the actor's own words.
+
+Leaves out what is done about a fault (the pools and the trainer group decide that).
+"""
+
+from __future__ import annotations
+
+from ray.exceptions import RayActorError, RayTaskError
+
+
+def cause_of(error: BaseException) -> str:
+    """One or a few lines: what happened, where, and where its log is."""
+    if isinstance(error, RayTaskError):
+        return f"{type(error.cause).__name__}: {error.cause}"
+    if isinstance(error, RayActorError):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return "; ".join(lines[:8])
+    return f"{type(error).__name__}: {error}"
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The exception that was raised in the actor, out of Ray's wrapping."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException) and error.cause is not error:
+        error = error.cause
+    return error

@@ -1,0 +1,74 @@
+"""A Ray session of our own: started for one run, and gone with it.
+
+Its files live in a temporary folder of its own, from which the logs are moved to the run's folder at the end. With
+`address` an existing cluster is joined instead and left as it was. Leaves out what runs in the session.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from capo_ray.config import Cluster
+
+GIB = 1 << 30
+
+
+@contextmanager
+def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
+    """Ray, started here or joined; `logs` receives the logs of a session that was started here."""
+    environment = worker_environment()
+    if cluster.address is not None:
+        ray.init(address=cluster.address, runtime_env={"env_vars": environment}, log_to_driver=False)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    home = Path(tempfile.mkdtemp(prefix="capo_ray-"))  # short: socket paths have a limit of 107 characters
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(
+            num_cpus=None if cluster.cpus is None else max(1, int(cluster.cpus)),
+            num_gpus=0 if cluster.device == "cpu" else None,
+            object_store_memory=None if cluster.object_store_gib is None else int(cluster.object_store_gib * GIB),
+            include_dashboard=cluster.dashboard,
+            runtime_env={"env_vars": environment},
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=str(home),
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            keep_logs(home, logs)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def worker_environment() -> dict[str, str]:
+    """What every process of the run needs: this package, wherever it was started from, and quiet libraries."""
+    checkout = str(Path(__file__).resolve().parents[2])
+    inherited = os.environ.get("PYTHONPATH", "")
+    return {
+        "PYTHONPATH": os.pathsep.join(part for part in (checkout, inherited) if part),
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+
+
+def keep_logs(home: Path, logs: Path) -> None:
+    """Move the session's logs, without its sockets and databases."""
+    for session in home.glob("session_*"):
+        source = session / "logs"
+        if source.is_dir() and not session.is_symlink():
+            shutil.copytree(source, logs, dirs_exist_ok=True, ignore=shutil.ignore_patterns("old"))

@@ -1,0 +1,101 @@
+"""The trainer ranks as one: starts them together, cuts a batch into their shares, calls all of them in step.
+
+Each rank is sent the groups it trains on and no others, by reference. Leaves out the update itself
+(engines.train_deepspeed) and the arithmetic of the shares (learn.batch).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from capo_ray.learn.batch import Aggregation, Plan, denominators, plan
+from capo_ray.types import Batch, GroupSummary, Update
+
+Place = tuple[int, int]
+"""(group, member) of a response in a batch."""
+
+
+class TrainerGroup:
+    def __init__(
+        self,
+        actors: Sequence[Any],
+        *,
+        tokens_per_micro_batch: int,
+        responses_per_update: int | None,
+        aggregation: Aggregation,
+        max_response_tokens: int,
+    ) -> None:
+        self._actors = list(actors)
+        self._tokens_per_micro_batch = tokens_per_micro_batch
+        self._responses_per_update = responses_per_update
+        self._aggregation: Aggregation = aggregation
+        self._max_response_tokens = max_response_tokens
+
+    async def start(self) -> None:
+        host, port = await self._actors[0].address.remote()
+        await self._all("start", host, port)
+
+    async def connect(self, workers: Sequence[Any]) -> None:
+        """Open the weight transfer to the rollout workers."""
+        await self._all("connect", list(workers))
+
+    async def update(self, batch: Batch) -> Update:
+        """One rollout batch; every rank makes the same number of optimizer steps."""
+        groups = [group for group in batch.groups if group.lengths]
+        places, lengths, loss_lengths = _flatten(groups)
+        made = plan(
+            lengths,
+            ranks=len(self._actors),
+            tokens_per_micro_batch=self._tokens_per_micro_batch,
+            responses_per_update=self._responses_per_update,
+        )
+        divisors = denominators(loss_lengths, made, self._aggregation, max_response_tokens=self._max_response_tokens)
+        calls = [
+            actor.update.remote(*_share(made, rank, places, divisors, groups))
+            for rank, actor in enumerate(self._actors)
+        ]
+        updates: list[Update] = await asyncio.gather(*calls)
+        return updates[0]
+
+    async def publish_weights(self, version: int) -> str:
+        """Returns the checksum that every rollout worker has confirmed."""
+        checksums = await self._all("publish_weights", version)
+        return checksums[0]
+
+    async def save(self, path: Path) -> None:
+        await self._all("save", str(path))
+
+    async def restore(self, path: Path) -> None:
+        await self._all("restore", str(path))
+
+    async def save_pretrained(self, path: Path) -> None:
+        await self._all("save_pretrained", str(path))
+
+    async def close(self) -> None:
+        await self._all("close")
+
+    async def _all(self, what: str, *arguments: Any) -> list[Any]:
+        return await asyncio.gather(*(getattr(actor, what).remote(*arguments) for actor in self._actors))
+
+
+def _flatten(
+    groups: Sequence[GroupSummary],
+) -> tuple[list[Place], list[int], list[int]]:
+    """Per response of the batch, in order: its place, its tokens, its response tokens."""
+    places = [(g, m) for g, group in enumerate(groups) for m in range(len(group.lengths))]
+    lengths = [length for group in groups for length in group.lengths]
+    responses = [length - group.prompt_tokens for group in groups for length in group.lengths]
+    return places, lengths, responses
+
+
+def _share(
+    made: Plan, rank: int, places: Sequence[Place], divisors: Sequence[float], groups: Sequence[GroupSummary]
+) -> list[Any]:
+    """Arguments of `TrainerActor.update` for one rank: groups are renumbered to those that it is sent."""
+    used = sorted({places[i][0] for step in made[rank] for indices in step for i in indices})
+    number = {group: position for position, group in enumerate(used)}
+    layout = [[[(number[places[i][0]], places[i][1]) for i in indices] for indices in step] for step in made[rank]]
+    return [layout, list(divisors), *(groups[group].handle for group in used)]

@@ -1,0 +1,125 @@
+"""What is counted of a group, and the metrics that the counts become.
+
+Counts are plain sums, so that those of groups, shards and steps add up; a rate is made once, from the sums. Leaves out
+what engines count of themselves (their `metrics`) and where metrics go (tracking).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from capo_ray.credit.group import GroupScore
+from capo_ray.types import Metrics, Scored
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a task that knows the truth says of a response."""
+
+    answer_right: bool
+    steps_right: tuple[bool, ...]
+
+    @property
+    def process_right(self) -> bool:
+        return all(self.steps_right)
+
+
+RATES: dict[str, tuple[str, str]] = {
+    "outcome/accuracy": ("correct", "verified"),
+    "outcome/unverifiable_share": ("unverifiable", "responses"),
+    "reward/mean_token_reward": ("token_reward", "response_tokens"),
+    "response/mean_tokens": ("response_tokens", "responses"),
+    "response/mean_steps": ("steps", "responses"),
+    "response/cut_off_share": ("cut_off", "responses"),
+    "critic/valid_share": ("valid_critiques", "critiques"),
+    "critic/unjudged_share": ("unjudged", "responses"),
+    "critic/flagged_step_share": ("flagged_steps", "judged_steps"),
+    "critic/flagged_token_share": ("flagged_tokens", "response_tokens"),
+    "critic/mean_tokens": ("critique_tokens", "critiques"),
+    "critic/precision": ("true_flags", "truth_flagged"),
+    "critic/recall": ("true_flags", "truth_wrong"),
+    "group/credit_share": ("groups_with_credit", "groups"),
+    "group/dropped_share": ("groups_dropped", "groups"),
+    "truth/step_accuracy": ("steps_right", "truth_steps"),
+    "truth/process_accuracy": ("process_right", "truth_responses"),
+    "truth/right_answer_and_process": ("both_right", "truth_responses"),
+    "truth/right_answer_wrong_process": ("only_answer_right", "truth_responses"),
+    "truth/wrong_answer_right_process": ("only_process_right", "truth_responses"),
+    "truth/wrong_answer_wrong_process": ("neither_right", "truth_responses"),
+}
+
+
+def count_group(score: GroupScore, truths: Sequence[Truth | None]) -> Metrics:
+    """Sums over one group; `truths` has one entry per member, None where the task knows none."""
+    total: Counter[str] = Counter()
+    for scored, truth in zip(score.members, truths, strict=True):
+        total.update(_count_response(scored))
+        if truth is not None:
+            total.update(_count_truth(scored, truth))
+    kept = sum(row is not None for row in score.advantages)
+    total.update(
+        groups=1, groups_with_credit=score.has_credit, groups_dropped=kept < 2, trained_responses=kept,
+        unverifiable=score.num_unverifiable, unjudged=score.num_unjudged,
+    )  # fmt: skip
+    return {name: float(value) for name, value in total.items()}
+
+
+def _count_response(scored: Scored) -> dict[str, float]:
+    verdict, rollout = scored.verdict, scored.rollout
+    flagged = verdict.wrong_steps if verdict else ()
+    return {
+        "responses": 1,
+        "verified": scored.answer != "unverifiable",
+        "correct": scored.answer == "correct",
+        "cut_off": rollout.finish == "length",
+        "response_tokens": len(rollout.token_ids),
+        "token_reward": sum(scored.token_rewards),
+        "steps": len(scored.steps),
+        "judged_steps": len(scored.steps) if verdict else 0,
+        "flagged_steps": len(flagged),
+        "flagged_tokens": sum(scored.steps[s].tokens[1] - scored.steps[s].tokens[0] for s in flagged),
+        "critiques": len(scored.critiques),
+        "valid_critiques": sum(critique.outcome == "ok" for critique in scored.critiques),
+        "critique_tokens": sum(critique.num_tokens for critique in scored.critiques),
+        **Counter(f"critique_{critique.outcome}" for critique in scored.critiques),
+    }
+
+
+def _count_truth(scored: Scored, truth: Truth) -> dict[str, float]:
+    answer, process = truth.answer_right, truth.process_right
+    counts: dict[str, float] = {
+        "truth_responses": 1,
+        "truth_steps": len(truth.steps_right),
+        "steps_right": sum(truth.steps_right),
+        "process_right": process,
+        "both_right": answer and process,
+        "only_answer_right": answer and not process,
+        "only_process_right": process and not answer,
+        "neither_right": not answer and not process,
+    }
+    if scored.verdict is not None and len(truth.steps_right) == len(scored.steps):
+        flagged = set(scored.verdict.wrong_steps)
+        wrong = {s for s, right in enumerate(truth.steps_right) if not right}
+        counts |= {"truth_flagged": len(flagged), "truth_wrong": len(wrong), "true_flags": len(flagged & wrong)}
+    return counts
+
+
+def add(tallies: Iterable[Mapping[str, float]]) -> Metrics:
+    total: Counter[str] = Counter()
+    for tally in tallies:
+        total.update(tally)
+    return dict(total)
+
+
+def rates(tally: Mapping[str, float]) -> Metrics:
+    """Means and shares, each where its denominator is not 0, and how critiques ended."""
+    made = {name: tally.get(part, 0.0) / tally[whole] for name, (part, whole) in RATES.items() if tally.get(whole)}
+    if critiques := tally.get("critiques"):
+        made |= {
+            f"critic/{name.removeprefix('critique_')}_share": value / critiques
+            for name, value in tally.items()
+            if name.startswith("critique_") and name not in ("critique_tokens", "critique_ok")
+        }
+    return made
