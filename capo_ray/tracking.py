@@ -1,0 +1,241 @@
+"""One run's numbers: metrics.jsonl, TensorBoard, wandb, a progress line per step, a table of before and after.
+
+    RUN_DIR/metrics.jsonl  tensorboard/  wandb/offline-run-*/
+
+A line of metrics.jsonl is `{"step": 7, "time": ..., NAME: number, ...}`: what step 7 did, or, where the names begin
+with `evaluation/`, how the policy of version 7 does. Numbers that JSON has no word for (nan, inf) stand as null. The
+file is the truth and can be cut back to a checkpoint; TensorBoard hides what was cut off, wandb shows it on one axis.
+Leaves out what the numbers mean (tally) and the responses themselves (the aggregators write samples).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from capo_ray.checkpoint import Checkpoints, read_state
+from capo_ray.config import Config, Tracking
+from capo_ray.tracking_sinks import Sink, TensorBoard, start_wandb
+from capo_ray.types import JsonDict, Metrics
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Show = Callable[[float], str]
+PREFIX = "evaluation/"
+SAMPLES = re.compile(r"(\d+)-\d+\.jsonl")
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def short(value: float) -> str:
+    """Three digits or so: 850, 1.2k, 14k."""
+    if abs(value) < 999.5:
+        return f"{value:.0f}"
+    return f"{value / 1000:.1f}k" if abs(value) < 9950 else f"{value / 1000:.0f}k"
+
+
+def signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def plain(value: float) -> str:
+    return f"{value:.1f}"
+
+
+LINE: tuple[tuple[str, str, Show], ...] = (
+    ("reward", "reward/mean_token_reward", signed),
+    ("answer", "outcome/accuracy", percent),
+    ("steps", "truth/step_accuracy", percent),
+    ("both", "truth/right_answer_and_process", percent),
+    ("critiques", "critic/valid_share", percent),
+    ("tok/s rollout", "speed/rollout_tokens_per_s", short),
+    ("critic", "speed/critic_tokens_per_s", short),
+    ("trainer", "speed/trainer_tokens_per_s", short),
+    ("stale", "staleness", short),
+    ("sec", "seconds/step", plain),
+)
+"""The progress line: label, metric, how it is written. A metric that is not there is left out."""
+
+TABLE: tuple[tuple[str, str, Show], ...] = (
+    ("right answer", "outcome/accuracy", percent),
+    ("right steps", "truth/step_accuracy", percent),
+    ("right answer and right process", "truth/right_answer_and_process", percent),
+    ("right answer, wrong process", "truth/right_answer_wrong_process", percent),
+    ("wrong answer, right process", "truth/wrong_answer_right_process", percent),
+    ("wrong answer, wrong process", "truth/wrong_answer_wrong_process", percent),
+    ("unverifiable answers", "outcome/unverifiable_share", percent),
+    ("cut off", "response/cut_off_share", percent),
+    ("tokens per response", "response/mean_tokens", plain),
+    ("steps per response", "response/mean_steps", plain),
+)
+
+
+class Tracker:
+    """Writes down one run. Not for several processes: the driver has it."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Tracking,
+        *,
+        run_name: str,
+        resolved_config: JsonDict,
+        total_steps: int,
+        resume_state: JsonDict | None = None,
+        console: bool = True,
+    ) -> None:
+        """`resume_state` is what `state` returned when the checkpoint was written; a run keeps its wandb id by it."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._run_dir = run_dir
+        self._file = run_dir / "metrics.jsonl"
+        self._total_steps = total_steps
+        self._console = console
+        self._wandb_id = str((resume_state or {}).get("wandb_id") or secrets.token_hex(4))
+        self._sinks: list[Sink] = []
+        if config.tensorboard:
+            self._sinks.append(TensorBoard(run_dir / "tensorboard"))
+        if config.wandb != "off":
+            started = start_wandb(
+                run_dir, config, run_id=self._wandb_id, run_name=run_name, resolved_config=resolved_config
+            )
+            self._sinks.extend([started] if started else [])
+        self._evaluations = _evaluations(_keep_whole_lines(self._file, lambda line: True))
+
+    @classmethod
+    def open(cls, config: Config, run_dir: Path) -> Tracker:
+        """Of a new run, or of one that is resumed from the newest checkpoint in `run_dir`."""
+        newest = Checkpoints(run_dir, keep=config.keep_checkpoints).newest()
+        return cls(
+            run_dir,
+            config.tracking,
+            run_name=run_dir.name,
+            resolved_config=config.model_dump(mode="json"),
+            total_steps=config.steps,
+            resume_state=read_state(newest) if newest else None,
+        )
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """Write down what step `step` (from 0) did."""
+        self._write(step, metrics)
+        self._say(f"step {step + 1:>{len(str(self._total_steps))}}/{self._total_steps}", metrics)
+
+    def evaluation(self, step: int, metrics: Metrics) -> None:
+        """Write down how the policy does after `step` steps; `metrics` without the prefix."""
+        self._write(step, {PREFIX + name: value for name, value in metrics.items()})
+        self._evaluations[step] = dict(metrics)
+        self._say(f"evaluation after {step} steps", metrics)
+
+    def rewind(self, step: int) -> None:
+        """Forget what is not part of a run whose next step is `step`: later lines and samples, for good.
+
+        The evaluation after `step` steps stays: it is of the weights that the run goes on with.
+        """
+
+        def stays(line: JsonDict) -> bool:
+            return line["step"] < step or (line["step"] == step and _is_evaluation(line))
+
+        self._evaluations = _evaluations(_keep_whole_lines(self._file, stays))
+        for path in (self._run_dir / "samples").glob("*"):
+            found = SAMPLES.fullmatch(path.name)
+            if path.suffix == ".partial" or (found and int(found[1]) >= step):
+                path.unlink()
+        for sink in self._sinks:
+            sink.rewind(step)
+
+    def state(self) -> JsonDict:
+        """What a checkpoint must hold, so that a resumed run is the same one in wandb."""
+        return {"wandb_id": self._wandb_id}
+
+    def finish(self) -> None:
+        """Close TensorBoard and wandb; nothing can be written there afterwards."""
+        while self._sinks:
+            self._sinks.pop().close()
+
+    def table(self) -> Table | None:
+        """The first evaluation beside the last one; None before there are two."""
+        if len(self._evaluations) < 2:
+            return None
+        from rich.table import Table
+
+        first, last = min(self._evaluations), max(self._evaluations)
+        table = Table(title=f"Held-out problems after {first} and {last} steps", title_justify="left")
+        table.add_column("")
+        for column in (f"after {first}", f"after {last}", "change"):
+            table.add_column(column, justify="right")
+        for row in table_rows(self._evaluations[first], self._evaluations[last]):
+            table.add_row(*row)
+        return table
+
+    def _write(self, step: int, metrics: Metrics) -> None:
+        line = {"step": step, "time": time(), **metrics}
+        text = json.dumps({name: value if math.isfinite(value) else None for name, value in line.items()})
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+        for sink in self._sinks:
+            sink.write(step, metrics)
+
+    def _say(self, head: str, metrics: Metrics) -> None:
+        if self._console:
+            print("  ".join([head, *progress(metrics)]), flush=True)
+
+
+def progress(metrics: Metrics) -> list[str]:
+    """The parts of a progress line, such as "answer 52.0%"."""
+    return [f"{label} {show(metrics[name])}" for label, name, show in LINE if name in metrics]
+
+
+def table_rows(before: Metrics, after: Metrics) -> list[tuple[str, str, str, str]]:
+    """Label, before, after and the change, of what both evaluations have; changes of shares in percentage points."""
+    rows = []
+    for label, name, show in TABLE:
+        if name in before and name in after:
+            change = after[name] - before[name]
+            changed = f"{100 * change:+.1f} points" if show is percent else f"{change:+.1f}"
+            rows.append((label, show(before[name]), show(after[name]), changed))
+    return rows
+
+
+def _is_evaluation(line: JsonDict) -> bool:
+    return any(name.startswith(PREFIX) for name in line)
+
+
+def _evaluations(lines: Sequence[JsonDict]) -> dict[int, Metrics]:
+    """Step -> metrics, of the lines that are evaluations; of two at one step the later one."""
+    return {
+        line["step"]: {
+            name.removeprefix(PREFIX): math.nan if value is None else value
+            for name, value in line.items()
+            if name.startswith(PREFIX)
+        }
+        for line in lines
+        if _is_evaluation(line)
+    }
+
+
+def _keep_whole_lines(file: Path, stays: Callable[[JsonDict], bool]) -> list[JsonDict]:
+    """Cut `file` down to the lines that stay, in one move, and return them. A torn last line never stays."""
+    if not file.is_file():
+        return []
+    raw = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept: list[tuple[str, Any]] = []
+    for number, text in enumerate(raw, start=1):
+        try:
+            line = json.loads(text) if text.endswith("\n") else None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}, line {number} is not JSON ({error.msg}); mend or remove that line") from error
+        if line is not None and stays(line):
+            kept.append((text, line))
+    if len(kept) < len(raw):
+        partial = file.with_suffix(".partial")
+        partial.write_text("".join(text for text, _ in kept), encoding="utf-8")
+        partial.replace(file)
+    return [line for _, line in kept]

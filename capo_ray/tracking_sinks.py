@@ -1,0 +1,140 @@
+"""Where numbers go beside the run's own file: TensorBoard and wandb, each imported when it is used.
+
+Neither may stop a run: wandb that cannot start or breaks is said so once and left out. Leaves out what is written and
+when (tracking).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import time
+from typing import Any, Literal, Protocol
+
+from capo_ray.config import Tracking
+from capo_ray.types import JsonDict, Metrics
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 30
+"""Seconds that a wandb server may take to answer before a run is written offline."""
+
+
+class Sink(Protocol):
+    """Takes what the run's own file takes."""
+
+    def write(self, step: int, metrics: Metrics) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files, written by tensorboard itself: its torch front would bring torch into the driver."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(str(folder))
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._add(step, summary=Summary(value=values))
+
+    def rewind(self, step: int) -> None:
+        """TensorBoard leaves out events of `step` and later that stand before this."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        self._add(step, session_log=SessionLog(status=SessionLog.START))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, step: int, **what: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writer.add_event(Event(wall_time=time(), step=step, **what))
+        self._writer.flush()
+
+
+class Wandb:
+    """A wandb run. Its x axis is our step, not wandb's own, so that a run that went back can write a step again."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        run.define_metric("step", hidden=True)
+        run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._try("takes no more numbers", lambda: self._run.log({"step": step, **finite}))
+
+    def rewind(self, step: int) -> None:
+        """Nothing: see the class."""
+
+    def close(self) -> None:
+        import wandb
+
+        self._try("did not finish", lambda: self._run.finish())
+        wandb.teardown()  # its process would outlive the run
+
+    def _try(self, what: str, call: Callable[[], None]) -> None:
+        """The boundary: what wandb raises ends wandb and not the run."""
+        if self._run is None:
+            return
+        try:
+            call()
+        except Exception as error:
+            self._run = None
+            log.warning("wandb %s, the run goes on without it: %s: %s", what, type(error).__name__, error)
+
+
+def start_wandb(
+    run_dir: Path, config: Tracking, *, run_id: str, run_name: str, resolved_config: JsonDict
+) -> Wandb | None:
+    """Start or resume the wandb run `run_id` below RUN_DIR/wandb; None, said so once, when it cannot be."""
+    try:
+        import wandb
+
+        mode = _mode(config)
+        settings = wandb.Settings(
+            silent=True, console="off", save_code=False, disable_git=True, init_timeout=PATIENCE_S
+        )
+        init = partial(
+            wandb.init,
+            project=config.wandb_project,
+            dir=str(run_dir),
+            id=run_id,
+            name=run_name,
+            config=resolved_config,
+            settings=settings,
+        )
+        if mode == "online":
+            try:
+                return Wandb(init(mode=mode, resume="allow"))
+            except (wandb.Error, OSError) as error:
+                log.warning("wandb cannot be reached, the run is written to %s instead: %s", run_dir / "wandb", error)
+                mode = "offline"
+        return Wandb(init(mode=mode))
+    except Exception as error:
+        log.warning("wandb cannot start, the run goes on without it: %s: %s", type(error).__name__, error)
+        return None
+
+
+def _mode(config: Tracking) -> Literal["online", "offline", "disabled"]:
+    """auto: what WANDB_MODE says, else online when a key is configured, else offline."""
+    if config.wandb == "online" or config.wandb == "offline":
+        return config.wandb
+    asked = os.environ.get("WANDB_MODE")
+    if asked:
+        return "online" if asked == "online" else "disabled" if asked == "disabled" else "offline"
+    import wandb
+
+    return "online" if wandb.login(prompt=False, verify=False) else "offline"
