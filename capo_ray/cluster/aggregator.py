@@ -23,10 +23,10 @@ from capo_ray.seeds import seed_of
 from capo_ray.tally import Truth, count_group
 from capo_ray.types import Answer, Critique, GroupSummary, JsonDict, Metrics, Prompt, Rollout, TrainSequence
 
-Verify = Callable[[str, str], Awaitable[Answer]]
-"""(gold answer, response) -> verdict; never raises for what a response says."""
-FindTruth = Callable[[str, str], Truth]
-"""(question, response) -> the truth, for tasks that know it."""
+Verify = Callable[[Prompt, str], Awaitable[Answer]]
+"""(prompt, response) -> verdict; never raises for what a response says."""
+FindTruth = Callable[[Prompt, str], Truth]
+"""(prompt, response) -> the truth, for tasks that know it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Aggregator:
         """Verify and judge one response; its index in the group. `seed` is the run's."""
         steps = steps_of(rollout.text, rollout.char_ends, self._parts.between)
         answer, critiques = await asyncio.gather(
-            self._parts.verify(prompt.answer, rollout.text),
+            self._parts.verify(prompt, rollout.text),
             self._judge(
                 prompt, rollout, [s.text for s in steps], seed_of(seed, step, prompt.id, rollout.index, "critique")
             ),
@@ -95,14 +95,14 @@ class Aggregator:
     async def check(self, prompt: Prompt, rollout: Rollout) -> tuple[int, Metrics]:
         """For an evaluation: the index of a response and its counts, unjudged and not kept."""
         steps = steps_of(rollout.text, rollout.char_ends, self._parts.between)
-        answer = await self._parts.verify(prompt.answer, rollout.text)
+        answer = await self._parts.verify(prompt, rollout.text)
         member = Member(rollout=rollout, steps=steps, critiques=(), answer=answer)
         score = score_group([member], replace(self._parts.scheme, advantage="grpo"))
         return rollout.index, count_group(score, [self._truth(prompt, member)])
 
     def _truth(self, prompt: Prompt, member: Member) -> Truth | None:
         find = self._parts.find_truth
-        return find(prompt.question, member.rollout.text) if find else None
+        return find(prompt, member.rollout.text) if find else None
 
     def forget(self) -> None:
         """Drop every open group: the run goes back to a checkpoint."""

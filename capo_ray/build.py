@@ -1,0 +1,247 @@
+"""From a Config to the running crew: what is needed is found and checked, then every part is made and connected.
+
+The one place that knows all parts, and where engines are imported, each inside the process that runs it. Everything
+that can be wrong without a GPU is checked in `prepare`, before Ray starts. Leaves out the loop (driver).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capo_ray.config import Config
+from capo_ray.models import ModelFiles, find_model
+from capo_ray.types import Prompt, Sampling
+
+if TYPE_CHECKING:
+    from capo_ray.cluster.crew import RayCrew
+    from capo_ray.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What was found and checked before anything was started."""
+
+    policy: ModelFiles
+    critic: ModelFiles | None
+    prompts_for: Callable[[int], Sequence[Prompt]]
+    held_out: Sequence[Prompt]
+
+
+def prepare(config: Config, run_dir: Path) -> Prepared:
+    """Find models and data and check that they fit together. Raises ConfigError or DataError."""
+    from capo_ray.data import load_prompts
+
+    policy = find_model(config.policy, "policy", run_dir, seed=config.seed)
+    critic = find_model(config.critic.model, "critic.model", run_dir, seed=config.seed + 1) if config.critic else None
+    policy.check_window(config.data.max_prompt_tokens + config.rollout.max_response_tokens, "the policy")
+    prompts = load_prompts(config, policy.encoder(config.policy.system_prompt))
+    return Prepared(policy=policy, critic=critic, prompts_for=prompts.for_step, held_out=prompts.held_out)
+
+
+def sampling_of(config: Config) -> Sampling:
+    rollout = config.rollout
+    return Sampling(
+        max_tokens=rollout.max_response_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+    )
+
+
+# ---- factories: each runs in the process of its actor ----------------------------------------------------------------
+
+
+def make_rollout(settings: dict[str, Any], name: str) -> Any:
+    from capo_ray.engines.rollout_vllm import VllmRollout
+    from capo_ray.engines.vllm_engine import VllmSettings
+
+    return VllmRollout(VllmSettings(**settings), name=name)
+
+
+def make_critic(settings: dict[str, Any], name: str) -> Any:
+    from capo_ray.engines.critic_vllm import VllmCritic
+    from capo_ray.engines.vllm_engine import VllmSettings
+
+    return VllmCritic(VllmSettings(**settings), name=name)
+
+
+def make_trainer(config: Config, model: str, *, rank: int, host: str, port: int) -> Any:
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, str(port)
+    from capo_ray.engines.train_deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(
+        model,
+        trainer=config.trainer,
+        algorithm=config.algorithm,
+        total_steps=optimizer_steps(config),
+        temperature=config.rollout.temperature,
+        rank=rank,
+        world_size=config.trainer.ranks,
+        device=config.cluster.device,
+        dtype=config.policy.dtype,
+        seed=config.seed,
+    )
+
+
+def make_sender(config: Config, handles: Sequence[Any], *, rank: int) -> Any:
+    from capo_ray.cluster.weight_client import RaySyncClient
+
+    client = RaySyncClient(handles) if rank == 0 else None
+    if config.cluster.weight_transfer == "shm":
+        from capo_ray.engines.weights_shm import ShmSender
+
+        return ShmSender(client)
+    from capo_ray.engines.weights_gpu import GpuSender
+
+    num_receivers = config.rollout.workers * config.rollout.tensor_parallel
+    return GpuSender(config.cluster.weight_transfer, client, num_receivers=num_receivers, rank=rank)
+
+
+def make_aggregator(config: Config, critics: Sequence[tuple[str, Any]], samples: Path, *, shard: int, put: Any) -> Any:
+    from capo_ray.cluster.aggregator import Aggregator, AggregatorParts
+    from capo_ray.cluster.critic_pool import RemoteCritic
+    from capo_ray.credit.group import Scheme
+    from capo_ray.credit.steps import delimiter
+    from capo_ray.critics import Critics
+    from capo_ray.tasks.registry import task_of
+
+    task = task_of(config)
+    reward = config.reward
+    judge = (
+        Critics([RemoteCritic(name, actor) for name, actor in critics], critic_settings(config)) if critics else None
+    )
+    parts = AggregatorParts(
+        scheme=Scheme(
+            vote=reward.vote,
+            outcome_weight=reward.outcome_weight,
+            process_weight=reward.process_weight,
+            advantage=config.algorithm.advantage,
+            min_valid_critiques=reward.min_valid_critiques,
+            unjudged=reward.unjudged,
+        ),
+        between=delimiter(reward.segmenter, reward.segmenter_pattern),
+        verify=task.verify,
+        critics=judge,
+        reference=config.critic.reference if config.critic else "none",
+        find_truth=task.find_truth,
+        samples=samples,
+    )
+    return Aggregator(parts, shard=shard, put=put)
+
+
+def critic_settings(config: Config) -> Any:
+    from capo_ray.critics import CriticSettings
+
+    critic = config.critic
+    assert critic is not None
+    return CriticSettings(
+        critiques=critic.critiques,
+        template=critic.template,
+        max_critique_tokens=critic.max_critique_tokens,
+        temperature=critic.temperature,
+        top_p=critic.top_p,
+        max_sequences=critic.max_sequences,
+        deadline_s=critic.deadline_s,
+        attempts=critic.attempts,
+        max_failed_share=critic.max_failed_share,
+        failure_window=critic.failure_window,
+    )
+
+
+def optimizer_steps(config: Config) -> int:
+    """Optimizer steps of the whole run: what the learning rate's schedule spans."""
+    responses = config.prompts_per_step * config.responses_per_prompt
+    per_step = -(-responses // (config.trainer.responses_per_update or responses))
+    return config.steps * per_step * config.trainer.optimisation_passes
+
+
+# ---- the crew --------------------------------------------------------------------------------------------------------
+
+
+def rollout_settings(config: Config, policy: ModelFiles) -> dict[str, Any]:
+    rollout = config.rollout
+    return {
+        "model": str(policy.folder),
+        "tokenizer": str(policy.tokenizer),
+        "dtype": config.policy.dtype,
+        "window": config.data.max_prompt_tokens + rollout.max_response_tokens,
+        "tensor_parallel": rollout.tensor_parallel,
+        "max_sequences": rollout.max_sequences,
+        "gpu_memory_share": rollout.gpu_memory_share,
+        "eager": rollout.eager,
+        "weight_transfer": f"capo_{config.cluster.weight_transfer}",
+    }
+
+
+def critic_engine_settings(config: Config, critic: ModelFiles) -> dict[str, Any]:
+    assert config.critic is not None
+    return {
+        "model": str(critic.folder),
+        "tokenizer": str(critic.tokenizer),
+        "dtype": config.critic.model.dtype,
+        "window": config.critic.window,
+        "tensor_parallel": config.critic.tensor_parallel,
+        "max_sequences": config.critic.max_sequences,
+        "gpu_memory_share": config.critic.gpu_memory_share,
+        "eager": config.critic.eager,
+    }
+
+
+@asynccontextmanager
+async def running_crew(config: Config, found: Prepared, run_dir: Path, tracker: Tracker) -> AsyncIterator[RayCrew]:
+    """Start every actor (inside a Ray session), wait until all are ready, and stop them at the end."""
+    from capo_ray.checkpoint import Checkpoints
+    from capo_ray.cluster.crew import CrewParts, CrewSettings, RayCrew
+    from capo_ray.cluster.placement import Hire
+    from capo_ray.cluster.trainer_group import TrainerGroup
+
+    async with Hire(config) as hire:
+        workers = hire.rollouts([
+            partial(make_rollout, rollout_settings(config, found.policy), f"rollout-{n}")
+            for n in range(config.rollout.workers)
+        ])  # fmt: skip
+        critics: list[Any] = []
+        if config.critic is not None and found.critic is not None:
+            critics = hire.critics([
+                partial(make_critic, critic_engine_settings(config, found.critic), f"critic-{n}")
+                for n in range(config.critic.workers)
+            ])  # fmt: skip
+        trainers = TrainerGroup(
+            hire.trainers(partial(make_trainer, config, str(found.policy.folder)), partial(make_sender, config)),
+            tokens_per_micro_batch=config.trainer.tokens_per_micro_batch,
+            responses_per_update=config.trainer.responses_per_update,
+            aggregation=config.algorithm.aggregation,
+            max_response_tokens=config.rollout.max_response_tokens,
+        )
+        named = [(f"critic-{n}", critic) for n, critic in enumerate(critics)]
+        aggregators = hire.aggregators(partial(make_aggregator, config, named, run_dir / "samples"))
+        await asyncio.gather(hire.ready(), trainers.start())
+        await trainers.connect(workers)
+        parts = CrewParts(
+            workers=workers,
+            critics=critics,
+            aggregators=aggregators,
+            trainers=trainers,
+            tracker=tracker,
+            checkpoints=Checkpoints(run_dir, keep=config.keep_checkpoints),
+            prompts_for=found.prompts_for,
+            held_out=found.held_out,
+        )
+        settings = CrewSettings(
+            seed=config.seed,
+            responses_per_prompt=config.responses_per_prompt,
+            sampling=sampling_of(config),
+            max_dropped_share=config.max_dropped_share,
+            samples_per_step=config.tracking.samples_per_step,
+        )
+        yield RayCrew(parts, settings)

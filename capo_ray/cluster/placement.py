@@ -1,0 +1,192 @@
+"""Which actor gets what of the machines, and the hiring and dismissal of all of them.
+
+Every actor has a bundle of one placement group; the group is compared with the cluster before it is asked for, since
+one that can never be met waits for ever. On CPU the roles take turns on the cores, so each asks for a small share.
+Leaves out what the actors do (actors).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import ray
+from ray.exceptions import RayActorError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from capo_ray.cluster.actors import AggregatorActor, CriticActor, RolloutActor, TrainerActor
+from capo_ray.cluster.faults import cause_of
+from capo_ray.config import Config
+
+log = logging.getLogger(__name__)
+
+Role = Literal["rollout", "critic", "trainer", "aggregator"]
+MANY = 1_000_000
+"""Concurrent calls of an async actor: how many run is decided by whoever calls, not by Ray."""
+RESTARTS = 3
+"""How often Ray starts a rollout worker or critic again that died."""
+CPU_SHARE = 0.1
+"""Cores that an actor asks for where roles take turns on the cores."""
+
+
+class NotEnough(RuntimeError):
+    """The cluster cannot hold the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One actor's part of the cluster."""
+
+    role: Role
+    bundle: int
+    resources: dict[str, float]
+
+
+def seats(config: Config) -> tuple[list[dict[str, float]], list[Seat]]:
+    """The bundles of the placement group, and the seat of every actor in them.
+
+    With weights moved by CUDA IPC trainer rank and rollout worker n share a GPU, so they share a bundle.
+    """
+    gpu = config.cluster.device == "gpu"
+    shared = config.cluster.weight_transfer == "ipc"
+    bundles: list[dict[str, float]] = []
+    made: list[Seat] = []
+
+    def seat(role: Role, gpus: float, *, bundle: int | None = None) -> None:
+        need = {"CPU": max(1.0, gpus), "GPU": gpus} if gpu and gpus else {"CPU": 1.0 if gpu else CPU_SHARE}
+        if bundle is None:
+            bundles.append({})
+            bundle = len(bundles) - 1
+        bundles[bundle] = dict(Counter(bundles[bundle]) + Counter(need))
+        made.append(Seat(role, bundle, need))
+
+    for _ in range(config.rollout.workers):
+        seat("rollout", 0.5 if shared else config.rollout.tensor_parallel)
+    for _ in range(config.critic.workers if config.critic else 0):
+        seat("critic", config.critic.tensor_parallel if config.critic else 0)
+    for rank in range(config.trainer.ranks):
+        seat("trainer", 0.5 if shared else 1, bundle=rank if shared else None)
+    for _ in range(config.reward.aggregators):
+        seat("aggregator", 0)
+    return bundles, made
+
+
+def environment(config: Config, role: Role) -> dict[str, str]:
+    """Environment of an actor's process, set before it imports anything."""
+    if config.cluster.device == "gpu":
+        return {}
+    variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    kv_cache = {"rollout": config.rollout.kv_cache_gib, "critic": config.critic.kv_cache_gib if config.critic else 1}
+    if role in kv_cache:
+        variables |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache[role]), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return variables
+
+
+class Hire:
+    """All actors of a run: `async with Hire(config) as hire`; at the end they are closed, then killed."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._bundles, self._seats = seats(config)
+        self._group: Any = None
+        self._actors: list[tuple[str, Any]] = []
+
+    async def __aenter__(self) -> Self:
+        refuse_too_much(self._bundles, ray.cluster_resources())
+        strategy = "PACK" if self._config.cluster.placement == "pack" else "SPREAD"
+        self._group = placement_group(self._bundles, strategy=strategy)
+        await with_patience(self._group.ready(), f"the placement group of {len(self._bundles)} bundles")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        closing = [actor.close.remote() for name, actor in self._actors if not name.startswith("aggregator")]
+        if closing:
+            await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=10)
+        for _, actor in self._actors:
+            ray.kill(actor)
+        remove_placement_group(self._group)
+
+    def rollouts(self, factories: Sequence[Callable[[], Any]]) -> list[Any]:
+        return self._hire("rollout", RolloutActor, [(factory,) for factory in factories], max_restarts=RESTARTS)
+
+    def critics(self, factories: Sequence[Callable[[], Any]]) -> list[Any]:
+        return self._hire("critic", CriticActor, [(factory,) for factory in factories], max_restarts=RESTARTS)
+
+    def trainers(self, factory: Callable[..., Any], make_sender: Callable[..., Any]) -> list[Any]:
+        ranks = range(self._config.trainer.ranks)
+        return self._hire("trainer", TrainerActor, [(factory, make_sender, rank) for rank in ranks])
+
+    def aggregators(self, factory: Callable[..., Any]) -> list[Any]:
+        shards = range(self._config.reward.aggregators)
+        return self._hire("aggregator", AggregatorActor, [(factory, shard) for shard in shards])
+
+    def _hire(self, role: Role, actor_class: type, arguments: Sequence[tuple[Any, ...]], **options: Any) -> list[Any]:
+        if role != "trainer":
+            options["max_concurrency"] = MANY
+        hired = []
+        mine = [seat for seat in self._seats if seat.role == role]
+        for number, (seat, given) in enumerate(zip(mine, arguments, strict=True)):
+            name = f"{role}-{number}"
+            actor = (
+                ray.remote(actor_class)
+                .options(
+                    num_cpus=seat.resources["CPU"],
+                    num_gpus=seat.resources.get("GPU", 0),
+                    runtime_env={"env_vars": environment(self._config, role)},
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(
+                        self._group, placement_group_bundle_index=seat.bundle
+                    ),
+                    **options,
+                )
+                .remote(*given)
+            )
+            hired.append(actor)
+            self._actors.append((name, actor))
+        return hired
+
+    async def ready(self) -> None:
+        """Wait until every engine has started. Raises with the name and cause of the first that cannot."""
+        waiting = [self._wait(name, actor) for name, actor in self._actors if not name.startswith("trainer")]
+        await asyncio.gather(*waiting)
+
+    async def _wait(self, name: str, actor: Any) -> None:
+        try:
+            await with_patience(actor.ready.remote(), f"{name} to start")
+        except RayActorError as error:
+            raise RuntimeError(f"{name} could not start: {cause_of(error)}") from error
+
+
+def refuse_too_much(bundles: Sequence[dict[str, float]], there: dict[str, float]) -> None:
+    """Raises NotEnough when the cluster as a whole has less than the bundles ask for."""
+    asked: Counter[str] = Counter()
+    for bundle in bundles:
+        asked.update(bundle)
+    short = {name: need for name, need in asked.items() if need > there.get(name, 0) + 1e-6}
+    if short:
+        faults = ", ".join(f"{need:g} {name} (there are {there.get(name, 0):g})" for name, need in short.items())
+        raise NotEnough(
+            f"this run needs {faults}. Ask for fewer workers, join a larger cluster with cluster.address=auto, "
+            "or start with +experiment=tiny_cpu"
+        )
+
+
+async def with_patience(reference: Any, what: str, *, patience_s: float = 30.0) -> Any:
+    """Await a Ray reference and say what is waited for while it lasts."""
+    waiting = asyncio.ensure_future(_await(reference))
+    waited = 0.0
+    try:
+        while not (await asyncio.wait((waiting,), timeout=patience_s))[0]:
+            waited += patience_s
+            log.warning("waiting for %s since %.0f s", what, waited)
+        return waiting.result()
+    finally:
+        waiting.cancel()
+
+
+async def _await(reference: Any) -> Any:
+    return await reference

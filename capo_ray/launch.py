@@ -1,0 +1,104 @@
+"""The program: `python -m capo_ray.launch +experiment=tiny_cpu [key=value ...]`.
+
+Composes and checks the configuration, says what will run, runs it, and ends with one clear message whatever happens.
+Leaves out how it is run (build, driver).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from capo_ray.checkpoint import Checkpoints, RunDirError, claim
+from capo_ray.config import Config, ConfigError, compose
+
+USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
+
+  +experiment=tiny_cpu              the whole pipeline on two CPU cores, in minutes
+  +experiment=tiny_cpu_text         the same on real text, with a random model
+  +experiment=llama3b_intersection  the paper's Llama-3.2-3B with intersection voting, on GPUs
+  dry_run=true                      print the resolved configuration and the placement plan, then stop
+  run_dir=DIR resume=true           continue a run from its last checkpoint
+"""
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+log = logging.getLogger("capo_ray")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0 if arguments else BAD_INPUT
+    logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    logging.captureWarnings(True)
+    warnings.simplefilter("default", UserWarning)
+    try:
+        return launch(compose(arguments))
+    except (ConfigError, RunDirError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def launch(config: Config) -> int:
+    """Run `config`; the exit code."""
+    from capo_ray.plan import describe, refuse_unfit
+
+    if config.dry_run:
+        print(describe(config))
+        return 0
+    refuse_unfit(config)
+    run_dir = run_dir_of(config)
+    claim(run_dir, resume=config.resume)
+    try:
+        asyncio.run(run(config, run_dir))
+    except KeyboardInterrupt:
+        print(f"\ninterrupted. {_where_to_go_on(run_dir)}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def run_dir_of(config: Config) -> Path:
+    if config.run_dir is not None:
+        return Path(config.run_dir).expanduser().resolve()
+    if config.resume:
+        raise ConfigError("resume: name the run to resume with run_dir=DIR")
+    return Path.cwd() / "runs" / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+async def run(config: Config, run_dir: Path) -> None:
+    from capo_ray.build import prepare, running_crew
+    from capo_ray.cluster.session import ray_session
+    from capo_ray.driver import train
+    from capo_ray.tracking import Tracker
+
+    found = prepare(config, run_dir)
+    tracker = Tracker.open(config, run_dir)
+    try:
+        with ray_session(config.cluster, logs=run_dir / "logs"):
+            async with running_crew(config, found, run_dir, tracker) as crew:
+                await train(
+                    crew,
+                    steps=config.steps,
+                    max_staleness=config.algorithm.max_staleness,
+                    checkpoint_every=config.checkpoint_every,
+                )
+    finally:
+        tracker.finish()
+
+
+def _where_to_go_on(run_dir: Path) -> str:
+    newest = Checkpoints(run_dir, keep=1).newest()
+    if newest is None:
+        return f"No checkpoint was written yet; what there is of the run is in {run_dir}"
+    return f"The last checkpoint is {newest}; go on with: run_dir={run_dir} resume=true"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

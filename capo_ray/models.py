@@ -1,0 +1,131 @@
+"""Where a model's files are, and whether they fit together: folder, tokenizer, vocabulary, window, chat template.
+
+Reads JSON only. Leaves out loading weights (engines) and what a machine can hold (plan).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capo_ray.config import ConfigError, Model
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """A model that is there."""
+
+    folder: Path
+    tokenizer: Path
+    """Folder of the tokenizer."""
+    window: int
+    """Tokens of prompt and response together."""
+
+    def check_window(self, tokens: int, what: str) -> None:
+        if tokens > self.window:
+            raise ConfigError(
+                f"{what} at {self.folder} has a window of {self.window} tokens; data.max_prompt_tokens + "
+                f"rollout.max_response_tokens = {tokens} do not fit. Lower one of them."
+            )
+
+    def encoder(self, system_prompt: str | None) -> Callable[[str], tuple[int, ...]]:
+        """Question -> token ids of the chat that ends where the policy's answer begins."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        if tokenizer.chat_template is None:
+            raise ConfigError(
+                f"policy.tokenizer: {self.tokenizer} has no chat template; use an instruction-tuned model's tokenizer"
+            )
+        system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+
+        def encode(question: str) -> tuple[int, ...]:
+            messages = [*system, {"role": "user", "content": question}]
+            return tuple(
+                tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+            )
+
+        return encode
+
+
+def find_model(model: Model, field: str, run_dir: Path, *, seed: int) -> ModelFiles:
+    """The files of `model`; a random one is made under `run_dir`. Raises ConfigError that names `field`."""
+    folder = _folder(model, field, run_dir, seed)
+    tokenizer = Path(model.tokenizer) if model.tokenizer and model.path != "random" else folder
+    if not tokenizer.is_dir():
+        tokenizer = _download(str(tokenizer), f"{field}.tokenizer")
+    shape = _read_json(folder / "config.json", field)
+    _check_vocabulary(tokenizer, int(shape["vocab_size"]), field)
+    return ModelFiles(folder=folder, tokenizer=tokenizer, window=int(shape["max_position_embeddings"]))
+
+
+def _folder(model: Model, field: str, run_dir: Path, seed: int) -> Path:
+    if model.path == "random":
+        return _random(model, field, run_dir / "models" / field.split(".")[0], seed)
+    if model.path.startswith("asset:"):
+        folder = ASSETS / model.path.removeprefix("asset:")
+        if not folder.is_dir():
+            there = ", ".join(sorted(path.name for path in ASSETS.iterdir())) if ASSETS.is_dir() else "none"
+            raise ConfigError(f"{field}.path: no model {model.path!r} ships with this package; there are: {there}")
+        return folder
+    folder = Path(model.path).expanduser()
+    return folder if folder.is_dir() else _download(model.path, f"{field}.path")
+
+
+def _random(model: Model, field: str, folder: Path, seed: int) -> Path:
+    from capo_ray.engines.random_model import make_random_model
+
+    if model.shape is None or model.tokenizer is None:
+        raise ConfigError(f"{field}.path: a random model needs {field}.shape and {field}.tokenizer")
+    if not (folder / "config.json").is_file():
+        tokenizer = Path(model.tokenizer)
+        if not tokenizer.is_dir():
+            tokenizer = _download(model.tokenizer, f"{field}.tokenizer")
+        try:
+            make_random_model(folder, model.shape, tokenizer=str(tokenizer), dtype=model.dtype, seed=seed)
+        except ValueError as error:
+            raise ConfigError(f"{field}.tokenizer: {error}") from error
+    return folder
+
+
+def _download(name: str, field: str) -> Path:
+    """A Hugging Face id's files, from the cache or the hub."""
+    message = f"{field}: {name!r} is no folder here"
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ConfigError(f"{message}; name a folder or a Hugging Face id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
+    except Exception as error:  # the hub's client raises errors of many libraries
+        raise ConfigError(
+            f"{message}, and the Hugging Face hub did not give it ({type(error).__name__}). Check the name, the "
+            "network, and `hf auth login` for gated models; or download it and name its folder"
+        ) from error
+
+
+def _read_json(path: Path, field: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{field}.path: {path} cannot be read as a model's configuration: {error}") from error
+
+
+def _check_vocabulary(tokenizer: Path, vocabulary: int, field: str) -> None:
+    from capo_ray.credit.tokens import read_tokenizer_json
+
+    try:
+        spec = json.loads(read_tokenizer_json(tokenizer))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{field}.tokenizer: {error}") from error
+    ids = [*spec["model"]["vocab"].values(), *(entry["id"] for entry in spec.get("added_tokens", []))]
+    if max(ids) >= vocabulary:
+        raise ConfigError(
+            f"{field}.tokenizer: {tokenizer} has ids up to {max(ids)}, the model's vocabulary ends at "
+            f"{vocabulary - 1}: this tokenizer belongs to another model"
+        )

@@ -1,0 +1,52 @@
+"""What a kind of data means to the reward: how answers are verified, and who knows the truth of a step.
+
+A new task is one entry of `TASKS`. Imports are lazy: the verifier of mathematics starts child processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from capo_ray.config import Config
+from capo_ray.tally import Truth
+from capo_ray.types import Answer, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    verify: Callable[[Prompt, str], Awaitable[Answer]]
+    """(prompt, response) -> verdict; never raises for what a response says."""
+    find_truth: Callable[[Prompt, str], Truth] | None
+    """(prompt, response) -> the truth of every step; None where nobody knows."""
+
+
+def arithmetic(config: Config) -> Task:
+    from capo_ray.tasks.arithmetic.world import check
+
+    async def verify(prompt: Prompt, response: str) -> Answer:
+        return "correct" if check(prompt.question, response).answer_right else "wrong"
+
+    def find_truth(prompt: Prompt, response: str) -> Truth:
+        found = check(prompt.question, response)
+        return Truth(answer_right=found.answer_right, steps_right=found.steps_right)
+
+    return Task(verify, find_truth)
+
+
+def mathematics(config: Config) -> Task:
+    from capo_ray.tasks.verify import Verifier
+
+    verifier = Verifier(processes=config.reward.verifiers, timeout_s=config.reward.verify_timeout_s)
+
+    async def verify(prompt: Prompt, response: str) -> Answer:
+        return (await verifier.verify(prompt.answer, response)).answer
+
+    return Task(verify, None)
+
+
+TASKS: dict[str, Callable[[Config], Task]] = {"arithmetic": arithmetic, "jsonl": mathematics}
+
+
+def task_of(config: Config) -> Task:
+    return TASKS[config.data.kind](config)
