@@ -1,7 +1,9 @@
 """The loop: collect, update, sync, write down.
 
 `train` holds references and summaries, never payloads. Pipelining is one number: with `max_staleness` k, k more batches
-are in flight while one is trained on. Leaves out everything that touches Ray, an engine or a file; a Crew does that.
+are in flight while one is trained on. At 0 a run that is stopped and resumed makes the numbers of one that never was;
+above 0 the first k batches after a resume are fresher than they would have been. A run goes back to its last
+checkpoint by calling `train` again. Leaves out everything that touches Ray, an engine or a file; a Crew does that.
 """
 
 from __future__ import annotations
@@ -72,6 +74,8 @@ async def train(
             start = monotonic()
             batch = await in_flight.popleft()
             refuse_stale(batch, step, max_staleness)
+            if not any(group.has_credit for group in batch.groups):
+                log.warning("step %d: no token of any response has an advantage; the step teaches nothing", step)
             waited = monotonic()
             update = await crew.update(batch)
             updated = monotonic()
@@ -86,6 +90,11 @@ async def train(
         await crew.evaluate(steps)
     finally:
         await cancel(in_flight)
+
+
+def is_due(done: int, every: int, steps: int) -> bool:
+    """Whether what is done every `every` steps, and after the last one, is to be done when `done` of `steps` are."""
+    return done == steps or (every > 0 and done % every == 0)
 
 
 def refuse_stale(batch: Batch, version: int, max_staleness: int) -> None:
