@@ -1,0 +1,67 @@
+"""Packages, their data and what they need; everything that pyproject.toml cannot say about `conf/`.
+
+`conf/` stands at the top of the repository and is shipped inside the package, as `capo_ray/conf`. An editable install
+does not honour that mapping, so `capo_ray.config.conf_dir` looks for the folder by path: the installed copy first,
+then the checkout's.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+# The core runs no engine: credit, grade, data, configuration, plans.
+CORE = [
+    "hydra-core>=1.3.2,<2",
+    "math-verify>=0.9,<0.10",
+    "omegaconf>=2.3,<3",
+    "pydantic>=2.9,<3",
+    "pyyaml>=6",
+    "tokenizers>=0.21",
+]
+
+# requirements/gpu.lock pins all of these and what they need in turn. For CPU there is no extra: the CPU build of vLLM
+# asks for packages that break it there, so its environment is requirements/cpu.lock as a whole.
+GPU = [
+    "datasets==5.2.0",
+    "deepspeed==0.19.8",
+    "httpx>=0.27",
+    "jinja2>=3.1",
+    "psutil>=5.9",
+    "ray[default]==2.60.0",
+    "rich>=13",
+    "safetensors>=0.5",
+    "tensorboard==2.21.0",
+    "torch==2.13.0",
+    "transformers==5.19.0",
+    "vllm==0.32.0",
+    "wandb==0.31.0",
+]
+
+TEST = ["build", "hypothesis", "mypy", "pytest>=8", "pytest-timeout", "ruff"]
+
+
+def readme() -> str:
+    path = HERE / "README.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+setup(
+    name="capo-ray",
+    version="0.1.0",
+    description="CAPO: step-level credit by generated critiques, on Ray, vLLM and DeepSpeed",
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["capo_ray", "capo_ray.*"]), "capo_ray.conf"],
+    package_dir={"capo_ray.conf": "conf"},
+    package_data={
+        "capo_ray.conf": ["*.yaml", "**/*.yaml"],
+        "capo_ray": ["py.typed", "assets/**/*.safetensors", "assets/**/*.json", "assets/**/*.md", "assets/**/*.jinja"],
+    },
+    install_requires=CORE,
+    extras_require={"gpu": GPU, "test": TEST},
+)
