@@ -30,14 +30,16 @@ class Crew(Protocol):
         """Sample, judge and score the prompts of `step`. The version that samples is fixed when this first runs."""
         ...
 
-    async def update(self, batch: Batch) -> Update: ...
+    async def update(self, batch: Batch) -> Update:
+        """Train on `batch`; raises when it must not be trained on."""
+        ...
 
     async def sync(self, version: int) -> None:
         """Give every rollout worker the trainer's weights as `version`; nobody samples meanwhile."""
         ...
 
     async def evaluate(self, step: int) -> None:
-        """Measure the policy on held-out prompts, if there are any."""
+        """Measure the policy after `step` steps on held-out prompts, if there are any, and write that down."""
         ...
 
     async def record(self, batch: Batch, update: Update, seconds: Metrics) -> None:
@@ -82,18 +84,16 @@ async def train(
             await crew.sync(step + 1)
             seconds = {"wait": waited - start, "update": updated - waited, "sync": monotonic() - updated}
             await crew.record(batch, update, seconds | {"step": monotonic() - start})
-            if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+            if is_due(step + 1, checkpoint_every, steps):
                 await crew.save(step + 1)
-            if evaluate_every and (step + 1) % evaluate_every == 0 and step + 1 < steps:
+            if is_due(step + 1, evaluate_every, steps):
                 await crew.evaluate(step + 1)
-        await crew.save(steps)
-        await crew.evaluate(steps)
     finally:
         await cancel(in_flight)
 
 
 def is_due(done: int, every: int, steps: int) -> bool:
-    """Whether what is done every `every` steps, and after the last one, is to be done when `done` of `steps` are."""
+    """Whether `done` of `steps` are a time for what is done every `every` steps (0: not) and after the last one."""
     return done == steps or (every > 0 and done % every == 0)
 
 
