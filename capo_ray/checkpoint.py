@@ -2,17 +2,21 @@
 
     RUN_DIR/config.yaml  metrics.jsonl  samples/  tensorboard/  wandb/  checkpoints/step_000020/{state.json, trainer/}
 
-A checkpoint is written beside its place and renamed. Leaves out what the trainer puts into its part (engines) and what
-is tracked (tracking).
+A checkpoint is written beside its place and renamed; one that goes is renamed before it is removed. Whoever is killed
+in between leaves a folder whose name begins with a dot: never read, removed by the next checkpoint. Leaves out what the
+trainer puts into its part (engines) and what is tracked (tracking).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 from capo_ray.types import JsonDict
+
+_NAME = re.compile(r"step_(\d{6,})")
 
 
 class RunDirError(ValueError):
@@ -21,6 +25,8 @@ class RunDirError(ValueError):
 
 def claim(run_dir: Path, *, resume: bool) -> None:
     """Make `run_dir` for a new run, or check that there is a run to resume."""
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RunDirError(f"the run directory {run_dir} is a file; pass another run_dir")
     begun = (run_dir / "config.yaml").is_file()
     if resume and not begun:
         raise RunDirError(
@@ -42,28 +48,48 @@ class Checkpoints:
         self._keep = keep
 
     def newest(self) -> Path | None:
-        found = sorted(self._folder.glob("step_*")) if self._folder.is_dir() else []
-        whole = [path for path in found if (path / "state.json").is_file()]
+        whole = self._whole()
         return whole[-1] if whole else None
 
     def begin(self, step: int) -> Path:
         """An empty folder to write the checkpoint of `step` to."""
+        for left in self._folder.glob(".*"):
+            shutil.rmtree(left)
         partial = self._folder / f".partial_{step:06d}"
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         return partial
 
     def commit(self, partial: Path, state: JsonDict) -> Path:
-        """Write `state` into `partial` and move it to its place; older ones beyond `keep` go."""
+        """Write `state`, which names its "step", into `partial` and move it to its place; all but `keep` go."""
         (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         final = self._folder / f"step_{int(state['step']):06d}"
         if final.exists():
-            shutil.rmtree(final)
+            self._remove(final)
         partial.rename(final)
-        for old in sorted(self._folder.glob("step_*"))[: -self._keep]:
-            shutil.rmtree(old)
+        for old in self._whole()[: -self._keep]:
+            self._remove(old)
         return final
+
+    def _whole(self) -> list[Path]:
+        """Ascending by step."""
+        found = self._folder.iterdir() if self._folder.is_dir() else ()
+        named = {int(name[1]): path for path in found if (name := _NAME.fullmatch(path.name))}
+        return [named[step] for step in sorted(named) if (named[step] / "state.json").is_file()]
+
+    def _remove(self, path: Path) -> None:
+        gone = path.rename(path.with_name(f".removed_{path.name}"))
+        shutil.rmtree(gone)
 
 
 def read_state(checkpoint: Path) -> JsonDict:
-    return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    """What `commit` was given."""
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunDirError(f"{checkpoint / 'state.json'} is broken ({error}); {_WITHOUT_IT}") from error
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise RunDirError(f'{checkpoint / "state.json"} does not say its "step"; {_WITHOUT_IT}')
+    return state
+
+
+_WITHOUT_IT = "remove that checkpoint's folder to go on from the one before it"
