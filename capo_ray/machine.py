@@ -1,0 +1,88 @@
+"""What stands on this machine: cores, memory, GPUs, and the shapes of models whose files are here.
+
+Reads /proc, nvidia-smi and JSON; imports no engine. Leaves out what a run needs (plan).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from capo_ray.config import Cluster, Model, Shape
+from capo_ray.models import ASSETS
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What there is for a run."""
+
+    cpus: float
+    gpus: int
+    memory_gib: float
+    gpu_gib: float = 0.0
+    """Memory of the smallest GPU; 0 without any."""
+
+    def __str__(self) -> str:
+        gpus = f"{self.gpus} GPUs of {self.gpu_gib:.0f} GiB" if self.gpus else "no GPU"
+        return f"{self.cpus:g} cores, {self.memory_gib:.1f} GiB of memory, {gpus}"
+
+
+def this_machine(cluster: Cluster) -> Machine:
+    """What a Ray that is started here would offer."""
+    sizes = gpu_sizes()
+    return Machine(
+        cpus=cluster.cpus or len(os.sched_getaffinity(0)),
+        gpus=len(sizes),
+        memory_gib=_memory_gib(),
+        gpu_gib=min(sizes, default=0.0),
+    )
+
+
+def gpu_sizes() -> list[float]:
+    """GiB of each GPU that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1") or shutil.which("nvidia-smi") is None:
+        return []
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60)
+    sizes = [float(line) / 1024 for line in done.stdout.split("\n") if line.strip().replace(".", "").isdigit()]
+    return sizes if visible is None else sizes[: len(visible.split(","))]
+
+
+def _memory_gib() -> float:
+    """Of the machine, or of the container where that is less."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if path.is_file() and (limit := path.read_text().strip()).isdigit():
+            pages = min(pages, int(limit) / GIB)
+    return pages
+
+
+def shape_of(model: Model) -> Shape | None:
+    """The shape that the configuration names, or that of the files where they are here; None where neither is."""
+    if model.shape is not None:
+        return model.shape
+    shipped = model.path.startswith("asset:")
+    folder = ASSETS / model.path.removeprefix("asset:") if shipped else Path(model.path).expanduser()
+    config = folder / "config.json"
+    if not config.is_file():
+        return None
+    spec = json.loads(config.read_text(encoding="utf-8"))
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    width = 4 if "32" in str(spec.get("dtype") or spec.get("torch_dtype") or "float32") else 2
+    heads, hidden = spec["num_attention_heads"], spec["hidden_size"]
+    head_size = spec.get("head_dim") or hidden // heads
+    return Shape(
+        parameters=max(1, stored // width),
+        layers=spec["num_hidden_layers"],
+        hidden_size=hidden,
+        key_value_size=head_size * (spec.get("num_key_value_heads") or heads),
+        vocabulary=spec["vocab_size"],
+        window=spec["max_position_embeddings"],
+    )

@@ -1,0 +1,291 @@
+"""What a run asks of machines, worked out before anything starts: processes, bundles, memory, and the derived numbers.
+
+Pure arithmetic over a Config and the shapes of its models; the memory figures are estimates, good to about a fifth.
+`describe` is what `dry_run=true` prints, `refuse_unfit` ends a run that this machine cannot hold with one message.
+Leaves out asking Ray for anything (cluster.placement) and looking at the machine (machine).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from capo_ray.config import Config, ConfigError, Shape, compose, conf_dir
+from capo_ray.machine import Machine, shape_of, this_machine
+from capo_ray.memory import engine_memory, trainer_memory
+
+Role = Literal["rollout", "critic", "trainer", "aggregator"]
+ASSUMED_GPU_GIB = 80.0
+"""Memory of a GPU where none can be asked."""
+CPU_SHARE = 0.1
+"""Cores that an actor asks for where roles take turns on the cores."""
+RAY_CPU_GIB = 1.2
+"""Ray's own processes, the driver and the aggregators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One actor's part of the cluster."""
+
+    role: Role
+    bundle: int
+    resources: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolePlan:
+    """The processes of one role."""
+
+    role: Role
+    processes: int
+    cpus_each: float
+    gpus_each: float
+    memory: dict[str, float]
+    """GiB by purpose: per GPU of a process on GPU, per process on CPU. Empty where the model's shape is unknown."""
+    note: str = ""
+
+    @property
+    def total_gib(self) -> float:
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What one run needs."""
+
+    name: str
+    device: Literal["cpu", "gpu"]
+    roles: tuple[RolePlan, ...]
+    bundles: tuple[dict[str, float], ...]
+    numbers: dict[str, int]
+    gpu_gib: float
+    """Memory of a GPU that the figures are for."""
+    shared_gpus: bool
+    """Trainer rank n and rollout worker n take turns on one GPU."""
+    memory_gib: float
+    """Memory of all processes together; 0 on GPU, where it is not estimated."""
+    faults: tuple[str, ...] = ()
+    """What can run nowhere, whatever the number of machines."""
+
+    def needs(self, resource: str) -> float:
+        return round(sum(bundle.get(resource, 0.0) for bundle in self.bundles), 6)
+
+
+def seats(config: Config) -> tuple[list[dict[str, float]], list[Seat]]:
+    """The bundles of the placement group, and the seat of every actor in them.
+
+    With weights moved by CUDA IPC trainer rank and rollout worker n share a GPU, so they share a bundle.
+    """
+    gpu = config.cluster.device == "gpu"
+    shared = config.cluster.weight_transfer == "ipc"
+    bundles: list[dict[str, float]] = []
+    made: list[Seat] = []
+
+    def seat(role: Role, gpus: float, *, bundle: int | None = None) -> None:
+        need = {"CPU": max(1.0, gpus), "GPU": gpus} if gpu and gpus else {"CPU": 1.0 if gpu else CPU_SHARE}
+        if bundle is None:
+            bundles.append({})
+            bundle = len(bundles) - 1
+        bundles[bundle] = dict(Counter(bundles[bundle]) + Counter(need))
+        made.append(Seat(role, bundle, need))
+
+    for _ in range(config.rollout.workers):
+        seat("rollout", 0.5 if shared else config.rollout.tensor_parallel)
+    for _ in range(config.critic.workers if config.critic else 0):
+        seat("critic", config.critic.tensor_parallel if config.critic else 0)
+    for rank in range(config.trainer.ranks):
+        seat("trainer", 0.5 if shared else 1, bundle=rank if shared else None)
+    for _ in range(config.reward.aggregators):
+        seat("aggregator", 0)
+    return bundles, made
+
+
+def optimizer_steps_per_batch(config: Config) -> int:
+    """Optimizer steps on one rollout batch."""
+    responses = config.prompts_per_step * config.responses_per_prompt
+    return -(-responses // (config.trainer.responses_per_update or responses)) * config.trainer.optimisation_passes
+
+
+def derived_numbers(config: Config) -> dict[str, int]:
+    """What follows from the configuration and is easily got wrong by hand; token numbers are upper bounds."""
+    responses = config.prompts_per_step * config.responses_per_prompt
+    critiques = responses * config.critic.critiques if config.critic else 0
+    per_batch = optimizer_steps_per_batch(config)
+    return {
+        "prompts in the run": config.steps * config.prompts_per_step,
+        "responses per step": responses,
+        "critiques per step": critiques,
+        "sampled tokens per step, at most": responses * config.rollout.max_response_tokens,
+        "critique tokens per step, at most": critiques * (config.critic.max_critique_tokens if config.critic else 0),
+        "optimizer steps per step": per_batch,
+        "responses per optimizer step": config.trainer.responses_per_update or responses,
+        "optimizer steps in the run": config.steps * per_batch,
+        "steps in flight, at most": 1 + config.algorithm.max_staleness,
+    }
+
+
+def plan_for(
+    config: Config, shapes: Mapping[str, Shape | None] | None = None, *, gpu_gib: float = ASSUMED_GPU_GIB
+) -> Plan:
+    """What `config` needs. `shapes`: "policy" and "critic" where the configuration names none."""
+    bundles, made = seats(config)
+    memory, notes, faults = _memory(config, shapes or {}, gpu_gib)
+    order: tuple[Role, ...] = ("rollout", "critic", "trainer", "aggregator")
+    roles = []
+    for role in order:
+        mine = [seat.resources for seat in made if seat.role == role]
+        if mine:
+            roles.append(
+                RolePlan(
+                    role=role,
+                    processes=len(mine),
+                    cpus_each=mine[0]["CPU"],
+                    gpus_each=mine[0].get("GPU", 0),
+                    memory=memory.get(role, {}),
+                    note=notes.get(role, ""),
+                )
+            )
+    everything = RAY_CPU_GIB + (config.cluster.object_store_gib or 0) + sum(r.processes * r.total_gib for r in roles)
+    return Plan(
+        name=config.name,
+        device=config.cluster.device,
+        roles=tuple(roles),
+        bundles=tuple(bundles),
+        numbers=derived_numbers(config),
+        gpu_gib=gpu_gib,
+        shared_gpus=config.cluster.weight_transfer == "ipc",
+        memory_gib=everything if config.cluster.device == "cpu" else 0.0,
+        faults=tuple(faults),
+    )
+
+
+def _memory(
+    config: Config, shapes: Mapping[str, Shape | None], gpu_gib: float
+) -> tuple[dict[str, dict[str, float]], dict[str, str], list[str]]:
+    """Of each role: GiB by purpose and a note; and what cannot work."""
+    policy = config.policy.shape or shapes.get("policy")
+    memory = {"trainer": trainer_memory(config, policy)}
+    notes: dict[str, str] = {}
+    window = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    memory["rollout"], notes["rollout"], faults = engine_memory(
+        config, config.rollout, policy, config.policy.dtype, window, gpu_gib, "rollout"
+    )
+    if config.critic is not None:
+        model = config.critic.model
+        critic = model.shape or shapes.get("critic")
+        window = config.critic.window or (critic.window if critic else 0)
+        memory["critic"], notes["critic"], more = engine_memory(
+            config, config.critic, critic, model.dtype, window, gpu_gib, "critic"
+        )
+        faults += more
+    if config.cluster.device == "gpu":
+        faults += _trainer_faults(memory["trainer"], config, gpu_gib)
+    return memory, notes, faults
+
+
+def _trainer_faults(memory: Mapping[str, float], config: Config, gpu_gib: float) -> list[str]:
+    shared = config.cluster.weight_transfer == "ipc"
+    room = gpu_gib * (1 - config.rollout.gpu_memory_share) if shared else gpu_gib
+    total = sum(memory.values())
+    if total <= room:
+        return []
+    advice = "lower trainer.tokens_per_micro_batch, set trainer.gradient_checkpointing=true"
+    if config.trainer.zero_stage < 3:
+        advice += ", raise trainer.zero_stage"
+    beside = " beside its rollout worker (lower rollout.gpu_memory_share)" if shared else ""
+    return [
+        f"trainer: a rank needs {total:.0f} GiB ({_parts(memory)}), a GPU has {room:.0f}{beside}; "
+        f"{advice} or add trainer.ranks"
+    ]
+
+
+def fits(plan: Plan, machine: Machine) -> list[str]:
+    """What is missing for `plan` on `machine`; empty when it fits."""
+    missing = []
+    for resource, there, unit in (("GPU", machine.gpus, "GPUs"), ("CPU", machine.cpus, "cores")):
+        if plan.needs(resource) > there:
+            missing.append(f"{plan.needs(resource):g} {unit} (here: {there:g})")
+    if plan.memory_gib > machine.memory_gib:
+        missing.append(f"about {plan.memory_gib:.1f} GiB of memory (here: {machine.memory_gib:.1f})")
+    return [*missing, *plan.faults]
+
+
+def render(plan: Plan) -> str:
+    """The plan as a table."""
+    per = "process" if plan.device == "cpu" else f"GPU of {plan.gpu_gib:g} GiB"
+    lines = [
+        f"placement of {plan.name} on {plan.device}: {plan.needs('GPU'):g} GPUs, {plan.needs('CPU'):g} cores, "
+        f"{len(plan.bundles)} bundles" + (f", about {plan.memory_gib:.1f} GiB of memory" if plan.memory_gib else ""),
+        f"  {'role':<11}{'processes':>9}{'GPUs':>6}{'cores':>7}  GiB per {per} (estimates)",
+    ]
+    for role in plan.roles:
+        memory = f"{role.total_gib:.1f} = {_parts(role.memory)}" if role.memory else "-"
+        lines.append(f"  {role.role:<11}{role.processes:>9}{role.gpus_each:>6g}{role.cpus_each:>7g}  {memory}")
+        if role.note:
+            lines.append(f"  {'':<33}  {role.note}")
+    if plan.shared_gpus:
+        lines.append("  trainer rank n and rollout worker n share a GPU")
+    lines += [f"fault: {fault}" for fault in plan.faults]
+    lines.append("numbers")
+    lines += [f"  {name:<35}{value:>14,}" for name, value in plan.numbers.items()]
+    return "\n".join(lines)
+
+
+def _parts(memory: Mapping[str, float]) -> str:
+    return " + ".join(f"{name} {gib:.1f}" for name, gib in memory.items() if gib >= 0.05)
+
+
+def _plan_here(config: Config, machine: Machine) -> Plan:
+    shapes = {"policy": shape_of(config.policy)}
+    if config.critic is not None:
+        shapes["critic"] = shape_of(config.critic.model)
+    return plan_for(config, shapes, gpu_gib=machine.gpu_gib or ASSUMED_GPU_GIB)
+
+
+def describe(config: Config) -> str:
+    """The resolved configuration and its plan: what `dry_run=true` prints. Needs no network and starts nothing."""
+    import yaml
+
+    machine = this_machine(config.cluster)
+    plan = _plan_here(config, machine)
+    resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    missing = fits(plan, machine)
+    verdict = "it fits" if not missing else f"it does not fit: {'; '.join(missing)}"
+    return f"{resolved}\n{render(plan)}\nthis machine: {machine}; {verdict}"
+
+
+def refuse_unfit(config: Config, machine: Machine | None = None) -> None:
+    """Raises ConfigError when this machine cannot hold the run. A cluster that is joined answers for itself."""
+    if config.cluster.address is not None:
+        return
+    here = machine or this_machine(config.cluster)
+    plan = _plan_here(config, here)
+    missing = fits(plan, here)
+    if not missing:
+        return
+    fitting = experiments_that_fit(here)
+    what = ", ".join(f"{r.processes} x {r.role} with {r.gpus_each:g} GPUs" for r in plan.roles if r.gpus_each)
+    raise ConfigError(
+        f"{config.name} does not fit this machine.\n"
+        f"  it needs: {plan.needs('GPU'):g} GPUs, {plan.needs('CPU'):g} cores{f' ({what})' if what else ''}\n"
+        f"  here: {here}\n"
+        f"  missing: {'; '.join(missing)}\n"
+        f"  fits here: {' or '.join(f'+experiment={name}' for name in fitting) or 'none of the experiments'}\n"
+        "  elsewhere: join a cluster with cluster.address=auto, or see the plan with dry_run=true"
+    )
+
+
+def experiments_that_fit(machine: Machine) -> list[str]:
+    """Names of the experiments in conf/ that `machine` can hold."""
+    names = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+    return [name for name in names if _experiment_fits(name, machine)]
+
+
+def _experiment_fits(name: str, machine: Machine) -> bool:
+    try:
+        config = compose([f"+experiment={name}"])
+    except ConfigError:  # it asks for a value, such as the path of a data file
+        return False
+    return not fits(_plan_here(config, machine), machine)
