@@ -147,7 +147,7 @@ class DeepSpeedEngine:
         self._total_steps, self._temperature = total_steps, temperature
         self._tokenizer = tokenizer or (model if isinstance(model, str) and not model.endswith(".json") else None)
         self._aggregation: Aggregation = algorithm.aggregation if algorithm else "token_mean"
-        self._step = self._version = 0
+        self.step = self._version = 0
         self._sender: WeightSender | None = None
         self._device = _join(rank, world_size, device)
         precision = getattr(torch, dtype)
@@ -212,8 +212,8 @@ class DeepSpeedEngine:
         reference = self._reference_logprobs(steps)
         sums, norms, rate = Sums(), [], 0.0
         for step in (step for _ in range(passes) for step in range(num_steps)):
-            rate = learning_rate(self._trainer, self._step, self._total_steps)
-            self._step += 1
+            rate = learning_rate(self._trainer, self.step, self._total_steps)
+            self.step += 1
             if teaching[step]:
                 norms.append(
                     self._optimizer_step(
@@ -386,12 +386,12 @@ class DeepSpeedEngine:
         loaded, _ = self._engine.load_checkpoint(path, tag=_TAG)
         if loaded is None:
             raise ValueError(f"DeepSpeed found no checkpoint in {path}")
-        self._step, self._version = saved["step"], saved["version"]
+        self.step, self._version = saved["step"], saved["version"]
         _set_rng_state(torch.load(Path(path) / f"rng_{self.rank}.pt", weights_only=False))
 
     def _state(self) -> dict[str, Any]:
         return {
-            "step": self._step,
+            "step": self.step,
             "version": self._version,
             "ranks": self.world_size,
             "zero_stage": self._trainer.zero_stage,
@@ -425,6 +425,11 @@ def _join(rank: int, world_size: int, device: Literal["cpu", "gpu"]) -> torch.de
         torch.cuda.set_device(local)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's own calls
+    if device == "cpu":
+        import deepspeed
+
+        # Gloo will do: this one is compiled on first use, under a lock that a killed process leaves for ever.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "gloo" if device == "cpu" else "nccl"
     if world_size == 1 and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
