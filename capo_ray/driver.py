@@ -76,7 +76,7 @@ async def train(
             start = monotonic()
             batch = await in_flight.popleft()
             refuse_stale(batch, step, max_staleness)
-            if not any(group.has_credit for group in batch.groups):
+            if not any(group.lengths and group.has_credit for group in batch.groups):
                 log.warning("step %d: no token of any response has an advantage; the step teaches nothing", step)
             waited = monotonic()
             update = await crew.update(batch)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from capo_ray.credit.group import GroupScore
-from capo_ray.types import Metrics, Scored
+from capo_ray.types import FAILED_OUTCOMES, Metrics, Scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ class Truth:
 
     @property
     def process_right(self) -> bool:
-        return all(self.steps_right)
+        """A response without a step has no process to be right."""
+        return bool(self.steps_right) and all(self.steps_right)
 
 
 RATES: dict[str, tuple[str, str]] = {
@@ -33,11 +34,11 @@ RATES: dict[str, tuple[str, str]] = {
     "response/mean_tokens": ("response_tokens", "responses"),
     "response/mean_steps": ("steps", "responses"),
     "response/cut_off_share": ("cut_off", "responses"),
-    "critic/valid_share": ("valid_critiques", "critiques"),
+    "critic/valid_share": ("valid_critiques", "finished_critiques"),
     "critic/unjudged_share": ("unjudged", "responses"),
     "critic/flagged_step_share": ("flagged_steps", "judged_steps"),
-    "critic/flagged_token_share": ("flagged_tokens", "response_tokens"),
-    "critic/mean_tokens": ("critique_tokens", "critiques"),
+    "critic/flagged_token_share": ("flagged_tokens", "judged_tokens"),
+    "critic/mean_tokens": ("critique_tokens", "finished_critiques"),
     "critic/precision": ("true_flags", "truth_flagged"),
     "critic/recall": ("true_flags", "truth_wrong"),
     "group/credit_share": ("groups_with_credit", "groups"),
@@ -49,6 +50,8 @@ RATES: dict[str, tuple[str, str]] = {
     "truth/wrong_answer_right_process": ("only_process_right", "truth_responses"),
     "truth/wrong_answer_wrong_process": ("neither_right", "truth_responses"),
 }
+"""Metric -> the two counts whose ratio it is. A critique that was not asked for, refused or cancelled is nobody's
+failure: it is in no mean over the finished ones."""
 
 
 def count_group(score: GroupScore, truths: Sequence[Truth | None]) -> Metrics:
@@ -60,7 +63,7 @@ def count_group(score: GroupScore, truths: Sequence[Truth | None]) -> Metrics:
             total.update(_count_truth(scored, truth))
     kept = sum(row is not None for row in score.advantages)
     total.update(
-        groups=1, groups_with_credit=score.has_credit, groups_dropped=kept < 2, trained_responses=kept,
+        groups=1, groups_with_credit=score.has_credit and kept >= 2, groups_dropped=kept < 2, trained_responses=kept,
         unverifiable=score.num_unverifiable, unjudged=score.num_unjudged,
     )  # fmt: skip
     return {name: float(value) for name, value in total.items()}
@@ -78,9 +81,13 @@ def _count_response(scored: Scored) -> dict[str, float]:
         "token_reward": sum(scored.token_rewards),
         "steps": len(scored.steps),
         "judged_steps": len(scored.steps) if verdict else 0,
+        "judged_tokens": len(rollout.token_ids) if verdict else 0,
         "flagged_steps": len(flagged),
         "flagged_tokens": sum(scored.steps[s].tokens[1] - scored.steps[s].tokens[0] for s in flagged),
         "critiques": len(scored.critiques),
+        "finished_critiques": sum(
+            critique.outcome == "ok" or critique.outcome in FAILED_OUTCOMES for critique in scored.critiques
+        ),
         "valid_critiques": sum(critique.outcome == "ok" for critique in scored.critiques),
         "critique_tokens": sum(critique.num_tokens for critique in scored.critiques),
         **Counter(f"critique_{critique.outcome}" for critique in scored.critiques),
