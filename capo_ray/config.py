@@ -85,7 +85,7 @@ class Rollout(Block):
     top_k: int = Field(-1, description="-1: off")
     max_sequences: int = Field(256, gt=0, description="sequences in flight per worker")
     gpu_memory_share: float = Field(0.85, gt=0, le=1)
-    kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of a worker on CPU, GiB")
+    kv_cache_gib: int = Field(1, gt=0, description="KV cache of a worker on CPU, GiB")
     eager: bool = Field(False, description="no CUDA graphs and no compilation")
 
 
@@ -105,7 +105,7 @@ class Critic(Block):
     max_sequences: int = Field(256, gt=0, description="sequences in flight per worker")
     window: int | None = Field(None, gt=0, description="context window in tokens; null: the model's own")
     gpu_memory_share: float = Field(0.9, gt=0, le=1)
-    kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of a worker on CPU, GiB")
+    kv_cache_gib: int = Field(1, gt=0, description="KV cache of a worker on CPU, GiB")
     eager: bool = Field(False, description="no CUDA graphs and no compilation")
     deadline_s: float = Field(600.0, gt=0, description="seconds that one request may take")
     attempts: int = Field(3, ge=1, description="engines that one request is tried on before it fails")

@@ -79,6 +79,7 @@ async def run(config: Config, run_dir: Path) -> None:
     from capo_ray.tracking import Tracker
 
     found = prepare(config, run_dir)
+    write_config(config, run_dir)
     tracker = Tracker.open(config, run_dir)
     try:
         with ray_session(config.cluster, logs=run_dir / "logs"):
@@ -91,6 +92,14 @@ async def run(config: Config, run_dir: Path) -> None:
                 )
     finally:
         tracker.finish()
+
+
+def write_config(config: Config, run_dir: Path) -> None:
+    """The whole configuration as it was resolved; a resumed run overwrites it with what it goes on with."""
+    import yaml
+
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    (run_dir / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def _where_to_go_on(run_dir: Path) -> str:

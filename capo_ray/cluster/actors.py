@@ -134,8 +134,8 @@ class AggregatorActor:
     async def close(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
         return self._aggregator.close(prompt, step, num_samples)
 
-    async def write_samples(self, name: str) -> None:
-        self._aggregator.write_samples(name)
+    async def write_samples(self, step: int) -> None:
+        self._aggregator.write_samples(step)
 
     async def metrics(self) -> Metrics:
         return self._aggregator.metrics()

@@ -20,7 +20,7 @@ from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
 from capo_ray.critics import Critics
 from capo_ray.seeds import seed_of
-from capo_ray.tally import Truth, count_group
+from capo_ray.tally import Truth, count_group, count_response
 from capo_ray.types import Answer, Critique, GroupSummary, JsonDict, Metrics, Prompt, Rollout, TrainSequence
 
 Verify = Callable[[Prompt, str], Awaitable[Answer]]
@@ -53,7 +53,8 @@ class Aggregator:
         self._shard = shard
         self._put = put
         self._members: dict[str, dict[int, Member]] = {}
-        self._samples: list[JsonDict] = []
+        self._samples: dict[int, list[JsonDict]] = {}
+        """By step: groups of a later one are closed while an earlier one is trained on."""
 
     async def score(self, prompt: Prompt, rollout: Rollout, seed: int, step: int) -> int:
         """Verify and judge one response; its index in the group. `seed` is the run's."""
@@ -80,14 +81,15 @@ class Aggregator:
         members = self._members.pop(prompt.id)
         score = score_group([members[index] for index in sorted(members)], self._parts.scheme)
         truths = [self._truth(prompt, member) for _, member in sorted(members.items())]
-        self._samples.extend(_sample(prompt, step, score, truths, m) for m in range(min(num_samples, len(members))))
+        kept = [_sample(prompt, step, score, truths, m) for m in range(min(num_samples, len(members)))]
+        self._samples.setdefault(step, []).extend(kept)
         sequences = _sequences(prompt, score)
         return GroupSummary(
             prompt_id=prompt.id,
             prompt_tokens=len(prompt.token_ids),
             lengths=tuple(len(s.prompt_ids) + len(s.token_ids) for s in sequences),
             oldest_version=min(member.rollout.versions[0] for member in members.values()),
-            has_credit=score.has_credit,
+            has_credit=bool(sequences) and score.has_credit,
             tally=count_group(score, truths),
             handle=self._put(sequences),
         )
@@ -98,7 +100,7 @@ class Aggregator:
         answer = await self._parts.verify(prompt, rollout.text)
         member = Member(rollout=rollout, steps=steps, critiques=(), answer=answer)
         score = score_group([member], replace(self._parts.scheme, advantage="grpo"))
-        return rollout.index, count_group(score, [self._truth(prompt, member)])
+        return rollout.index, count_response(score.members[0], self._truth(prompt, member))
 
     def _truth(self, prompt: Prompt, member: Member) -> Truth | None:
         find = self._parts.find_truth
@@ -109,13 +111,13 @@ class Aggregator:
         self._members.clear()
         self._samples.clear()
 
-    def write_samples(self, name: str) -> None:
-        """Write the samples kept since the last call to their own file, whole or not at all."""
-        samples, self._samples = self._samples, []
+    def write_samples(self, step: int) -> None:
+        """Write the samples kept of `step` to their own file, whole or not at all."""
+        samples = self._samples.pop(step, None)
         if not samples:
             return
         self._parts.samples.mkdir(parents=True, exist_ok=True)
-        path = self._parts.samples / f"{name}-{self._shard}.jsonl"
+        path = self._parts.samples / f"{step:06d}-{self._shard}.jsonl"
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
         partial.rename(path)

@@ -147,7 +147,7 @@ class RayCrew:
     async def record(self, batch: Batch, update: Update, seconds: Metrics) -> None:
         tally = add(group.tally for group in batch.groups)
         for shard in self._parts.aggregators:
-            await shard.write_samples.remote(f"{batch.step:06d}")
+            await shard.write_samples.remote(batch.step)
         metrics = rates(tally) | {f"trainer/{name}": value for name, value in update.metrics.items()}
         metrics |= await self._speeds() | self._trainer_speed(batch, seconds)
         metrics |= {f"seconds/{name}": value for name, value in (seconds | {"collect": batch.seconds}).items()}

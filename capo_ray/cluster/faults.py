@@ -14,7 +14,7 @@ def cause_of(error: BaseException) -> str:
         return f"{type(error.cause).__name__}: {error.cause}"
     if isinstance(error, RayActorError):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return "; ".join(lines[:8])
+        return " ".join(lines[:1] + lines[-3:]) if "creation task" in lines[0] else " ".join(lines[:8])
     return f"{type(error).__name__}: {error}"
 
 

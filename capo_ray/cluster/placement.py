@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from capo_ray.cluster.actors import AggregatorActor, CriticActor, RolloutActor, TrainerActor
 from capo_ray.cluster.faults import cause_of
+from capo_ray.cluster.patience import with_patience
 from capo_ray.config import Config
 
 log = logging.getLogger(__name__)
@@ -173,20 +174,3 @@ def refuse_too_much(bundles: Sequence[dict[str, float]], there: dict[str, float]
             f"this run needs {faults}. Ask for fewer workers, join a larger cluster with cluster.address=auto, "
             "or start with +experiment=tiny_cpu"
         )
-
-
-async def with_patience(reference: Any, what: str, *, patience_s: float = 30.0) -> Any:
-    """Await a Ray reference and say what is waited for while it lasts."""
-    waiting = asyncio.ensure_future(_await(reference))
-    waited = 0.0
-    try:
-        while not (await asyncio.wait((waiting,), timeout=patience_s))[0]:
-            waited += patience_s
-            log.warning("waiting for %s since %.0f s", what, waited)
-        return waiting.result()
-    finally:
-        waiting.cancel()
-
-
-async def _await(reference: Any) -> Any:
-    return await reference

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from capo_ray.cluster.patience import with_patience
 from capo_ray.learn.batch import Aggregation, Plan, denominators, plan
 from capo_ray.types import Batch, GroupSummary, Update
 
@@ -36,7 +37,7 @@ class TrainerGroup:
 
     async def start(self) -> None:
         host, port = await self._actors[0].address.remote()
-        await self._all("start", host, port)
+        await with_patience(self._all("start", host, port), f"{len(self._actors)} trainer ranks to start")
 
     async def connect(self, workers: Sequence[Any]) -> None:
         """Open the weight transfer to the rollout workers."""

@@ -33,6 +33,8 @@ class VllmSettings:
     max_sequences: int = 256
     gpu_memory_share: float = 0.9
     eager: bool = False
+    chunked_prefill: bool = True
+    """Must be off on CPU: a seeded request whose prompt is cut rewinds a generator that cannot be rewound there."""
     seed: int = 0
     weight_transfer: str | None = None
     """Transport of weights_receive by name; None for a frozen model."""
@@ -57,6 +59,7 @@ def open_engine(settings: VllmSettings) -> AsyncLLM:
         gpu_memory_utilization=settings.gpu_memory_share,
         enforce_eager=settings.eager,
         enable_prefix_caching=True,
+        enable_chunked_prefill=settings.chunked_prefill,
         generation_config="vllm",  # a model's own sampling defaults must not change what the config says
         logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
         disable_log_stats=True,
