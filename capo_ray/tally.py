@@ -58,23 +58,28 @@ def count_group(score: GroupScore, truths: Sequence[Truth | None]) -> Metrics:
     """Sums over one group; `truths` has one entry per member, None where the task knows none."""
     total: Counter[str] = Counter()
     for scored, truth in zip(score.members, truths, strict=True):
-        total.update(_count_response(scored))
-        if truth is not None:
-            total.update(_count_truth(scored, truth))
+        total.update(count_response(scored, truth))
     kept = sum(row is not None for row in score.advantages)
     total.update(
         groups=1, groups_with_credit=score.has_credit and kept >= 2, groups_dropped=kept < 2, trained_responses=kept,
-        unverifiable=score.num_unverifiable, unjudged=score.num_unjudged,
+        unjudged=score.num_unjudged,
     )  # fmt: skip
     return {name: float(value) for name, value in total.items()}
 
 
-def _count_response(scored: Scored) -> dict[str, float]:
+def count_response(scored: Scored, truth: Truth | None) -> Metrics:
+    """What counts of a response alone, also where it is in no group (evaluation)."""
+    counts = _count_credit(scored) | (_count_truth(scored, truth) if truth is not None else {})
+    return {name: float(value) for name, value in counts.items()}
+
+
+def _count_credit(scored: Scored) -> dict[str, float]:
     verdict, rollout = scored.verdict, scored.rollout
     flagged = verdict.wrong_steps if verdict else ()
     return {
         "responses": 1,
         "verified": scored.answer != "unverifiable",
+        "unverifiable": scored.answer == "unverifiable",
         "correct": scored.answer == "correct",
         "cut_off": rollout.finish == "length",
         "response_tokens": len(rollout.token_ids),
@@ -121,8 +126,10 @@ def add(tallies: Iterable[Mapping[str, float]]) -> Metrics:
 
 
 def rates(tally: Mapping[str, float]) -> Metrics:
-    """Means and shares, each where its denominator is not 0, and how critiques ended."""
-    made = {name: tally.get(part, 0.0) / tally[whole] for name, (part, whole) in RATES.items() if tally.get(whole)}
+    """Means and shares, each where both counts are there and the whole is not 0, and how critiques ended."""
+    made = {
+        name: tally[part] / tally[whole] for name, (part, whole) in RATES.items() if part in tally and tally.get(whole)
+    }
     if critiques := tally.get("critiques"):
         made |= {
             f"critic/{name.removeprefix('critique_')}_share": value / critiques

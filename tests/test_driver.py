@@ -226,6 +226,13 @@ def test_a_failure_reaches_the_caller(where: str, max_staleness: int) -> None:
     assert max((step for (step, *_) in crew.of("record")), default=-1) <= 2
 
 
+def test_a_failure_does_not_wait_for_what_is_in_flight() -> None:
+    crew = FakeCrew(fail={("update", 0): RuntimeError("rank 0 died")})
+    crew.delay = lambda method, step: 3600.0 * (method == "collect" and step > 0)
+    with pytest.raises(RuntimeError, match="rank 0 died"):
+        run(crew, 4, max_staleness=2)
+
+
 def test_a_failed_batch_is_heard_of_when_it_is_its_turn() -> None:
     crew = FakeCrew(fail={("collect", 1): RuntimeError("no critic is left")})
     with pytest.raises(RuntimeError, match="no critic is left"):
