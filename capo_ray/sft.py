@@ -1,7 +1,7 @@
 """`python -m capo_ray.sft`: supervised training on conversations, with the engine that the RL trainer uses.
 
     python -m capo_ray.sft model=FOLDER data=FILE.jsonl out=FOLDER learning_rate=1e-5
-    python -m capo_ray.sft model=config.json tokenizer=FOLDER data=FILE.jsonl out=FOLDER   # a random model to start from
+    python -m capo_ray.sft model=config.json tokenizer=FOLDER data=FILE.jsonl out=FOLDER   # from random weights
 
 A line of the data is {"messages": [{"role", "content"}, ...]}. Only what an assistant says carries loss, the token that
 ends its turn included; the rest is context. A turn is tokenised apart from what comes before it, as it is when the
@@ -20,6 +20,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -105,8 +106,7 @@ def read(path: Path) -> Iterator[Conversation]:
     """The conversations of a file, each cut after the assistant's last turn. Raises ValueError naming the line."""
     if not path.is_file():
         raise ValueError(f"there is no data file {path}")
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
@@ -133,7 +133,7 @@ def _conversation(line: str) -> Conversation:
 
 
 def pieces(conversation: Conversation, tokenizer: Any) -> list[tuple[str, bool]]:
-    """The text of a conversation in order, cut where an assistant's turn starts and ends; True where it carries loss."""
+    """The text of a conversation, cut where an assistant's turn starts and ends; True where it carries loss."""
     whole = tokenizer.apply_chat_template(conversation, tokenize=False)
     result, done = [], 0
     for index, message in enumerate(conversation):
@@ -192,7 +192,7 @@ def prepare(config: Sft) -> Examples:
     shape = AutoConfig.from_pretrained(config.model)
     if len(tokenizer) > shape.vocab_size:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} entries, the model's vocabulary {shape.vocab_size}: it cannot embed them"
+            f"the tokenizer has {len(tokenizer)} entries, too many for the model's vocabulary of {shape.vocab_size}"
         )
     sequences = encode(conversations, tokenizer)
     longest = min(config.max_tokens or shape.max_position_embeddings, config.tokens_per_micro_batch)
@@ -206,15 +206,15 @@ def prepare(config: Sft) -> Examples:
 
 def of_step(step: int, count: int, per_update: int, seed: int) -> list[int]:
     """Indices that optimizer step `step` learns from: epochs, each in an order of its own, cut one after the other."""
-    chosen = []
-    orders: dict[int, list[int]] = {}
-    for position in range(step * per_update, (step + 1) * per_update):
-        epoch, place = divmod(position, count)
-        if epoch not in orders:
-            orders[epoch] = list(range(count))
-            random.Random(f"{seed} {epoch}").shuffle(orders[epoch])
-        chosen.append(orders[epoch][place])
-    return chosen
+    positions = range(step * per_update, (step + 1) * per_update)
+    return [_order(position // count, count, seed)[position % count] for position in positions]
+
+
+@lru_cache(maxsize=2)
+def _order(epoch: int, count: int, seed: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"{seed} {epoch}").shuffle(order)
+    return order
 
 
 def train(config: Sft, examples: Examples, rank: int, device: Literal["cpu", "gpu"]) -> None:
@@ -299,11 +299,8 @@ def _spawned(rank: int, config: Sft, examples: Examples, device: Literal["cpu", 
 def run(config: Sft) -> None:
     import torch
 
-    device: Literal["cpu", "gpu"]
-    if config.device == "auto":
-        device = "gpu" if torch.cuda.is_available() else "cpu"
-    else:
-        device = config.device
+    found: Literal["cpu", "gpu"] = "gpu" if torch.cuda.is_available() else "cpu"
+    device = found if config.device == "auto" else config.device
     examples = prepare(config)
     if config.ranks == 1:
         train(config, examples, 0, device)

@@ -63,9 +63,7 @@ class Scorer(nn.Module):
 
     def forward(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy, [N] each, in float32."""
-        hidden = self.model.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state
+        hidden = self.model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         logits = self.model.get_output_embeddings()(hidden.flatten(0, 1)[batch.places])
         return token_logprobs(logits, batch.targets, temperature)
 

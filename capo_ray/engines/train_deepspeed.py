@@ -149,6 +149,7 @@ class DeepSpeedEngine:
         self._aggregation: Aggregation = algorithm.aggregation if algorithm else "token_mean"
         self.step = self._version = 0
         self._sender: WeightSender | None = None
+        self._owns_group = not dist.is_initialized()
         self._device = _join(rank, world_size, device)
         precision = getattr(torch, dtype)
         self._objective = Objective()
@@ -323,7 +324,6 @@ class DeepSpeedEngine:
         one = torch.zeros(1, device=self._device)
         batch = MicroBatch(
             input_ids=one,
-            attention_mask=one,
             places=one,
             targets=one,
             rows=one,
@@ -408,9 +408,9 @@ class DeepSpeedEngine:
         return dict(json.loads(file.read_text()))
 
     def close(self) -> None:
-        """Leave the process group; without it a rank aborts at exit."""
+        """Leave the process group, unless somebody else made it; without that a rank aborts at exit."""
         self._engine.destroy()
-        if dist.is_initialized():
+        if self._owns_group:
             dist.destroy_process_group()
 
 
@@ -431,7 +431,9 @@ def _join(rank: int, world_size: int, device: Literal["cpu", "gpu"]) -> torch.de
         # Gloo will do: this one is compiled on first use, under a lock that a killed process leaves for ever.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "gloo" if device == "cpu" else "nccl"
-    if world_size == 1 and "MASTER_ADDR" not in os.environ:
+    if dist.is_initialized():
+        pass
+    elif world_size == 1 and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     else:
         dist.init_process_group(backend, rank=rank, world_size=world_size)

@@ -141,12 +141,14 @@ def loss_length(sequence: TrainSequence) -> int:
 class MicroBatch:
     """Right-padded sequences [B, T] for the forward pass; flat [N], what the loss needs of each token that carries it.
 
+    There is no attention mask: the model is causal, so what stands after a token cannot change it, and padding is never
+    read. Leaving the mask out lets attention take its fast causal path.
+
     An empty micro-batch still has one token, so that its forward and backward pass join every collective; it has
     weight 0 and `empty` says so.
     """
 
     input_ids: torch.Tensor  # [B, T]
-    attention_mask: torch.Tensor  # [B, T]
     places: torch.Tensor  # [N] where in the flattened [B * T] the logits of the token stand: one before the token
     targets: torch.Tensor  # [N] the token
     rows: torch.Tensor  # [N] its sequence, 0 to B - 1
@@ -170,7 +172,6 @@ def collate(
     empty = not any(loss_length(sequence) for sequence in sequences)
     longest = max((len(s.prompt_ids) + len(s.token_ids) for s in sequences), default=2)
     input_ids: list[list[int]] = []
-    attention: list[list[int]] = []
     places: list[int] = []
     targets: list[int] = []
     rows: list[int] = []
@@ -179,9 +180,7 @@ def collate(
     logprobs: list[float] = []
     for row, sequence in enumerate(sequences):
         tokens = [*sequence.prompt_ids, *sequence.token_ids]
-        padding = longest - len(tokens)
-        input_ids.append(tokens + [pad_id] * padding)
-        attention.append([1] * len(tokens) + [0] * padding)
+        input_ids.append(tokens + [pad_id] * (longest - len(tokens)))
         taken = [t for t in range(len(sequence.token_ids)) if not sequence.loss_mask or sequence.loss_mask[t]]
         if not taken:
             continue
@@ -195,7 +194,7 @@ def collate(
         advantages.extend(sequence.advantages[t] for t in taken)
         logprobs.extend(sequence.logprobs[t] for t in taken)
     if not sequences:
-        input_ids, attention = [[pad_id] * longest], [[1] * longest]
+        input_ids = [[pad_id] * longest]
     if empty:
         places, targets, rows, weights, advantages, logprobs = [0], [pad_id], [0], [0.0], [0.0], [0.0]
 
@@ -207,7 +206,6 @@ def collate(
 
     return MicroBatch(
         input_ids=whole(input_ids),
-        attention_mask=whole(attention),
         places=whole(places),
         targets=whole(targets),
         rows=whole(rows),
