@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from capo_ray.config import Config
 from capo_ray.models import ModelFiles, find_model
+from capo_ray.plan import optimizer_steps_per_batch
 from capo_ray.types import Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def make_trainer(config: Config, model: str, *, rank: int, host: str, port: int)
         model,
         trainer=config.trainer,
         algorithm=config.algorithm,
-        total_steps=optimizer_steps(config),
+        total_steps=config.steps * optimizer_steps_per_batch(config),
         temperature=config.rollout.temperature,
         rank=rank,
         world_size=config.trainer.ranks,
@@ -93,18 +94,21 @@ def make_trainer(config: Config, model: str, *, rank: int, host: str, port: int)
     )
 
 
-def make_sender(config: Config, handles: Sequence[Any], *, rank: int) -> Any:
+def make_sender(config: Config, handles: Sequence[Any], *, engine: Any, rank: int) -> Any:
+    """The end of a weight transfer that belongs to trainer rank `rank` and its `engine`."""
     from capo_ray.cluster.weight_client import RaySyncClient
 
-    client = RaySyncClient(handles) if rank == 0 else None
+    client = RaySyncClient(handles)
     if config.cluster.weight_transfer == "shm":
         from capo_ray.engines.weights_shm import ShmSender
 
-        return ShmSender(client)
+        return ShmSender(client if rank == 0 else None)
     from capo_ray.engines.weights_gpu import GpuSender
 
     num_receivers = config.rollout.workers * config.rollout.tensor_parallel
-    return GpuSender(config.cluster.weight_transfer, client, num_receivers=num_receivers, rank=rank)
+    return GpuSender(
+        config.cluster.weight_transfer, client, engine.weight_shapes, num_receivers=num_receivers, rank=rank
+    )
 
 
 def make_aggregator(config: Config, critics: Sequence[tuple[str, Any]], samples: Path, *, shard: int, put: Any) -> Any:
@@ -156,13 +160,6 @@ def critic_settings(config: Config) -> Any:
         max_failed_share=critic.max_failed_share,
         failure_window=critic.failure_window,
     )
-
-
-def optimizer_steps(config: Config) -> int:
-    """Optimizer steps of the whole run: what the learning rate's schedule spans."""
-    responses = config.prompts_per_step * config.responses_per_prompt
-    per_step = -(-responses // (config.trainer.responses_per_update or responses))
-    return config.steps * per_step * config.trainer.optimisation_passes
 
 
 # ---- the crew --------------------------------------------------------------------------------------------------------

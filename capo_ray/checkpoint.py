@@ -40,6 +40,12 @@ def claim(run_dir: Path, *, resume: bool) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
 
 
+def abandon(run_dir: Path) -> None:
+    """Remove what a run left that never began: one without a config.yaml. A run that began stays as it is."""
+    if run_dir.is_dir() and not (run_dir / "config.yaml").is_file():
+        shutil.rmtree(run_dir)
+
+
 class Checkpoints:
     """The checkpoints of one run."""
 

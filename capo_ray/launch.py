@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from capo_ray.checkpoint import Checkpoints, RunDirError, claim
+from capo_ray.checkpoint import Checkpoints, RunDirError, abandon, claim
 from capo_ray.config import Config, ConfigError, compose
+from capo_ray.data import DataError
 
 USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
 
@@ -25,6 +27,9 @@ USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
   dry_run=true                      print the resolved configuration and the placement plan, then stop
   run_dir=DIR resume=true           continue a run from its last checkpoint
 """
+NEXT = """Next: look at metrics.jsonl and samples/ there, or `tensorboard --logdir` on it; try reward.vote=majority, or
+algorithm.advantage=grpo with critic=null to see what the critiques were worth; make it yours with data.kind=jsonl."""
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -41,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.simplefilter("default", UserWarning)
     try:
         return launch(compose(arguments))
-    except (ConfigError, RunDirError) as error:
+    except (ConfigError, DataError, RunDirError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
 
@@ -58,10 +63,31 @@ def launch(config: Config) -> int:
     claim(run_dir, resume=config.resume)
     try:
         asyncio.run(run(config, run_dir))
+    except (ConfigError, DataError):
+        abandon(run_dir)
+        raise
     except KeyboardInterrupt:
         print(f"\ninterrupted. {_where_to_go_on(run_dir)}", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        (run_dir / "error.log").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        print(
+            f"error: {cause(error)}\n{_where_to_go_on(run_dir)}\nThe whole story: {run_dir / 'error.log'}, and the "
+            f"processes' own logs in {run_dir / 'logs'}",
+            file=sys.stderr,
+        )
+        return FAILED
+    print(f"\nEverything of this run: {run_dir}\n{NEXT}")
     return 0
+
+
+def cause(error: BaseException) -> str:
+    """The first thing that went wrong, out of task groups and Ray's wrapping."""
+    from capo_ray.cluster.faults import cause_of
+
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return cause_of(error)
 
 
 def run_dir_of(config: Config) -> Path:
@@ -73,6 +99,8 @@ def run_dir_of(config: Config) -> Path:
 
 
 async def run(config: Config, run_dir: Path) -> None:
+    from rich.console import Console
+
     from capo_ray.build import prepare, running_crew
     from capo_ray.cluster.session import ray_session
     from capo_ray.driver import train
@@ -90,6 +118,8 @@ async def run(config: Config, run_dir: Path) -> None:
                     max_staleness=config.algorithm.max_staleness,
                     checkpoint_every=config.checkpoint_every,
                 )
+        if (table := tracker.table()) is not None:
+            Console().print(table)
     finally:
         tracker.finish()
 

@@ -67,7 +67,7 @@ class TrainerActor:
     """One rank. `start` is apart from the constructor, since rank 0's address must be known to all before."""
 
     def __init__(self, factory: Callable[..., Any], make_sender: Callable[..., Any], rank: int) -> None:
-        """`factory(rank=, host=, port=)` makes the engine, `make_sender(handles, rank=)` its end of a transfer."""
+        """`factory(rank=, host=, port=)` makes the engine, `make_sender(handles, engine=, rank=)` its end of a transfer."""
         self._factory = factory
         self._make_sender = make_sender
         self._rank = rank
@@ -88,7 +88,7 @@ class TrainerActor:
 
     def connect(self, handles: Sequence[Any]) -> None:
         """Open the weight transfer to the rollout workers behind `handles`."""
-        self._engine.connect(self._make_sender(handles, rank=self._rank))
+        self._engine.connect(self._make_sender(handles, engine=self._engine, rank=self._rank))
 
     def update(
         self, layout: Sequence[Sequence[Sequence[tuple[int, int]]]], denominators: Sequence[float], *groups: Any

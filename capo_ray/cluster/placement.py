@@ -1,8 +1,8 @@
 """Which actor gets what of the machines, and the hiring and dismissal of all of them.
 
 Every actor has a bundle of one placement group; the group is compared with the cluster before it is asked for, since
-one that can never be met waits for ever. On CPU the roles take turns on the cores, so each asks for a small share.
-Leaves out what the actors do (actors).
+one that can never be met waits for ever. Leaves out the arithmetic of the bundles (plan) and what the actors do
+(actors).
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import ray
 from ray.exceptions import RayActorError
@@ -23,58 +22,18 @@ from capo_ray.cluster.actors import AggregatorActor, CriticActor, RolloutActor, 
 from capo_ray.cluster.faults import cause_of
 from capo_ray.cluster.patience import with_patience
 from capo_ray.config import Config
+from capo_ray.plan import Role, seats
 
 log = logging.getLogger(__name__)
 
-Role = Literal["rollout", "critic", "trainer", "aggregator"]
 MANY = 1_000_000
 """Concurrent calls of an async actor: how many run is decided by whoever calls, not by Ray."""
 RESTARTS = 3
 """How often Ray starts a rollout worker or critic again that died."""
-CPU_SHARE = 0.1
-"""Cores that an actor asks for where roles take turns on the cores."""
 
 
 class NotEnough(RuntimeError):
     """The cluster cannot hold the run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """One actor's part of the cluster."""
-
-    role: Role
-    bundle: int
-    resources: dict[str, float]
-
-
-def seats(config: Config) -> tuple[list[dict[str, float]], list[Seat]]:
-    """The bundles of the placement group, and the seat of every actor in them.
-
-    With weights moved by CUDA IPC trainer rank and rollout worker n share a GPU, so they share a bundle.
-    """
-    gpu = config.cluster.device == "gpu"
-    shared = config.cluster.weight_transfer == "ipc"
-    bundles: list[dict[str, float]] = []
-    made: list[Seat] = []
-
-    def seat(role: Role, gpus: float, *, bundle: int | None = None) -> None:
-        need = {"CPU": max(1.0, gpus), "GPU": gpus} if gpu and gpus else {"CPU": 1.0 if gpu else CPU_SHARE}
-        if bundle is None:
-            bundles.append({})
-            bundle = len(bundles) - 1
-        bundles[bundle] = dict(Counter(bundles[bundle]) + Counter(need))
-        made.append(Seat(role, bundle, need))
-
-    for _ in range(config.rollout.workers):
-        seat("rollout", 0.5 if shared else config.rollout.tensor_parallel)
-    for _ in range(config.critic.workers if config.critic else 0):
-        seat("critic", config.critic.tensor_parallel if config.critic else 0)
-    for rank in range(config.trainer.ranks):
-        seat("trainer", 0.5 if shared else 1, bundle=rank if shared else None)
-    for _ in range(config.reward.aggregators):
-        seat("aggregator", 0)
-    return bundles, made
 
 
 def environment(config: Config, role: Role) -> dict[str, str]:
