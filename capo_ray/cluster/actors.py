@@ -67,7 +67,7 @@ class TrainerActor:
     """One rank. `start` is apart from the constructor, since rank 0's address must be known to all before."""
 
     def __init__(self, factory: Callable[..., Any], make_sender: Callable[..., Any], rank: int) -> None:
-        """`factory(rank=, host=, port=)` makes the engine, `make_sender(handles, engine=, rank=)` its end of a transfer."""
+        """`factory(rank=, host=, port=)` makes the engine; `make_sender(handles, engine=, rank=)` its end of sync."""
         self._factory = factory
         self._make_sender = make_sender
         self._rank = rank
