@@ -1,0 +1,66 @@
+"""Who is sent what: the shares of the trainer ranks, and what they make of them."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capo_ray.cluster.trainer_group import _flatten, _share
+from capo_ray.learn.batch import plan
+from capo_ray.types import GroupSummary
+
+
+def group(name: str, prompt_tokens: int, *responses: int) -> GroupSummary:
+    return GroupSummary(
+        prompt_id=name, prompt_tokens=prompt_tokens, lengths=tuple(prompt_tokens + length for length in responses),
+        oldest_version=0, has_credit=True, tally={}, handle=f"handle of {name}",
+    )  # fmt: skip
+
+
+GROUPS = (group("a", 2, 5, 3), group("b", 1, 4), group("c", 3, 1, 2))
+
+
+def test_flatten() -> None:
+    places, lengths, responses = _flatten(GROUPS)
+    assert places == [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)]
+    assert lengths == [7, 5, 5, 4, 5]
+    assert responses == [5, 3, 4, 1, 2]
+    assert _flatten(()) == ([], [], [])
+
+
+def test_a_rank_is_sent_its_groups_and_no_others() -> None:
+    places, _, _ = _flatten(GROUPS)
+    made = ((((0,), (4,)), ((3,), ())), (((1, 2), ()), ((), ())))  # two ranks, two optimizer steps
+    assert _share(made, 0, places, (5.0, 1.0), GROUPS) == [
+        [[[(0, 0)], [(1, 1)]], [[(1, 0)], []]],  # c is its second group
+        [5.0, 1.0],
+        "handle of a",
+        "handle of c",
+    ]
+    assert _share(made, 1, places, (5.0, 1.0), GROUPS) == [
+        [[[(0, 1), (1, 0)], []], [[], []]],
+        [5.0, 1.0],
+        "handle of a",
+        "handle of b",
+    ]
+
+
+def test_a_rank_without_work_is_sent_nothing_but_the_shape() -> None:
+    places, _, _ = _flatten(GROUPS[1:2])
+    made = ((((0,),),), (((),),))
+    assert _share(made, 1, places, (1.0,), GROUPS[1:2]) == [[[[]]], [1.0]]
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=0, max_size=4), max_size=5), st.integers(1, 3), st.integers(1, 4))
+def test_every_response_reaches_one_rank(shape: list[list[int]], ranks: int, per_update: int) -> None:
+    """By its handle and member, in the order of the plan."""
+    groups = [group(str(number), 1, *responses) for number, responses in enumerate(shape)]
+    places, lengths, _ = _flatten(groups)
+    made = plan(lengths, ranks=ranks, tokens_per_micro_batch=20, responses_per_update=per_update)
+    reached = []
+    for rank in range(ranks):
+        layout, _, *handles = _share(made, rank, places, (), groups)
+        sent = [(handles[g], m) for step in layout for micro_batch in step for g, m in micro_batch]
+        assert {handle for handle, _ in sent} == set(handles)
+        planned = [places[i] for step in made[rank] for indices in step for i in indices]
+        assert sent == [(groups[g].handle, m) for g, m in planned]
+        reached += sent
+    assert sorted(reached) == sorted((groups[g].handle, m) for g, m in places)
