@@ -1,0 +1,104 @@
+"""`python -m capo_ray.grade`: are the final answers right? Needs no engine.
+
+A line in is {"gold", "response" or "answer"}, `response` being a text that ends in an answer and `answer` the bare
+answer. A line out is the same plus "correct", "extracted" and, unless it is correct, "reason"; one line out per line
+in, in order, whatever a line says. "correct" is null where there is no verdict: a line that cannot be read, an answer
+that cannot be verified in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, BinaryIO, TextIO
+
+from capo_ray.tasks.verify import Verifier
+from capo_ray.types import JsonDict
+
+
+class BadLine(ValueError):
+    """A line that cannot be graded."""
+
+
+def parse_line(line: bytes) -> tuple[JsonDict, str, str]:
+    """(the record, gold, response) of a line. Raises BadLine."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadLine(f"not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise BadLine(f"a JSON {type(record).__name__}, must be an object")
+    if "gold" not in record:
+        raise BadLine("no field 'gold'")
+    if "response" not in record and "answer" not in record:
+        raise BadLine("neither a field 'response' nor a field 'answer'")
+    gold = _text(record, "gold")
+    response = _text(record, "response") if "response" in record else f"\\boxed{{{_text(record, 'answer')}}}"
+    return record, gold, response
+
+
+def _text(record: JsonDict, field: str) -> str:
+    value = record[field]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise BadLine(f"field {field!r} must be a text or a number, is {json.dumps(value)[:80]}")
+    return str(value)
+
+
+async def grade_line(line: bytes, verifier: Verifier) -> JsonDict:
+    try:
+        record, gold, response = parse_line(line)
+    except BadLine as error:
+        return _ungraded(line, str(error))
+    found = await verifier.verify(gold, response)
+    correct = None if found.answer == "unverifiable" else found.answer == "correct"
+    graded: dict[str, Any] = {**record, "correct": correct, "extracted": found.extracted}
+    return graded if correct else {**graded, "reason": found.reason}
+
+
+def _ungraded(line: bytes, reason: str) -> JsonDict:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    given = record if isinstance(record, dict) else {}
+    return {**given, "correct": None, "extracted": None, "reason": reason}
+
+
+async def grade(source: BinaryIO, out: TextIO, *, processes: int, timeout_s: float) -> None:
+    """Grade lines as they come, several at a time, and write them in order."""
+    verifier = Verifier(processes=processes, timeout_s=timeout_s)
+    ahead: asyncio.Queue[asyncio.Task[JsonDict] | None] = asyncio.Queue(maxsize=8 * processes)
+
+    async def read() -> None:
+        while line := await asyncio.to_thread(source.readline):
+            await ahead.put(asyncio.create_task(grade_line(line, verifier)))
+        await ahead.put(None)
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(read())
+            while (graded := await ahead.get()) is not None:
+                print(json.dumps(await graded), file=out, flush=True)
+    finally:
+        await verifier.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m capo_ray.grade", description=__doc__)
+    parser.add_argument(
+        "--processes", type=int, default=len(os.sched_getaffinity(0)), help="answers verified at a time"
+    )
+    parser.add_argument("--timeout", type=float, default=5.0, help="seconds until an answer is given up: no verdict")
+    options = parser.parse_args(argv)
+    if options.processes < 1 or options.timeout <= 0:
+        parser.error("--processes must be at least 1 and --timeout more than 0")
+    asyncio.run(grade(sys.stdin.buffer, sys.stdout, processes=options.processes, timeout_s=options.timeout))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
