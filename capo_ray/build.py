@@ -176,7 +176,7 @@ def rollout_settings(config: Config, policy: ModelFiles) -> dict[str, Any]:
         "max_sequences": rollout.max_sequences,
         "gpu_memory_share": rollout.gpu_memory_share,
         "eager": rollout.eager,
-        "chunked_prefill": config.cluster.device == "gpu",
+        "device": config.cluster.device,
         "weight_transfer": f"capo_{config.cluster.weight_transfer}",
     }
 
@@ -192,7 +192,7 @@ def critic_engine_settings(config: Config, critic: ModelFiles) -> dict[str, Any]
         "max_sequences": config.critic.max_sequences,
         "gpu_memory_share": config.critic.gpu_memory_share,
         "eager": config.critic.eager,
-        "chunked_prefill": config.cluster.device == "gpu",
+        "device": config.cluster.device,
     }
 
 

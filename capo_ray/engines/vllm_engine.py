@@ -33,8 +33,7 @@ class VllmSettings:
     max_sequences: int = 256
     gpu_memory_share: float = 0.9
     eager: bool = False
-    chunked_prefill: bool = True
-    """Must be off on CPU: a seeded request whose prompt is cut rewinds a generator that cannot be rewound there."""
+    device: str = "gpu"
     seed: int = 0
     weight_transfer: str | None = None
     """Transport of weights_receive by name; None for a frozen model."""
@@ -42,11 +41,20 @@ class VllmSettings:
 
 def open_engine(settings: VllmSettings) -> AsyncLLM:
     """Start vLLM's engine in a process of its own and wait until the model is loaded."""
-    receiving: dict[str, Any] = {}
+    special: dict[str, Any] = {}
     if settings.weight_transfer is not None:
-        receiving = {
+        special |= {
             "weight_transfer_config": {"backend": settings.weight_transfer},
             "worker_extension_cls": "capo_ray.engines.weights_receive.ReceiptExtension",
+        }
+    if settings.device == "cpu":
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+        special |= {
+            # A seeded request whose prompt is cut rewinds its generator, and one on CPU cannot be rewound.
+            "enable_chunked_prefill": False,
+            # Named by class: vLLM would replace "uni" by a second process per engine, to set its OpenMP threads.
+            "distributed_executor_backend": UniProcExecutor,
         }
     arguments = AsyncEngineArgs(
         model=settings.model,
@@ -59,11 +67,10 @@ def open_engine(settings: VllmSettings) -> AsyncLLM:
         gpu_memory_utilization=settings.gpu_memory_share,
         enforce_eager=settings.eager,
         enable_prefix_caching=True,
-        enable_chunked_prefill=settings.chunked_prefill,
         generation_config="vllm",  # a model's own sampling defaults must not change what the config says
         logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
         disable_log_stats=True,
-        **receiving,
+        **special,
     )
     return AsyncLLM.from_engine_args(arguments)
 
