@@ -1,0 +1,107 @@
+"""Conversations that teach the tiny models: the policy to write flawed solutions, the critic to find the flaws.
+
+A critique holds a line per step, which says what the step states, what it should state and whether that is right, and
+then the reply that `credit.critique` renders. Its labels are noisy on purpose: some wrong steps pass, some right ones
+are flagged, each by a draw of its own, so that the critic is as unsure as its lessons and votes have something to do.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from capo_ray.credit import critique
+from capo_ray.credit.steps import segment
+from capo_ray.tasks.arithmetic.flaws import Rates, mistaken, write
+from capo_ray.tasks.arithmetic.world import LARGEST, Judged, Problem, apply, judge, make_problem, signs_within
+
+Conversation = list[dict[str, str]]
+
+_FLAW_SCALES = (0.3, 1.0, 2.0, 4.0)
+"""The critic meets solutions with few and with many mistakes: the policy changes while it is trained."""
+_DRILL_SHARE = 0.4
+"""Share of the critic's drills that are lists of unrelated steps to check."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    missed: float = 0.15
+    """Share of wrong steps that a lesson calls right."""
+    alarm: float = 0.04
+    """Share of right steps that a lesson calls wrong."""
+
+    def calls_wrong(self, right: bool, rng: random.Random) -> bool:
+        return rng.random() < (self.alarm if right else 1 - self.missed)
+
+
+def policy_prompt(question: str) -> Conversation:
+    return [{"role": "user", "content": question}]
+
+
+def critic_prompt(problem: Problem, response: str) -> Conversation:
+    """What the critic is asked about `response`, as the pipeline asks it."""
+    steps = [response[piece.start : piece.shown_end] for piece in segment(response)]
+    reference = critique.Reference("solution", problem.solution)
+    return list(critique.messages(problem.question, reference, steps, template="brief"))
+
+
+def policy_drills(seed: int, count: int) -> Iterator[Conversation]:
+    """Many misread numbers: they teach that a result follows from the question, not from what the step has written."""
+    rates = Rates(slip=0.0, recovered=0.0, cancelled=0.0, misquoted=0.4, skipped=0.1, box=0.0)
+    return policy_lessons(seed, count, rates)
+
+
+def policy_lessons(seed: int, count: int, rates: Rates | None = None) -> Iterator[Conversation]:
+    for index in range(count):
+        problem = make_problem(seed, index)
+        rng = random.Random(f"policy {seed} {index}")
+        yield [*policy_prompt(problem.question), _says(write(problem, rng, rates or Rates()))]
+
+
+def critic_drills(seed: int, count: int) -> Iterator[Conversation]:
+    """Critiques without noise, and often lists of unrelated steps: they teach to compare numbers."""
+    for index, lesson in enumerate(critic_lessons(seed, count, Noise(missed=0.0, alarm=0.0))):
+        rng = random.Random(f"drill {seed} {index}")
+        yield drill(rng) if rng.random() < _DRILL_SHARE else lesson
+
+
+def critic_lessons(seed: int, count: int, noise: Noise | None = None) -> Iterator[Conversation]:
+    for index in range(count):
+        rng = random.Random(f"critic {seed} {index}")
+        problem = make_problem(seed, index)
+        response = write(problem, rng, Rates().scaled(rng.choice(_FLAW_SCALES)))
+        answer = reply(judge(problem, response), rng, noise or Noise())
+        yield [*critic_prompt(problem, response), _says(answer)]
+
+
+def reply(steps: list[Judged], rng: random.Random, noise: Noise) -> str:
+    called_wrong = [noise.calls_wrong(step.right, rng) for step in steps]
+    wrong_steps = [index for index, wrong in enumerate(called_wrong) if wrong]
+    return "\n".join([*map(_line, range(len(steps)), steps, called_wrong), critique.render_reply(wrong_steps)])
+
+
+def drill(rng: random.Random) -> Conversation:
+    """Steps that are half of them wrong, and what should be said of each."""
+    steps, lines = [], []
+    for index in range(rng.randint(3, 7)):
+        start, operand = rng.randint(0, LARGEST), rng.randint(1, 9)
+        sign = rng.choice(signs_within(start, operand))
+        due = apply(start, (sign, operand))
+        said = due if rng.random() < 0.5 else mistaken(due, rng)
+        steps.append(f"{start} {sign} {operand} = {said}.")
+        lines.append(_line(index, Judged(right=said == due, said=said, due=due), said != due))
+    return [
+        {"role": "system", "content": "Check each step."},
+        {"role": "user", "content": critique.wrap(steps)},
+        _says("\n".join(lines)),
+    ]
+
+
+def _line(index: int, step: Judged, called_wrong: bool) -> str:
+    numbers = "?" if step.said is None else f"{step.said} / {step.due}"
+    return f"{index}: {numbers} {'wrong' if called_wrong else 'right'}"
+
+
+def _says(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}

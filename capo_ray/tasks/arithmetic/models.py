@@ -1,0 +1,256 @@
+"""`python -m capo_ray.tasks.arithmetic.models`: make the shipped tiny models again (`make tiny-models`).
+
+Trains the tokenizer, writes the lessons, trains the policy and the critic with `capo_ray.sft`, measures both and writes
+them with their cards to the assets. Each model is taught in two stages: first by lessons full of mistakes, which bring
+out what has to be told apart, then by lessons as they should be imitated. Leaves out what the lessons are (see
+`lessons`) and how good the models are (see `measure`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capo_ray.tasks.arithmetic import measure, tokenizer
+from capo_ray.tasks.arithmetic.lessons import (
+    Conversation,
+    critic_drills,
+    critic_lessons,
+    policy_drills,
+    policy_lessons,
+)
+
+SEED = 1
+WINDOW = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One run of `capo_ray.sft`."""
+
+    lessons: Iterator[Conversation]
+    steps: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A model to be made."""
+
+    name: str
+    role: str
+    shape: dict[str, Any]
+    stages: tuple[Stage, ...]
+
+
+_BATCH = 32
+_SHAPE = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": WINDOW,
+    "dtype": "float32",
+}
+
+
+def recipes(scale: float) -> tuple[Recipe, Recipe]:
+    """Policy and critic. `scale` shortens every stage, for a quick try."""
+
+    def stage(lessons: Any, steps: int, learning_rate: float, seed: int) -> Stage:
+        steps = max(1, round(steps * scale))
+        return Stage(lessons=lessons(seed, steps * _BATCH), steps=steps, learning_rate=learning_rate)
+
+    return (
+        Recipe(
+            name="tiny_policy",
+            role="policy",
+            shape=_SHAPE | {"num_hidden_layers": 3, "tie_word_embeddings": True},
+            stages=(stage(policy_drills, 5000, 2e-3, SEED), stage(policy_lessons, 4000, 1.5e-3, SEED + 1)),
+        ),
+        Recipe(
+            name="tiny_critic",
+            role="critic",
+            shape=_SHAPE | {"num_hidden_layers": 4, "tie_word_embeddings": False},
+            stages=(stage(critic_drills, 2200, 1.5e-3, SEED + 2), stage(critic_lessons, 800, 1e-3, SEED + 3)),
+        ),
+    )
+
+
+def make_tokenizer(folder: Path) -> int:
+    """Train it on lessons of both models; returns the size of its vocabulary."""
+    lessons = itertools.chain(policy_lessons(SEED, 5000), critic_drills(SEED, 5000), critic_lessons(SEED, 5000))
+    texts = (part for lesson in lessons for turn in lesson for part in (f"{turn['role']}\n", turn["content"]))
+    return len(tokenizer.train(texts, folder, window=WINDOW))
+
+
+def make(recipe: Recipe, work: Path) -> Path:
+    """Train one model stage by stage; returns its folder."""
+    size = json.loads((work / "tokenizer" / "tokenizer.json").read_text())
+    special = {token["content"]: token["id"] for token in size["added_tokens"]}
+    config = recipe.shape | {
+        "vocab_size": len(size["model"]["vocab"]),
+        "bos_token_id": None,
+        "eos_token_id": special[tokenizer.END],
+        "pad_token_id": special[tokenizer.PADDING],
+    }
+    start = work / f"{recipe.name}.config.json"
+    start.write_text(json.dumps(config, indent=1))
+    source = start
+    for number, stage in enumerate(recipe.stages):
+        data, out = work / f"{recipe.name}.{number}.jsonl", work / f"{recipe.name}.{number}"
+        with data.open("w") as file:
+            file.writelines(json.dumps({"messages": lesson}) + "\n" for lesson in stage.lessons)
+        settings = {
+            "model": source,
+            "tokenizer": work / "tokenizer",
+            "data": data,
+            "out": out,
+            "steps": stage.steps,
+            "sequences_per_update": _BATCH,
+            "tokens_per_micro_batch": 8192,
+            "learning_rate": stage.learning_rate,
+            "warmup_steps": min(100, stage.steps // 10),
+            "betas": "[0.9,0.98]",
+            "weight_decay": 0.01,
+            "final_lr_share": 0.02,
+            "report_every": 200,
+            "device": "cpu",
+            "seed": SEED,
+        }
+        with (work / f"{recipe.name}.{number}.log").open("w") as log:
+            command = [sys.executable, "-m", "capo_ray.sft", *(f"{key}={value}" for key, value in settings.items())]
+            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+        source = out
+    return source
+
+
+_SHIPPED = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+def ship(folder: Path, target: Path, card: str) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in _SHIPPED:
+        shutil.copy(folder / name, target / name)
+    (target / "README.md").write_text(card)
+
+
+_CARD = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# {name}
+
+The {role} of the tiny arithmetic world, with which `python -m capo_ray.launch +experiment=tiny_cpu` runs and learns on
+two CPU cores. {text}
+
+It is of no use outside this world: sums and differences of numbers up to 99 with operands up to 9, two to four of them
+in a problem.
+
+## Recipe
+
+Llama architecture, {layers} layers of {hidden}, {parameters:,} parameters in float32, {tied} embeddings, a byte-level
+BPE of {vocabulary} entries. Trained from random weights by `make tiny-models` (`capo_ray/tasks/arithmetic/models.py`,
+seed {seed}) with `python -m capo_ray.sft` on generated conversations, none of which is about a held-out problem:
+
+| stage | conversations | steps of {batch} | learning rate (cosine) |
+|---|---|---|---|
+{stages}
+
+## Measured
+
+On held-out problems, by `python -m capo_ray.tasks.arithmetic.measure`, whose checker knows the truth of every step:
+
+```json
+{measured}
+```
+"""
+_TEXTS = {
+    "policy": (
+        "It writes solutions step by step and was taught mistakes on purpose: wrong results, numbers misread,\n"
+        "operations left out, some of which reach the right answer all the same. Its most probable response is nearly\n"
+        "always right."
+    ),
+    "critic": (
+        "It reads a question, a reference and a solution in numbered tags (template `brief` of\n"
+        "`capo_ray.credit.critique`) and writes one line per step (what the step states / what it should state, right\n"
+        "or wrong), then Yes or No and the list of wrong steps. Its lessons are noisy on purpose, so that it is wrong\n"
+        "now and then and differently in each sample."
+    ),
+}
+
+
+def card(recipe: Recipe, folder: Path, measured: dict[str, Any]) -> str:
+    from safetensors import safe_open
+
+    config = json.loads((folder / "config.json").read_text())
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+    parameters = sum(_product(shape) for shape in shapes)
+    rows = (
+        f"| {number + 1} | {stage.steps * _BATCH:,} | {stage.steps:,} | {stage.learning_rate:g} |"
+        for number, stage in enumerate(recipe.stages)
+    )
+    return _CARD.format(
+        name=recipe.name,
+        role=recipe.role,
+        text=_TEXTS[recipe.role],
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        parameters=parameters,
+        tied="tied" if config["tie_word_embeddings"] else "untied",
+        vocabulary=config["vocab_size"],
+        seed=SEED,
+        batch=_BATCH,
+        stages="\n".join(rows),
+        measured=json.dumps({key: value for key, value in measured.items() if _concerns(key, recipe.role)}, indent=2),
+    )
+
+
+def _concerns(figure: str, role: str) -> bool:
+    other = "critic" if role == "policy" else "policy"
+    return other not in figure
+
+
+def _product(numbers: Iterable[int]) -> int:
+    result = 1
+    for number in numbers:
+        result *= number
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, default=measure.ASSETS, help="folder that gets a folder per model")
+    parser.add_argument("--work", type=Path, default=Path("runs/tiny_models"), help="lessons, logs and stages")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the training steps; below 1 for a quick try")
+    parser.add_argument("--count", type=int, default=1000, help="held-out problems to measure on")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    print(f"tokenizer: {make_tokenizer(given.work / 'tokenizer')} entries", flush=True)
+    made = recipes(given.scale)
+    print(f"training {' and '.join(recipe.name for recipe in made)}; progress in {given.work}/*.log", flush=True)
+    with ThreadPoolExecutor(len(made)) as both:
+        folders = list(both.map(lambda recipe: make(recipe, given.work), made))
+    measured = measure.measure(folders[0], folders[1], count=given.count, votes=4, top_p=1.0)
+    print(json.dumps(measured, indent=2))
+    for recipe, folder in zip(made, folders, strict=True):
+        ship(folder, given.out / recipe.name, card(recipe, folder, measured))
+
+
+if __name__ == "__main__":
+    main()
