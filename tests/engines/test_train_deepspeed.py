@@ -1,0 +1,357 @@
+"""One update is one update: however it is split over ranks, micro-batches and ZeRO stages, and across a restart."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engines.trainer_ranks import MODEL, VOCABULARY, Case, Ranks, batch_of, engine_of, sequences, updated, weights_of
+
+from capo_ray.config import Trainer
+from capo_ray.learn.batch import collate, token_weight
+from capo_ray.types import TrainSequence
+
+pytestmark = pytest.mark.engine
+SKIPPED = {"seconds"}
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Ranks]:
+    ranks = Ranks(1)
+    yield ranks
+    ranks.stop()
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    ranks = Ranks(2)
+    yield ranks
+    ranks.stop()
+
+
+def assert_same(one: Any, other: Any, tolerance: float = 2e-5) -> None:
+    """Metrics and weights of two runs."""
+    for mine, theirs in zip(one[0], other[0], strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine.keys() - SKIPPED:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=tolerance), name
+    assert list(one[1]) == list(other[1])
+    for name in one[1]:
+        np.testing.assert_allclose(one[1][name], other[1][name], atol=tolerance, err_msg=name)
+
+
+# -- the same step everywhere
+
+MANY = Case(
+    per_update=5,
+    trainer={"optimisation_passes": 2},
+    algorithm={"kl_weight": 0.05, "importance_cap": 1.1},
+)
+
+
+@pytest.fixture(scope="module")
+def whole(one: Ranks) -> Any:
+    """One rank, no micro-batches, no ZeRO."""
+    return one(updated, MANY.but(stage=0), 2)
+
+
+def test_micro_batches_change_nothing(one: Ranks, whole: Any) -> None:
+    for stage in (0, 3):
+        assert_same(one(updated, MANY.but(stage=stage, budget=20), 2), whole)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_change_nothing_at_any_zero_stage(two: Ranks, whole: Any, stage: int) -> None:
+    of_ranks = two.each(updated, MANY.but(stage=stage, budget=20), 2)
+    for rank in of_ranks:
+        assert_same(rank, whole)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "constant"])
+def test_every_aggregation_survives_the_split(one: Ranks, two: Ranks, aggregation: str) -> None:
+    case = MANY.but(algorithm={"aggregation": aggregation})
+    assert_same(two(updated, case.but(budget=20)), one(updated, case))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_rank_without_sequences_joins_in(one: Ranks, two: Ranks, stage: int) -> None:
+    case = Case(sequences=sequences(1), stage=stage)
+    assert_same(two(updated, case), one(updated, case))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_gradient_checkpointing_changes_nothing(two: Ranks, stage: int) -> None:
+    case = Case(stage=stage, budget=40)
+    assert_same(two(updated, case.but(trainer={"gradient_checkpointing": True})), two(updated, case))
+
+
+def test_supervised_training_is_split_as_well(one: Ranks, two: Ranks) -> None:
+    case = Case(supervised=True)
+    assert_same(two(updated, case.but(budget=20, stage=3)), one(updated, case.but(stage=0)))
+
+
+def by_hand(rank: int, ranks: int, case: Case) -> Any:
+    """What the engine should do, in plain PyTorch: a sequence at a time, unpadded, all logits, no DeepSpeed."""
+    import torch
+
+    from capo_ray.engines import causal_model
+    from capo_ray.engines.train_deepspeed import learning_rate
+
+    model = causal_model.make(case.model, dtype=torch.float32, seed=0)
+    trainer, algorithm = case.trainer_block(1), case.algorithm_block()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=trainer.betas, weight_decay=0.0)
+
+    def logprobs(sequence: TrainSequence) -> torch.Tensor:
+        ids = torch.tensor([*sequence.prompt_ids, *sequence.token_ids])
+        rows = model(ids[None]).logits[0, :-1].div(case.temperature).log_softmax(-1)
+        return rows.gather(-1, ids[1:, None])[len(sequence.prompt_ids) - 1 :, 0]
+
+    with torch.no_grad():
+        old = [logprobs(s) for s in case.sequences]
+    if algorithm.old_logprobs == "sampler":
+        old = [torch.tensor(s.logprobs) for s in case.sequences]
+    for step in range(trainer.optimisation_passes):
+        loss = torch.zeros(())
+        for sequence, before in zip(case.sequences, old, strict=True):
+            mask = torch.tensor(sequence.loss_mask or (True,) * len(sequence.token_ids))
+            ratio = (logprobs(sequence) - before).exp()
+            advantages = torch.tensor(sequence.advantages)
+            gain = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+            loss = loss - gain[mask].mean() / len(case.sequences)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(trainer, step, 20)
+        optimizer.step()
+    return {name: p.detach().numpy() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("old", ["trainer", "sampler"])
+def test_the_step_is_that_of_plain_pytorch(one: Ranks, old: str) -> None:
+    case = Case(budget=40, trainer={"optimisation_passes": 3}, algorithm={"old_logprobs": old})
+    expected = one(by_hand, case)
+    _, weights = one(updated, case)
+    for name in expected:
+        np.testing.assert_allclose(weights[name], expected[name], atol=2e-5, err_msg=name)
+
+
+# -- what the metrics say
+
+
+def test_one_pass_on_policy_has_ratio_one_and_later_passes_clip(one: Ranks) -> None:
+    ((first,), _) = one(updated, Case(budget=20))
+    assert first["ratio_mean"] == first["ratio_max"] == 1 and first["clip_fraction"] == 0 and first["kl_old"] == 0
+    ((later,), _) = one(updated, Case(budget=20, trainer={"optimisation_passes": 4}))
+    assert later["clip_fraction"] > 0 and later["ratio_max"] > 1 and later["kl_old"] > 0
+    assert later["optimizer_steps"] == 4
+
+
+def test_kl_to_the_reference_starts_at_zero(two: Ranks) -> None:
+    for stage in (2, 3):
+        case = Case(stage=stage, algorithm={"kl_weight": 0.1})
+        (first, second), _ = two(updated, case, 2)
+        assert first["kl_reference"] == 0 and first["loss"] == first["policy_loss"]
+        assert second["kl_reference"] > 0 and second["loss"] > second["policy_loss"]
+
+
+def test_a_batch_that_teaches_nothing_moves_nothing(two: Ranks) -> None:
+    still = Case(sequences=sequences(4, scale=0.0), budget=40)
+    (metrics, later), weights = two(updated, still, 2)
+    assert metrics["skipped_steps"] == 1 and metrics["optimizer_steps"] == 0 and metrics["loss"] == 0
+    assert later["learning_rate"] > metrics["learning_rate"]  # the schedule goes on
+    for name, start in two(updated, still, 0)[1].items():
+        np.testing.assert_array_equal(weights[name], start)
+    one_teaches = still.but(sequences=(*sequences(3, scale=0.0), *sequences(1)))
+    ((metrics,), _) = two(updated, one_teaches)
+    assert metrics["skipped_steps"] == 0
+    ((metrics,), _) = two(updated, still.but(algorithm={"kl_weight": 0.1}))
+    assert metrics["skipped_steps"] == 0
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_bfloat16_learns(two: Ranks, stage: int) -> None:
+    case = Case(dtype="bfloat16", stage=stage, budget=40, supervised=True, trainer={"schedule": "constant"})
+    losses = [metrics["loss"] for metrics in two(updated, case, 12)[0]]
+    assert losses[-1] < losses[0] - 0.3
+
+
+# -- what carries loss
+
+
+def scored(rank: int, ranks: int, pad_id: int) -> Any:
+    """Log-probabilities of padded micro-batches against those of single sequences, and the gradient."""
+    import torch
+
+    from capo_ray.engines import causal_model
+
+    model = causal_model.make(MODEL, dtype=torch.float32, seed=0)
+    given = sequences(6)
+    batch = collate(given, "response_mean", 6, pad_id=pad_id)
+    logprobs, _ = causal_model.Scorer(model)(batch, 0.6)
+    (logprobs * batch.weights).sum().backward()
+    gradient = {name: p.grad.numpy() for name, p in model.named_parameters()}
+    alone = []
+    with torch.no_grad():
+        for sequence in given:
+            ids = torch.tensor([*sequence.prompt_ids, *sequence.token_ids])
+            rows = (model(ids[None]).logits[0, :-1] / 0.6).log_softmax(-1)
+            mask = sequence.loss_mask or (True,) * len(sequence.token_ids)
+            first = len(sequence.prompt_ids)
+            alone += [float(rows[first - 1 + t, ids[first + t]]) for t, taken in enumerate(mask) if taken]
+    return logprobs.detach().numpy(), alone, gradient
+
+
+def test_padding_is_never_read(one: Ranks) -> None:
+    logprobs, alone, gradient = one(scored, 0)
+    np.testing.assert_allclose(logprobs, alone, atol=1e-5)
+    others, _, other_gradient = one(scored, VOCABULARY - 1)
+    np.testing.assert_array_equal(logprobs, others)
+    for name in gradient:
+        np.testing.assert_allclose(gradient[name], other_gradient[name], atol=1e-7, err_msg=name)
+
+
+def test_masked_tokens_carry_no_loss(one: Ranks) -> None:
+    """What is said of a masked token (advantage, log-probability) changes nothing."""
+    (given,) = sequences(1, seed=5)
+    mask = tuple(t % 2 == 0 for t in range(len(given.token_ids)))
+
+    def masked(value: float) -> Case:
+        keep = [a if m else value for a, m in zip(given.advantages, mask, strict=True)]
+        return Case(
+            sequences=(
+                TrainSequence(
+                    prompt_ids=given.prompt_ids,
+                    token_ids=given.token_ids,
+                    advantages=tuple(keep),
+                    logprobs=given.logprobs,
+                    loss_mask=mask,
+                ),
+            )
+        )
+
+    first, second = one(updated, masked(0.0)), one(updated, masked(9.0))
+    assert first[0][0]["tokens"] == sum(mask)
+    assert_same(first, second, tolerance=0)
+    assert token_weight("response_mean", sum(mask), 1) == 1 / sum(mask)
+
+
+# -- weights and checkpoints
+
+
+def interrupted(rank: int, ranks: int, case: Case, path: str) -> Any:
+    """One update, a checkpoint, and a second update: by the same engine and by a restored one."""
+    with engine_of(case, rank, ranks) as engine:
+        engine.update(batch_of(case, rank, ranks))
+        engine.save(path)
+        straight = engine.update(batch_of(case, rank, ranks)), weights_of(engine)
+    with engine_of(case, rank, ranks) as engine:
+        engine.restore(path)
+        return straight, (engine.update(batch_of(case, rank, ranks)), weights_of(engine))
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_restored_trainer_goes_on_with_the_same_numbers(two: Ranks, tmp_path: Path, stage: int) -> None:
+    case = MANY.but(stage=stage, budget=40, trainer={**MANY.trainer, "weight_decay": 0.1})
+    for straight, restored in two.each(interrupted, case, str(tmp_path / "checkpoint")):
+        assert straight[0].version == restored[0].version == 2
+        for name in straight[0].metrics.keys() - SKIPPED:
+            assert straight[0].metrics[name] == restored[0].metrics[name], name
+        for name in straight[1]:
+            np.testing.assert_array_equal(straight[1][name], restored[1][name])
+
+
+def saved(rank: int, ranks: int, case: Case, path: str) -> None:
+    with engine_of(case, rank, ranks) as engine:
+        engine.save(path)
+
+
+def refused(rank: int, ranks: int, case: Case, path: str) -> str:
+    with engine_of(case, rank, ranks) as engine:
+        try:
+            engine.restore(path)
+        except ValueError as error:
+            return str(error)
+    return ""
+
+
+def test_a_checkpoint_of_something_else_is_refused(one: Ranks, two: Ranks, tmp_path: Path) -> None:
+    path = str(tmp_path / "checkpoint")
+    two(saved, Case(), path)
+    smaller = {**MODEL, "num_hidden_layers": 1, "intermediate_size": 48}
+    message = two(refused, Case(model=smaller), path)
+    assert "of another model: LlamaForCausalLM with 19,872 parameters in 20 tensors there" in message
+    assert "in 11 tensors here" in message and "gate_proj.weight: [64, 32] there, [48, 32] here" in message
+    assert "written with ranks 2, this trainer has 1" in one(refused, Case(), path)
+    assert "written with zero_stage 2, this trainer has 3" in two(refused, Case(stage=3), path)
+    assert "there is no trainer checkpoint in" in one(refused, Case(), str(tmp_path / "nowhere"))
+
+
+def written(rank: int, ranks: int, case: Case, path: str) -> Any:
+    with engine_of(case, rank, ranks) as engine:
+        engine.update(batch_of(case, rank, ranks))
+        engine.save_pretrained(path)
+        return weights_of(engine)
+
+
+def read_back(rank: int, ranks: int, path: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    tied = model.lm_head.weight is model.model.embed_tokens.weight
+    return tied, {name: p.detach().numpy() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_written_model_is_read_back(one: Ranks, two: Ranks, tmp_path: Path, tied: bool) -> None:
+    case = Case(model={**MODEL, "tie_word_embeddings": tied}, stage=3)
+    weights = two(written, case, str(tmp_path))
+    assert ("lm_head.weight" in weights) is not tied
+    is_tied, read = one(read_back, str(tmp_path))
+    assert is_tied is tied and list(read) == list(weights)
+    for name in read:
+        np.testing.assert_array_equal(read[name], weights[name])
+    _, start = one(updated, Case(model=str(tmp_path), stage=0), 0)
+    for name in read:
+        np.testing.assert_array_equal(start[name], weights[name])
+
+
+class Recorder:
+    def send(self, weights: Any, version: int) -> str:
+        self.sent = version, [name for name, _ in weights]
+        return "checksum"
+
+
+def published(rank: int, ranks: int) -> Any:
+    with engine_of(Case(stage=3), rank, ranks) as engine:
+        try:
+            engine.publish_weights(1)
+        except ValueError as error:
+            message = str(error)
+        recorder = Recorder()
+        engine.connect(recorder)
+        return message, engine.publish_weights(7), recorder.sent, list(weights_of(engine))
+
+
+def test_weights_are_published_through_the_sender(two: Ranks) -> None:
+    for message, checksum, (version, sent), names in two.each(published):
+        assert "no sender is connected" in message
+        assert checksum == "checksum" and version == 7 and sent == names
+
+
+# -- the schedule
+
+
+def test_schedule() -> None:
+    from capo_ray.engines.train_deepspeed import learning_rate
+
+    def rates(**changes: Any) -> list[float]:
+        trainer = Trainer(learning_rate=1.0, tokens_per_micro_batch=1, **changes)
+        return [round(learning_rate(trainer, step, 6), 4) for step in range(8)]
+
+    assert rates() == [1.0, 0.933, 0.75, 0.5, 0.25, 0.067, 0.0, 0.0]
+    assert rates(warmup_steps=2) == [0.3333, 0.6667, 1.0, 0.8536, 0.5, 0.1464, 0.0, 0.0]
+    assert rates(schedule="constant", warmup_steps=1) == [0.5, *[1.0] * 7]
+    assert rates(final_lr_share=0.5)[-1] == 0.5

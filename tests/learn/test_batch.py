@@ -1,0 +1,135 @@
+"""Plans, denominators and collation."""
+
+import random
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capo_ray.learn.batch import (
+    Aggregation,
+    assert_plan,
+    collate,
+    denominators,
+    loss_length,
+    plan,
+    select,
+    token_weight,
+)
+from capo_ray.types import TrainSequence
+
+AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
+
+
+def sequence(prompt: int, response: int, mask: tuple[bool, ...] = (), start: int = 1) -> TrainSequence:
+    tokens = range(start, start + prompt + response)
+    return TrainSequence(
+        prompt_ids=tuple(tokens[:prompt]),
+        token_ids=tuple(tokens[prompt:]),
+        advantages=tuple(float(t) for t in range(response)),
+        logprobs=tuple(-float(t) for t in range(response)),
+        loss_mask=mask,
+    )
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), max_size=60),
+    ranks=st.integers(1, 5),
+    budget=st.integers(50, 200),
+    per_update=st.one_of(st.none(), st.integers(1, 20)),
+)
+def test_every_plan_keeps_its_promises(lengths: list[int], ranks: int, budget: int, per_update: int | None) -> None:
+    made = plan(lengths, ranks=ranks, tokens_per_micro_batch=budget, responses_per_update=per_update)
+    assert len(made) == ranks
+    assert_plan(made, lengths, tokens_per_micro_batch=budget, responses_per_update=per_update)
+
+
+def test_a_plan_written_out() -> None:
+    made = plan([5, 9, 3, 4, 8, 2, 7], ranks=2, tokens_per_micro_batch=10, responses_per_update=5)
+    assert made == (
+        (((1,), (3, 2)), ((6,),)),
+        (((4,), (0,)), ((5,),)),
+    )
+
+
+def test_ranks_without_work_get_empty_micro_batches() -> None:
+    assert plan([4, 4, 4], ranks=2, tokens_per_micro_batch=4) == ((((0,), (2,)),), (((1,), ()),))
+    assert plan([4], ranks=3, tokens_per_micro_batch=4) == ((((0,),),), (((),),), (((),),))
+    assert plan([], ranks=2, tokens_per_micro_batch=4) == ((), ())
+
+
+def test_a_sequence_over_the_budget_is_named() -> None:
+    with pytest.raises(ValueError, match="sequence 1 has 11 tokens, more than the 10 of tokens_per_micro_batch"):
+        plan([3, 11], ranks=1, tokens_per_micro_batch=10)
+
+
+def test_select_has_the_shape_of_the_share() -> None:
+    assert select("abc", (((2,), ()), ((0, 1),))) == ((("c",), ()), (("a", "b"),))
+
+
+def test_denominators_count_the_whole_step_over_all_ranks() -> None:
+    made = plan([5, 9, 3, 4, 8, 2, 7], ranks=2, tokens_per_micro_batch=10, responses_per_update=5)
+    counts = [2, 3, 0, 1, 4, 2, 5]  # the third carries no loss
+    expected = {"response_mean": (4, 2), "token_mean": (10, 7), "constant": (24, 12)}
+    for aggregation in AGGREGATIONS:
+        assert denominators(counts, made, aggregation, max_response_tokens=6) == expected[aggregation]
+
+
+def test_a_step_without_loss_tokens_divides_by_one() -> None:
+    made = plan([3], ranks=1, tokens_per_micro_batch=10)
+    for aggregation in AGGREGATIONS:
+        assert denominators([0], made, aggregation, max_response_tokens=6) == (1.0,)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_weights_over_any_plan_sum_to_the_formula(aggregation: Aggregation) -> None:
+    """Sum of w_t loss_t over ranks and micro-batches == the aggregation written out on the whole step."""
+    rng = random.Random(0)
+    sequences = [sequence(rng.randrange(1, 4), rng.randrange(1, 9)) for _ in range(20)]
+    losses = [[rng.gauss(0, 1) for _ in s.token_ids] for s in sequences]
+    expected = {
+        "response_mean": sum(sum(row) / len(row) for row in losses) / 20,
+        "token_mean": sum(map(sum, losses)) / sum(map(len, losses)),
+        "constant": sum(map(sum, losses)) / (20 * 9),
+    }[aggregation]
+    for ranks, budget in ((1, 1000), (1, 15), (3, 15), (4, 30)):
+        lengths = [len(s.prompt_ids) + len(s.token_ids) for s in sequences]
+        made = plan(lengths, ranks=ranks, tokens_per_micro_batch=budget)
+        (denominator,) = denominators([loss_length(s) for s in sequences], made, aggregation, max_response_tokens=9)
+        total = sum(
+            token_weight(aggregation, len(losses[i]), denominator) * loss
+            for share in made
+            for micro_batch in share[0]
+            for i in micro_batch
+            for loss in losses[i]
+        )
+        assert total == pytest.approx(expected, abs=1e-12)
+
+
+def test_collation_says_where_the_logits_of_each_loss_token_stand() -> None:
+    masked = sequence(2, 3, (True, False, True), start=10)  # 10 11 | 12 13 14
+    longer = sequence(3, 4, start=20)  # 20 21 22 | 23 24 25 26
+    batch = collate([masked, longer], "response_mean", 2, pad_id=9)
+    assert batch.input_ids.tolist() == [[10, 11, 12, 13, 14, 9, 9], [20, 21, 22, 23, 24, 25, 26]]
+    assert batch.targets.tolist() == [12, 14, 23, 24, 25, 26]
+    after = batch.input_ids.flatten()[batch.places + 1]
+    assert after.tolist() == batch.targets.tolist()
+    assert batch.rows.tolist() == [0, 0, 1, 1, 1, 1]
+    assert batch.weights.tolist() == [0.25, 0.25, 0.125, 0.125, 0.125, 0.125]
+    assert batch.advantages.tolist() == [0, 2, 0, 1, 2, 3]
+    assert batch.sampler_logprobs.tolist() == [0, -2, 0, -1, -2, -3]
+    assert not batch.empty
+
+
+def test_an_empty_micro_batch_has_one_token_of_weight_zero() -> None:
+    nothing_to_learn = sequence(2, 2, (False, False))
+    for sequences in ([], [nothing_to_learn]):
+        batch = collate(sequences, "token_mean", 1)
+        assert batch.empty and batch.weights.tolist() == [0.0] and batch.input_ids.shape[1] > 1
+
+
+def test_nothing_predicts_the_first_token() -> None:
+    with pytest.raises(ValueError, match="without a prompt cannot carry loss"):
+        collate([sequence(0, 2)], "token_mean", 1)
+    assert collate([sequence(0, 2, (False, True))], "token_mean", 1).places.tolist() == [0]
