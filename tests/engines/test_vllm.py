@@ -1,0 +1,262 @@
+"""The contract of the engines on vLLM, on small random models with tied and with untied embeddings."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capo_ray.config import Shape
+from capo_ray.engines.protocols import PromptTooLong
+from capo_ray.types import Prompt, Rollout, Sampling
+
+pytestmark = pytest.mark.engine
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+SHAPE = Shape(parameters=1, layers=2, hidden_size=64, key_value_size=32, vocabulary=640, window=160)
+PROMPT = Prompt(id="p", question="q", token_ids=tuple(range(20, 60)), answer="1")
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """One event loop for the module: an engine belongs to the loop that it was started on."""
+    made = asyncio.new_event_loop()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(ENVIRONMENT)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer of 320 ids with an end token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=["<end>"], initial_alphabet=alphabet)
+    made.train_from_iterator(["Start with 17. Add 5.\n\n17 + 5 = 22.\n\n"] * 20, trainer)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
+    return folder
+
+
+def make_model(folder: Path, tokenizer: Path, *, tied: bool, seed: int) -> Path:
+    from capo_ray.engines.random_model import make_random_model
+
+    make_random_model(folder, SHAPE, tokenizer=str(tokenizer), dtype="float32", seed=seed, tied=tied)
+    return folder
+
+
+class Direct:
+    """The line to one engine in this process, as the sender sees it (weights.SyncClient)."""
+
+    def __init__(self, engine: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._engine, self._loop = engine, loop
+        self.lie = ""
+
+    def _call(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._call(self._engine.init_weight_transfer_engine(init_info))
+
+    def start_weight_update(self) -> None:
+        self._call(self._engine.start_weight_update())
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._call(self._engine.update_weights(update_info))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._call(self._engine.finish_weight_update(int(weight_version or 0)))
+
+    def checksums(self) -> list[tuple[str, int, str]]:
+        receipt = self._call(self._engine.receipt())
+        return [(receipt.engine, receipt.version, self.lie or receipt.checksum)]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def rollout(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: Path,
+    loop: asyncio.AbstractEventLoop,
+) -> Iterator[tuple[Any, Path, Path]]:
+    """An engine, the folder of its model and that of another model of the same shape."""
+    from capo_ray.engines.rollout_vllm import VllmRollout
+    from capo_ray.engines.vllm_engine import VllmSettings
+
+    folders = [
+        make_model(tmp_path_factory.mktemp("model") / "m", tokenizer, tied=request.param, seed=seed) for seed in (1, 2)
+    ]
+
+    async def start() -> Any:
+        return VllmRollout(
+            VllmSettings(
+                model=str(folders[0]),
+                tokenizer=str(folders[0]),
+                dtype="float32",
+                window=None,
+                eager=True,
+                device="cpu",
+                weight_transfer="capo_shm",
+            ),
+            name="rollout-0",
+        )
+
+    engine = loop.run_until_complete(start())
+    yield engine, folders[0], folders[1]
+    engine.close()
+
+
+def sample(
+    engine: Any, loop: asyncio.AbstractEventLoop, *, temperature: float = 0.6, seeds: dict[int, int] | None = None
+) -> list[Rollout]:
+    async def collect() -> list[Rollout]:
+        sampling = Sampling(max_tokens=24, temperature=temperature)
+        stream: AsyncIterator[Rollout] = engine.generate(PROMPT, sampling, seeds or {0: 5, 1: 6, 2: 7})
+        return sorted([rollout async for rollout in stream], key=lambda rollout: rollout.index)
+
+    return loop.run_until_complete(collect())
+
+
+def plain_logprobs(folder: Path, rollout: Rollout, temperature: float) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.tensor([[*PROMPT.token_ids, *rollout.token_ids]])
+    with torch.no_grad():
+        logprobs = torch.log_softmax(model(ids).logits[0] / temperature, -1)
+    start = len(PROMPT.token_ids)
+    return logprobs[start - 1 : -1].gather(1, ids[0, start:, None])[:, 0]
+
+
+def difference(folder: Path, rollouts: list[Rollout], temperature: float = 0.6) -> float:
+    import torch
+
+    return max(
+        float((plain_logprobs(folder, rollout, temperature) - torch.tensor(rollout.logprobs)).abs().max())
+        for rollout in rollouts
+    )
+
+
+def test_rollouts_are_whole_and_their_text_is_what_the_ids_decode_to(
+    rollout: tuple[Any, Path, Path], loop: asyncio.AbstractEventLoop
+) -> None:
+    from transformers import AutoTokenizer
+
+    engine, folder, _ = rollout
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for index, made in enumerate(sample(engine, loop)):
+        assert made.index == index
+        assert made.prompt_id == "p"
+        assert made.finish == ("stop" if made.token_ids[-1] == tokenizer.eos_token_id else "length")
+        assert 1 <= len(made.token_ids) <= 24
+        assert made.text == tokenizer.decode(made.token_ids, skip_special_tokens=True)
+
+
+def test_equal_seeds_give_equal_responses_and_other_seeds_others(
+    rollout: tuple[Any, Path, Path], loop: asyncio.AbstractEventLoop
+) -> None:
+    engine = rollout[0]
+    first = sample(engine, loop, temperature=1.0)
+    again = sample(engine, loop, temperature=1.0)
+    other = sample(engine, loop, temperature=1.0, seeds={0: 105, 1: 106, 2: 107})
+    assert [r.token_ids for r in first] == [r.token_ids for r in again]
+    assert [r.token_ids for r in first] != [r.token_ids for r in other]
+
+
+def test_a_prompt_that_does_not_fit_is_refused(
+    rollout: tuple[Any, Path, Path], loop: asyncio.AbstractEventLoop
+) -> None:
+    async def ask() -> None:
+        async for _ in rollout[0].generate(PROMPT, Sampling(max_tokens=150), {0: 1}):
+            pass
+
+    with pytest.raises(PromptTooLong, match=r"40 tokens and 150 may be sampled: more than the policy's window of 160"):
+        loop.run_until_complete(ask())
+
+
+def test_a_sync_replaces_the_weights_and_its_version_and_checksum_are_confirmed(
+    rollout: tuple[Any, Path, Path], loop: asyncio.AbstractEventLoop
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from capo_ray.engines.weights import WeightMismatch
+    from capo_ray.engines.weights_shm import ShmSender
+
+    engine, old, new = rollout
+    assert difference(old, sample(engine, loop)) < 1e-4
+    assert difference(new, sample(engine, loop)) > 1e-2  # the two models can be told apart
+    weights = dict(AutoModelForCausalLM.from_pretrained(new, dtype=torch.float32).named_parameters())
+    client = Direct(engine, loop)
+
+    async def sync(version: int) -> str:
+        sender = await asyncio.to_thread(ShmSender, client)
+        return await asyncio.to_thread(sender.send, weights.items(), version)
+
+    checksum = loop.run_until_complete(sync(3))
+    made = sample(engine, loop)
+    assert difference(new, made) < 1e-4
+    assert {rollout.versions for rollout in made} == {(3,)}
+    receipt = loop.run_until_complete(engine.receipt())
+    assert (receipt.engine, receipt.version, receipt.checksum) == ("rollout-0", 3, checksum)
+    assert not list(Path("/dev/shm").glob("capo_ray-weights-*"))
+
+    client.lie = "0123456789abcdef"
+    with pytest.raises(
+        WeightMismatch, match=r"rollout-0 confirms version 4 with checksum 0123456789abcdef, but version 4"
+    ):
+        loop.run_until_complete(sync(4))
+
+
+def test_a_critic_completes_n_times_from_one_seed_and_refuses_what_does_not_fit(
+    tmp_path: Path, tokenizer: Path, loop: asyncio.AbstractEventLoop
+) -> None:
+    from capo_ray.engines.critic_vllm import VllmCritic
+    from capo_ray.engines.vllm_engine import VllmSettings
+
+    folder = make_model(tmp_path / "critic", tokenizer, tied=False, seed=3)
+    settings = VllmSettings(
+        model=str(folder), tokenizer=str(folder), dtype="float32", window=None, eager=True, device="cpu"
+    )
+
+    async def use() -> None:
+        engine = VllmCritic(settings, name="critic-0")
+        try:
+            messages = [{"role": "user", "content": "17 + 5 = 22. " * 3}]
+            sampling = Sampling(max_tokens=8, temperature=1.0)
+            first = await engine.complete(messages, sampling, n=4, seed=1)
+            again = await engine.complete(messages, sampling, n=4, seed=1)
+            assert len(first.completions) == 4
+            assert len({completion.text for completion in first.completions}) > 1
+            assert first.completions == again.completions
+            assert again.cached_tokens > 0
+            assert all(completion.truncated == (completion.num_tokens == 8) for completion in first.completions)
+            with pytest.raises(PromptTooLong, match="more than the window of 160 of critic-0"):
+                await engine.complete(messages, Sampling(max_tokens=158), n=1, seed=1)
+        finally:
+            engine.close()
+
+    loop.run_until_complete(use())
