@@ -18,7 +18,8 @@ import random
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -235,15 +236,27 @@ def train(config: Sft, examples: Examples, rank: int, device: Literal["cpu", "gp
         dtype=config.dtype,
         seed=config.seed,
     )
-    checkpoint = Path(config.out) / "checkpoint"
-    if config.resume:
-        engine.restore(str(checkpoint))
-    report = print if rank == 0 else _silent
-    report(f"{count} conversations to learn from, {len(examples.held_out)} held out, {examples.num_dropped} too long")
+    with closing(engine):
+        if config.resume:
+            engine.restore(str(_checkpoint(config)))
+        report = print if rank == 0 else _silent
+        report(
+            f"{count} conversations to learn from, {len(examples.held_out)} held out, {examples.num_dropped} too long"
+        )
+        _steps(config, examples.training, engine, steps, report)
+        if examples.held_out:
+            report(f"held-out loss {engine.evaluate(_batch(config, examples.held_out, rank))['nll']:.4f}")
+        engine.save_pretrained(config.out)
+        report(f"written to {config.out}")
+
+
+def _steps(
+    config: Sft, training: Sequence[TrainSequence], engine: DeepSpeedEngine, steps: int, report: Callable[..., None]
+) -> None:
     since, num_tokens = perf_counter(), 0
     for step in range(engine.step, steps):
-        chosen = [examples.training[i] for i in of_step(step, count, config.sequences_per_update, config.seed)]
-        metrics = engine.update(_batch(config, chosen, rank)).metrics
+        chosen = [training[i] for i in of_step(step, len(training), config.sequences_per_update, config.seed)]
+        metrics = engine.update(_batch(config, chosen, engine.rank)).metrics
         num_tokens += sum(length(sequence) for sequence in chosen)
         if (step + 1) % config.report_every == 0 or step + 1 == steps:
             seconds = perf_counter() - since
@@ -254,12 +267,11 @@ def train(config: Sft, examples: Examples, rank: int, device: Literal["cpu", "gp
             )
             since, num_tokens = perf_counter(), 0
         if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
-            _save(engine, checkpoint)
-    if examples.held_out:
-        report(f"held-out loss {engine.evaluate(_batch(config, examples.held_out, rank))['nll']:.4f}")
-    engine.save_pretrained(config.out)
-    report(f"written to {config.out}")
-    engine.close()
+            _save(engine, _checkpoint(config))
+
+
+def _checkpoint(config: Sft) -> Path:
+    return Path(config.out) / "checkpoint"
 
 
 def _silent(*_: object, **__: object) -> None:
@@ -301,6 +313,8 @@ def run(config: Sft) -> None:
 
     found: Literal["cpu", "gpu"] = "gpu" if torch.cuda.is_available() else "cpu"
     device = found if config.device == "auto" else config.device
+    if config.resume and not _checkpoint(config).is_dir():
+        raise ValueError(f"nothing to resume: there is no {_checkpoint(config)}")
     examples = prepare(config)
     if config.ranks == 1:
         train(config, examples, 0, device)

@@ -357,7 +357,7 @@ class DeepSpeedEngine:
 
     def save_pretrained(self, path: str) -> None:
         """The model as a folder that transformers and vLLM load; rank 0 writes."""
-        kept = {name: tensor.cpu().contiguous() for name, tensor in self.weights() if self.rank == 0}
+        kept = {name: tensor.to("cpu", copy=True) for name, tensor in self.weights() if self.rank == 0}
         if self.rank == 0:
             causal_model.write_pretrained(self._model, kept, path, self._tokenizer)
         dist.barrier()

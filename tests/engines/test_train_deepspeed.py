@@ -304,9 +304,9 @@ def read_back(rank: int, ranks: int, path: str) -> Any:
     return tied, {name: p.detach().numpy() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_written_model_is_read_back(one: Ranks, two: Ranks, tmp_path: Path, tied: bool) -> None:
-    case = Case(model={**MODEL, "tie_word_embeddings": tied}, stage=3)
+@pytest.mark.parametrize(("tied", "stage"), [(True, 3), (False, 3), (True, 2), (False, 0)])
+def test_a_written_model_is_read_back(one: Ranks, two: Ranks, tmp_path: Path, tied: bool, stage: int) -> None:
+    case = Case(model={**MODEL, "tie_word_embeddings": tied}, stage=stage)
     weights = two(written, case, str(tmp_path))
     assert ("lm_head.weight" in weights) is not tied
     is_tied, read = one(read_back, str(tmp_path))

@@ -245,7 +245,7 @@ def test_a_critic_completes_n_times_from_one_seed_and_refuses_what_does_not_fit(
     async def use() -> None:
         engine = VllmCritic(settings, name="critic-0")
         try:
-            messages = [{"role": "user", "content": "17 + 5 = 22. " * 3}]
+            messages = [{"role": "user", "content": "17 + 5 = 22. " * 6}]
             sampling = Sampling(max_tokens=8, temperature=1.0)
             first = await engine.complete(messages, sampling, n=4, seed=1)
             again = await engine.complete(messages, sampling, n=4, seed=1)

@@ -1,0 +1,242 @@
+"""Supervised training: what of a conversation carries loss, what is refused, and one run on real ranks."""
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capo_ray import sft
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+MODEL = {
+    "model_type": "llama",
+    "vocab_size": 264,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 96,
+    "tie_word_embeddings": True,
+    "bos_token_id": None,
+    "eos_token_id": 258,
+    "pad_token_id": 256,
+}
+
+
+def talk(*contents: str, system: str | None = None) -> list[dict[str, str]]:
+    roles = ("user", "assistant") * len(contents)
+    turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+    return ([{"role": "system", "content": system}] if system else []) + turns
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """Bytes, and the marks of a chat."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    plain = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    plain.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=plain,
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
+        eos_token="<|im_end|>",
+        chat_template=TEMPLATE,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: Any) -> Path:
+    """A tokenizer, a model config and a data file."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "config.json").write_text(json.dumps(MODEL | {"eos_token_id": tokenizer.eos_token_id}))
+    write(tmp_path / "data.jsonl", [talk(f"say {word}", word) for word in ("one", "two", "three", "four", "five")] * 8)
+    return tmp_path
+
+
+def write(path: Path, conversations: list[Any]) -> None:
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in conversations))
+
+
+def settings(folder: Path, *more: str) -> list[str]:
+    return [
+        f"model={folder / 'config.json'}",
+        f"tokenizer={folder / 'tokenizer'}",
+        f"data={folder / 'data.jsonl'}",
+        f"out={folder / 'out'}",
+        *more,
+    ]
+
+
+# -- what carries loss
+
+
+def taught(conversation: list[dict[str, str]], tokenizer: Any) -> tuple[str, list[str]]:
+    """The whole text, and the stretches of it that carry loss."""
+    (made,) = sft.encode([conversation], tokenizer)
+    mask = made.loss_mask or (True,) * len(made.token_ids)
+    stretches: list[list[int]] = [[]]
+    for token, taken in zip(made.token_ids, mask, strict=True):
+        if taken:
+            stretches[-1].append(token)
+        elif stretches[-1]:
+            stretches.append([])
+    whole = tokenizer.decode([*made.prompt_ids, *made.token_ids])
+    return whole, [tokenizer.decode(stretch) for stretch in stretches if stretch]
+
+
+def test_only_what_an_assistant_says_carries_loss(tokenizer: Any) -> None:
+    whole, stretches = taught(talk("hi", "yes", "and?", "no é"), tokenizer)
+    assert stretches == ["yes<|im_end|>", "no é<|im_end|>"]
+    assert whole == tokenizer.apply_chat_template(talk("hi", "yes", "and?", "no é"), tokenize=False).rstrip()
+
+
+def test_one_turn_is_a_prompt_and_a_response(tokenizer: Any) -> None:
+    (made,) = sft.encode([talk("hi", "yes", system="be brief")], tokenizer)
+    assert not made.loss_mask and tokenizer.decode(made.token_ids) == "yes<|im_end|>"
+    prompt = tokenizer.apply_chat_template(
+        talk("hi", system="be brief"), add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    assert list(made.prompt_ids) == prompt["input_ids"]
+
+
+def test_a_template_that_rewrites_history_is_refused(tokenizer: Any) -> None:
+    class Forgetful:
+        def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+            return "".join("" if m is not messages[-1] and m["role"] == "assistant" else m["content"] for m in messages)
+
+    with pytest.raises(ValueError, match="renders turn 1 differently when more follows"):
+        sft.pieces(talk("a", "b", "c", "d"), Forgetful())
+
+
+# -- what is refused
+
+
+def test_settings_are_checked(tmp_path: Path) -> None:
+    given = ["model=m", "data=d", "out=o"]
+    assert sft.parse([*given, "betas=[0.9,0.95]", "steps=3"]).betas == (0.9, 0.95)
+    for more, message in (
+        ("learnin_rate=1", "learnin_rate: no such key; the keys are model, tokenizer,"),
+        ("learning_rate=-1", "learning_rate: Input should be greater than 0, got -1"),
+        ("zero_stage=4", "zero_stage: Input should be 0, 1, 2 or 3, got 4"),
+        ("model=x.json", "`tokenizer` must be set when `model` is a config"),
+        ("loud", "arguments are key=value, got loud"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            sft.parse([*given, more])
+    with pytest.raises(ValueError, match=r"data: missing; pass data=\.\.\.\nout: missing"):
+        sft.parse(["model=m"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 3: not JSON"),
+        ("[]", 'line 3: must be {"messages"'),
+        ('{"messages": [{"role": "user"}]}', "with strings"),
+        ('{"messages": [{"role": "user", "content": "hi"}]}', "line 3: no assistant message"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "data.jsonl"
+    write(path, [talk("a", "b")])
+    path.write_text(path.read_text() + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        list(sft.read(path))
+
+
+def test_data_may_be_missing_or_packed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no data file"):
+        list(sft.read(tmp_path / "data.jsonl"))
+    with gzip.open(tmp_path / "data.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"messages": talk("a", "b", "never answered")}))
+    assert list(sft.read(tmp_path / "data.jsonl.gz")) == [talk("a", "b")]
+
+
+def test_what_fits_is_kept_and_the_rest_counted(folder: Path) -> None:
+    write(folder / "data.jsonl", [talk("a", "b")] * 9 + [talk("a", "b" * 96)])
+    made = sft.prepare(sft.parse(settings(folder, "evaluation_share=0.34")))
+    assert (len(made.training), len(made.held_out), made.num_dropped) == (6, 3, 1)
+    with pytest.raises(ValueError, match=r"none of the 10 conversations in .* fits 5 tokens"):
+        sft.prepare(sft.parse(settings(folder, "max_tokens=5")))
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(MODEL | {"vocab_size": 200}))
+    with pytest.raises(ValueError, match="the tokenizer has 259 entries, too many for the model's vocabulary of 200"):
+        sft.prepare(sft.parse(settings(folder)))
+
+
+def test_every_epoch_visits_everything_once() -> None:
+    visited = [index for step in range(7) for index in sft.of_step(step, 10, 4, seed=1)]
+    first, second = visited[:10], visited[10:20]
+    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+    assert sft.of_step(3, 10, 4, seed=1) == visited[12:16] != sft.of_step(3, 10, 4, seed=2)
+
+
+# -- a run
+
+
+def run(folder: Path, *more: str) -> str:
+    command = [sys.executable, "-m", "capo_ray.sft", *settings(folder, *more)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def losses(output: str) -> list[float]:
+    return [float(loss) for loss in re.findall(r"loss (\d\.\d+)  rate", output)]
+
+
+@pytest.mark.engine
+def test_it_learns_and_goes_on_where_it_stopped(folder: Path) -> None:
+    """6 steps and 84 resumed on one rank == 90 on two."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    common = [
+        "learning_rate=0.01",
+        "schedule=constant",
+        "sequences_per_update=10",
+        "report_every=6",
+        "max_grad_norm=10",
+        "device=cpu",
+    ]
+    begun = run(folder, *common, "steps=6", "checkpoint_every=6")
+    resumed = run(folder, *common, "steps=90", "resume=true", "evaluation_share=0")
+    straight = run(folder, *common, "steps=90", "ranks=2", "zero_stage=2", f"out={folder / 'straight'}")
+    assert "40 conversations to learn from, 0 held out, 0 too long" in begun and "tokens/s" in begun
+    assert losses(begun) + losses(resumed) == pytest.approx(losses(straight), abs=2e-3)
+    assert losses(straight)[-1] < 0.2 < losses(straight)[0]
+
+    models = [AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in ("out", "straight")]
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.allclose(one, other, atol=1e-2)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "straight")
+    prompt = tokenizer.apply_chat_template(
+        talk("say three"), add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    reply = models[1].generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(reply) == "three<|im_end|>"
+
+
+@pytest.mark.engine
+def test_a_fault_ends_with_one_message(folder: Path) -> None:
+    command = [sys.executable, "-m", "capo_ray.sft", *settings(folder, "resume=true")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and done.stderr.endswith(
+        f"nothing to resume: there is no {folder / 'out/checkpoint'}\n"
+    )
+    assert "Traceback" not in done.stderr
