@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
 from collections import Counter
+from typing import Any
 
 import pytest
 
-from capo_ray.tasks.arithmetic import flaws
+from capo_ray.credit.reply import parse as parse_reply
+from capo_ray.credit.tokens import TokenTable
+from capo_ray.tasks.arithmetic import flaws, lessons, measure
 from capo_ray.tasks.arithmetic.flaws import Rates, write
 from capo_ray.tasks.arithmetic.world import (
     Check,
     Difficulty,
     check,
+    judge,
     make_problem,
     parse,
     problems,
@@ -159,6 +164,78 @@ def test_the_world_needs_no_engine() -> None:
         "import capo_ray.tasks.arithmetic.world, capo_ray.tasks.arithmetic.flaws"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_step_is_told_what_it_should_have_stated() -> None:
+    steps = judge(QUESTION, response("17 + 6 = 22.", "22 - 8 = 14.", "Hm.", "14 + 9 = 24.", BOX % 25))
+    assert [(step.said, step.due) for step in steps] == [(22, 23), (14, 14), (None, None), (24, 23), (25, 24)]
+
+
+def test_a_critique_without_noise_is_the_truth() -> None:
+    exact = lessons.Noise(missed=0, alarm=0)
+    for index, problem in enumerate(problems(8, 200)):
+        rng = random.Random(index)
+        steps = judge(problem, write(problem, rng, Rates().scaled(3)))
+        parsed = parse_reply(lessons.reply(steps, rng, exact), len(steps))
+        assert parsed.outcome == "ok"
+        assert parsed.wrong_steps == tuple(index for index, step in enumerate(steps) if not step.right)
+        assert parsed.says_correct is (not parsed.wrong_steps)
+
+
+def test_the_noise_of_lessons_has_its_rates() -> None:
+    noise, rng = lessons.Noise(missed=0.3, alarm=0.1), random.Random(0)
+    missed = sum(not noise.calls_wrong(False, rng) for _ in range(4000)) / 4000
+    alarm = sum(noise.calls_wrong(True, rng) for _ in range(4000)) / 4000
+    assert missed == pytest.approx(0.3, abs=0.03)
+    assert alarm == pytest.approx(0.1, abs=0.02)
+
+
+def test_lessons_leave_held_out_problems_out() -> None:
+    asked = [lesson[0]["content"] for lesson in lessons.policy_lessons(1, 500)]
+    assert all(split_of(parse(question)) == "train" for question in asked)
+
+
+def test_quality_and_votes() -> None:
+    truths = [(True, False, False), (True, True)]
+    critiques: list[list[set[int] | None]] = [[{1}, {0, 1}, None], [{0}, set(), {0}]]
+    union = [measure.voted(each, 1e-9) for each in critiques]
+    assert union == [{0, 1}, {0}]
+    assert [measure.voted(each, 1.0) for each in critiques] == [{1}, set()]
+    assert measure.voted([None], 1.0) is None
+    assert measure.quality(truths, union) == measure.Quality(precision=1 / 3, recall=1 / 2)
+
+
+def _asset_tokenizer(name: str) -> Any:
+    tokenizers = pytest.importorskip("tokenizers")
+    return tokenizers.Tokenizer.from_file(str(measure.ASSETS / name / "tokenizer.json"))
+
+
+def test_policy_and_critic_share_one_tokenizer() -> None:
+    policy, critic = (measure.ASSETS / name / "tokenizer.json" for name in ("tiny_policy", "tiny_critic"))
+    assert policy.read_bytes() == critic.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "17 + 5 = 22.\n\nThe answer is \\boxed{22}.",
+        "Gr\u00fc\u00dfe  \u6f22\u5b57 \U0001f642\t\r\n\n\n x^2 12345 \\frac{1}{2} </step_0><incorrect_steps>",
+        "\x00\x7f\u200b",
+    ],
+)
+def test_the_tokenizer_encodes_any_text_and_back(text: str) -> None:
+    tokenizer = _asset_tokenizer("tiny_policy")
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    table = TokenTable.from_tokenizer_json(json.loads((measure.ASSETS / "tiny_policy" / "tokenizer.json").read_text()))
+    assert table.decode(ids)[0] == text
+
+
+def test_numbers_are_one_token_and_a_step_ends_inside_one() -> None:
+    tokenizer = _asset_tokenizer("tiny_policy")
+    assert all(len(tokenizer.encode(str(number)).ids) == 1 for number in range(100))
+    tokens = [tokenizer.decode([token]) for token in tokenizer.encode("17 + 5 = 22.\n\n22 - 8 = 14.").ids]
+    assert tokens == ["17", " + ", "5", " = ", "22", ".\n\n", "22", " - ", "8", " = ", "14", "."]
 
 
 def _only(flaw: str) -> Rates:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from capo_ray.credit import critique
 from capo_ray.credit.steps import segment
 from capo_ray.tasks.arithmetic.flaws import Rates, mistaken, write
-from capo_ray.tasks.arithmetic.world import LARGEST, Judged, Problem, apply, judge, make_problem, signs_within
+from capo_ray.tasks.arithmetic.world import LARGEST, Judged, Problem, Sign, apply, judge, make_problem, signs_within
 
 Conversation = list[dict[str, str]]
 
@@ -22,6 +22,8 @@ _FLAW_SCALES = (0.3, 1.0, 2.0, 4.0)
 """The critic meets solutions with few and with many mistakes: the policy changes while it is trained."""
 _DRILL_SHARE = 0.4
 """Share of the critic's drills that are lists of unrelated steps to check."""
+
+_FACTS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,15 @@ def critic_prompt(problem: Problem, response: str) -> Conversation:
     steps = [response[piece.start : piece.shown_end] for piece in segment(response)]
     reference = critique.Reference("solution", problem.solution)
     return list(critique.messages(problem.question, reference, steps, template="brief"))
+
+
+def facts(seed: int, count: int) -> Iterator[Conversation]:
+    """Right steps that have nothing to do with one another: sums and differences to learn by heart."""
+    for index in range(count):
+        rng = random.Random(f"facts {seed} {index}")
+        drawn = [_draw_step(rng) for _ in range(_FACTS)]
+        text = "\n\n".join(f"{start} {sign} {operand} = {due}." for start, sign, operand, due in drawn)
+        yield [{"role": "user", "content": "Say what you know."}, _says(text)]
 
 
 def policy_drills(seed: int, count: int) -> Iterator[Conversation]:
@@ -82,13 +93,11 @@ def reply(steps: list[Judged], rng: random.Random, noise: Noise) -> str:
 
 
 def drill(rng: random.Random) -> Conversation:
-    """Steps that are half of them wrong, and what should be said of each."""
+    """Unrelated steps, most of them wrong and some of them far off, and what should be said of each."""
     steps, lines = [], []
-    for index in range(rng.randint(3, 7)):
-        start, operand = rng.randint(0, LARGEST), rng.randint(1, 9)
-        sign = rng.choice(signs_within(start, operand))
-        due = apply(start, (sign, operand))
-        said = due if rng.random() < 0.5 else mistaken(due, rng)
+    for index in range(rng.randint(4, 8)):
+        start, sign, operand, due = _draw_step(rng)
+        said = rng.choice((due, mistaken(due, rng), rng.randint(0, LARGEST)))
         steps.append(f"{start} {sign} {operand} = {said}.")
         lines.append(_line(index, Judged(right=said == due, said=said, due=due), said != due))
     return [
@@ -96,6 +105,12 @@ def drill(rng: random.Random) -> Conversation:
         {"role": "user", "content": critique.wrap(steps)},
         _says("\n".join(lines)),
     ]
+
+
+def _draw_step(rng: random.Random) -> tuple[int, Sign, int, int]:
+    start, operand = rng.randint(0, LARGEST), rng.randint(1, 9)
+    sign = rng.choice(signs_within(start, operand))
+    return start, sign, operand, apply(start, (sign, operand))
 
 
 def _line(index: int, step: Judged, called_wrong: bool) -> str:

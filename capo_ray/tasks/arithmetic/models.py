@@ -25,6 +25,7 @@ from capo_ray.tasks.arithmetic.lessons import (
     Conversation,
     critic_drills,
     critic_lessons,
+    facts,
     policy_drills,
     policy_lessons,
 )
@@ -77,20 +78,30 @@ def recipes(scale: float) -> tuple[Recipe, Recipe]:
             name="tiny_policy",
             role="policy",
             shape=_SHAPE | {"num_hidden_layers": 3, "tie_word_embeddings": True},
-            stages=(stage(policy_drills, 5000, 2e-3, SEED), stage(policy_lessons, 4000, 1.5e-3, SEED + 1)),
+            stages=(
+                stage(facts, 1200, 2e-3, SEED),
+                stage(policy_drills, 1500, 2e-3, SEED + 1),
+                stage(policy_lessons, 2500, 1.5e-3, SEED + 2),
+            ),
         ),
         Recipe(
             name="tiny_critic",
             role="critic",
             shape=_SHAPE | {"num_hidden_layers": 4, "tie_word_embeddings": False},
-            stages=(stage(critic_drills, 2200, 1.5e-3, SEED + 2), stage(critic_lessons, 800, 1e-3, SEED + 3)),
+            stages=(
+                stage(facts, 1200, 2e-3, SEED + 3),
+                stage(critic_drills, 1500, 1.5e-3, SEED + 4),
+                stage(critic_lessons, 600, 1e-3, SEED + 5),
+            ),
         ),
     )
 
 
 def make_tokenizer(folder: Path) -> int:
     """Train it on lessons of both models; returns the size of its vocabulary."""
-    lessons = itertools.chain(policy_lessons(SEED, 5000), critic_drills(SEED, 5000), critic_lessons(SEED, 5000))
+    lessons = itertools.chain(
+        facts(SEED, 2000), policy_lessons(SEED, 5000), critic_drills(SEED, 5000), critic_lessons(SEED, 5000)
+    )
     texts = (part for lesson in lessons for turn in lesson for part in (f"{turn['role']}\n", turn["content"]))
     return len(tokenizer.train(texts, folder, window=WINDOW))
 
@@ -125,7 +136,7 @@ def make(recipe: Recipe, work: Path) -> Path:
             "betas": "[0.9,0.98]",
             "weight_decay": 0.01,
             "final_lr_share": 0.02,
-            "report_every": 200,
+            "report_every": 100,
             "device": "cpu",
             "seed": SEED,
         }
