@@ -133,8 +133,8 @@ class Reward(Block):
             raise ValueError("`segmenter_pattern` must be set when `segmenter` is regex")
         if self.process_weight >= self.outcome_weight > 0:
             warnings.warn(
-                f"reward.process_weight P = {self.process_weight:g} >= reward.outcome_weight C = {self.outcome_weight:g}: "
-                "tokens of a wrong but unflagged response can be worth as much as flagged tokens of a right one; "
+                f"reward.process_weight P = {self.process_weight:g} >= reward.outcome_weight C = "
+                f"{self.outcome_weight:g}: tokens of a wrong but unflagged response can be worth as much as flagged tokens of a right one; "
                 "in the paper P > C made responses longer and less accurate. Use P < C.",
                 stacklevel=2,
             )
@@ -357,14 +357,32 @@ def _line(fault: Any) -> str:
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
-    """Compose `conf/` with command-line overrides, such as "+experiment=tiny_cpu", and validate the result."""
+    """Compose `conf/` with command-line overrides, such as "+experiment=tiny_cpu", and validate the result.
+
+    A field that no YAML file names can be set as any other, `key=value`, and `GROUP=null` leaves a whole block out.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
 
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    without = [group for group in groups if f"{group}=null" in overrides]
+    given = [_settable(override, groups) for override in overrides if override.removesuffix("=null") not in without]
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            tree = hydra_compose(config_name="config", overrides=list(overrides))
-    except HydraException as error:
+            tree = hydra_compose(config_name="config", overrides=given)
+        with open_dict(tree):
+            for group in without:
+                OmegaConf.update(tree, group, None)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(str(error)) from error
     return load(tree)
+
+
+def _settable(override: str, groups: set[str]) -> str:
+    """Hydra refuses to set what no YAML file names; whether there is such a key is for `validate` to say."""
+    key = override.split("=", 1)[0]
+    plain = "=" in override and key[:1] not in "+~" and "@" not in key and key not in groups
+    return f"++{override}" if plain and not key.startswith("hydra") else override

@@ -1,0 +1,235 @@
+"""The configuration: every experiment composes, and every fault is told with its field, its value and what to do."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+from capo_ray.config import Config, ConfigError, compose, conf_dir, validate
+
+EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+TINY = "+experiment=tiny_cpu"
+PAPER = {
+    "llama1b": (1_235_814_400, 5e-8),
+    "llama3b": (3_212_749_824, 2e-8),
+    "qwen1_5b": (1_543_714_304, 1e-7),
+    "qwen7b": (7_615_616_512, 2e-8),
+}
+
+
+def fault(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compose([TINY, *overrides])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(name: str) -> None:
+    config = compose([f"+experiment={name}"])
+    assert config.name == name
+    assert validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("group", sorted(path.name for path in conf_dir().iterdir() if path.is_dir()))
+def test_every_choice_of_a_group_composes(group: str) -> None:
+    """Each file is used by an experiment or can stand in for the one that is."""
+    names = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
+    assert names
+    if group in ("data", "reward", "tracking"):
+        for name in names:
+            compose(["+experiment=llama3b_intersection", f"{group}={name}"])
+    if group == "model":
+        for name in names:
+            shape = compose([TINY, f"model@policy={name}"]).policy.shape
+            assert (shape is None) == name.startswith("tiny_")
+
+
+@pytest.mark.parametrize("policy", PAPER)
+@pytest.mark.parametrize("vote", ["intersection", "majority"])
+def test_the_papers_settings(policy: str, vote: str) -> None:
+    config = compose([f"+experiment={policy}_{vote}"])
+    parameters, rate = PAPER[policy]
+    assert config.policy.shape is not None and config.critic is not None and config.critic.model.shape is not None
+    assert (config.policy.shape.parameters, config.trainer.learning_rate) == (parameters, rate)
+    assert (config.reward.vote, config.reward.outcome_weight, config.reward.process_weight) == (vote, 2, 1)
+    assert (config.prompts_per_step * config.responses_per_prompt, config.responses_per_prompt) == (192, 16)
+    assert (config.rollout.temperature, config.rollout.top_p, config.algorithm.kl_weight) == (0.7, 0.9, 0.01)
+    assert (config.trainer.optimisation_passes, config.trainer.schedule) == (4, "cosine")
+    critic = config.critic
+    assert (critic.critiques, critic.temperature, critic.top_p, critic.max_critique_tokens) == (4, 0.7, 0.9, 2048)
+    critic_parameters = critic.model.shape.parameters if critic.model.shape else 0
+    assert critic_parameters > 70e9 and ("Qwen" in critic.model.path) == policy.startswith("qwen")
+
+
+@pytest.mark.parametrize(
+    ("name", "intermediate", "heads_size", "tied"),
+    [
+        ("llama3_2_1b_instruct", 8192, 2048, True),
+        ("llama3_2_3b_instruct", 8192, 3072, True),
+        ("qwen2_5_1_5b", 8960, 1536, True),
+        ("qwen2_5_7b", 18944, 3584, False),
+        ("llama3_70b_instruct", 28672, 8192, False),
+        ("qwen2_5_72b_instruct", 29568, 8192, False),
+    ],
+)
+def test_shapes_add_up_to_their_parameters(name: str, intermediate: int, heads_size: int, tied: bool) -> None:
+    shape = compose([TINY, f"model@policy={name}"]).policy.shape
+    assert shape is not None
+    hidden, kv = shape.hidden_size, shape.key_value_size
+    bias = heads_size + 2 * kv if name.startswith("qwen") else 0
+    layer = 2 * hidden * heads_size + 2 * hidden * kv + bias + 3 * hidden * intermediate + 2 * hidden
+    embeddings = shape.vocabulary * hidden * (1 if tied else 2)
+    assert shape.layers * layer + embeddings + hidden == shape.parameters
+
+
+def test_the_random_models_shape_is_that_of_the_model_made() -> None:
+    shape = compose(["+experiment=tiny_cpu_text"]).policy.shape
+    assert shape is not None
+    hidden, kv = shape.hidden_size, shape.key_value_size
+    layer = 2 * hidden * hidden + 2 * hidden * kv + 12 * hidden * hidden
+    assert shape.parameters == pytest.approx(shape.vocabulary * hidden + shape.layers * layer, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stepz=3", "stepz: no such key; see docs/configuration.md for the keys there are"),
+        ("reward.votes=union", "reward.votes: no such key; see docs/configuration.md for the keys there are"),
+        ("steps=many", "steps: Input should be a valid integer, unable to parse string as an integer, got 'many'"),
+        ("steps=0", "steps: Input should be greater than 0, got 0"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0, got -1"),
+        ("responses_per_prompt=1", "responses_per_prompt: Input should be greater than 1, got 1"),
+        ("name=a/b", "name: String should match pattern '^[A-Za-z0-9._-]+$', got 'a/b'"),
+        (
+            "reward.vote=most",
+            "reward.vote: Input should be 'intersection', 'majority', 'strict_majority', 'union', 'average' or "
+            "'greedy', got 'most'",
+        ),
+        ("rollout.top_p=0", "rollout.top_p: Input should be greater than 0, got 0"),
+        ("data.operations=[4,2]", "data: `operations` must be [fewest, most] with 1 <= fewest <= most, got [4, 2]"),
+        ("data.kind=jsonl", "data: `path` must name a jsonl file when `kind` is jsonl; pass data.path=FILE"),
+        ("reward.segmenter=regex", "reward: `segmenter_pattern` must be set when `segmenter` is regex"),
+        (
+            "rollout.top_p=0.9 algorithm.old_logprobs=sampler",
+            "`algorithm.old_logprobs` must be trainer when the sampler is cut off (rollout.top_p 0.9, rollout.top_k "
+            "-1): the sampler's log-probabilities are off by the kept mass",
+        ),
+        (
+            "algorithm.max_staleness=1",
+            "`algorithm.max_staleness` 1 needs `algorithm.old_logprobs` sampler or an `algorithm.importance_cap`: with "
+            "the trainer's log-probabilities alone stale samples look on-policy",
+        ),
+        (
+            "rollout.temperature=0",
+            "`rollout.temperature` must be > 0 for training: a group of equal responses teaches nothing",
+        ),
+        (
+            "trainer.responses_per_update=100",
+            "`trainer.responses_per_update` 100 must divide the 256 responses of a step (prompts_per_step 16 x "
+            "responses_per_prompt 16)",
+        ),
+        (
+            "trainer.tokens_per_micro_batch=100",
+            "`trainer.tokens_per_micro_batch` 100 must hold one sequence: data.max_prompt_tokens + "
+            "rollout.max_response_tokens = 128",
+        ),
+        (
+            "critic=null",
+            "`algorithm.advantage` capo needs a `critic`: without critiques it has no process rewards; set `critic`, "
+            "or use advantage grpo",
+        ),
+        (
+            "reward.vote=greedy",
+            "`reward.vote` greedy needs critic.critiques 1 and critic.temperature 0, got 4 and 0.7",
+        ),
+        (
+            "reward.min_valid_critiques=5",
+            "`reward.min_valid_critiques` 5 can never be reached with critic.critiques 4",
+        ),
+        (
+            "critic.window=100",
+            "the critic's window of 100 tokens cannot hold a question and a response (128) and "
+            "critic.max_critique_tokens 64; lower one or set a larger critic.window",
+        ),
+        (
+            "cluster.weight_transfer=nccl",
+            "`cluster.weight_transfer` nccl does not work on cluster.device cpu: use shm on cpu, nccl or ipc on gpu",
+        ),
+        (
+            "cluster.device=gpu",
+            "`cluster.weight_transfer` shm does not work on cluster.device gpu: use shm on cpu, nccl or ipc on gpu",
+        ),
+    ],
+)
+def test_a_fault_names_field_value_and_remedy(override: str, message: str) -> None:
+    assert fault(*override.split(" ")).removeprefix("configuration: ") == message
+
+
+def test_the_policys_window() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(
+            ["+experiment=tiny_cpu_text", "rollout.max_response_tokens=2000", "trainer.tokens_per_micro_batch=9999"]
+        )
+    assert str(caught.value).removeprefix("configuration: ") == (
+        "the policy's window of 2048 tokens cannot hold data.max_prompt_tokens 512 + rollout.max_response_tokens 2000; "
+        "lower one"
+    )
+
+
+def test_the_papers_critic_window() -> None:
+    """Question, reference, wrapped response and critique must fit Llama-3-70B's 8,192 tokens."""
+    with pytest.raises(ConfigError, match=re.escape("the critic's window of 8192 tokens cannot hold a question and")):
+        compose(["+experiment=llama3b_intersection", "rollout.max_response_tokens=6000"])
+
+
+def test_all_faults_are_told_at_once() -> None:
+    lines = fault("steps=0", "+reward.votes=union", "trainer.zero_stage=4").splitlines()
+    assert [line.split(":")[0] for line in lines] == ["steps", "reward.votes", "trainer.zero_stage"]
+
+
+def test_an_unknown_experiment_and_none() -> None:
+    with pytest.raises(ConfigError, match="tiny_cpuu"):
+        compose(["+experiment=tiny_cpuu"])
+    with pytest.raises(ConfigError, match="policy: "):
+        compose([])
+
+
+def test_a_field_that_no_file_names_can_be_set() -> None:
+    config = compose([TINY, "data.limit=7", "trainer.betas=[0.9,0.95]", "run_dir=/somewhere", "critic.window=400"])
+    assert (config.data.limit, config.trainer.betas, config.run_dir) == (7, (0.9, 0.95), "/somewhere")
+    assert config.critic is not None and config.critic.window == 400
+
+
+@pytest.mark.parametrize("overrides", [["+experiment"], ["steps==="], ["+experiment=tiny_cpu", "steps=${nothing}"]])
+def test_what_hydra_refuses_is_a_config_error(overrides: list[str]) -> None:
+    with pytest.raises(ConfigError):
+        compose(overrides)
+
+
+def test_process_weight_above_outcome_weight_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match=r"reward.process_weight P = 5 >= reward.outcome_weight C = 2: .* Use P < C\."):
+        compose([TINY, "reward.process_weight=5"])
+    with pytest.warns(UserWarning, match="P = 2 >= reward"):
+        compose([TINY, "reward.process_weight=2"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compose([TINY, "reward.process_weight=1.9"])
+
+
+def test_grpo_needs_no_critic() -> None:
+    config = compose([TINY, "critic=null", "algorithm=grpo"])
+    assert config.critic is None and config.algorithm.advantage == "grpo"
+
+
+def test_a_config_is_frozen() -> None:
+    config = compose([TINY])
+    assert isinstance(config, Config)
+    with pytest.raises(ValueError, match="frozen"):
+        config.steps = 3  # type: ignore[misc]
+
+
+def test_conf_is_found_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (conf_dir() / "config.yaml").is_file()
+    compose([TINY])
