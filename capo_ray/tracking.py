@@ -19,7 +19,7 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from capo_ray.checkpoint import Checkpoints, read_state
+from capo_ray.checkpoint import Checkpoints, RunDirError, read_state
 from capo_ray.config import Config, Tracking
 from capo_ray.tracking_sinks import Sink, TensorBoard, start_wandb
 from capo_ray.types import JsonDict, Metrics
@@ -51,19 +51,33 @@ def plain(value: float) -> str:
     return f"{value:.1f}"
 
 
-LINE: tuple[tuple[str, str, Show], ...] = (
-    ("reward", "reward/mean_token_reward", signed),
-    ("answer", "outcome/accuracy", percent),
-    ("steps", "truth/step_accuracy", percent),
-    ("both", "truth/right_answer_and_process", percent),
-    ("critiques", "critic/valid_share", percent),
-    ("tok/s rollout", "speed/rollout_tokens_per_s", short),
-    ("critic", "speed/critic_tokens_per_s", short),
-    ("trainer", "speed/trainer_tokens_per_s", short),
-    ("stale", "staleness", short),
-    ("sec", "seconds/step", plain),
+def seconds(value: float) -> str:
+    return f"{value:.1f} s"
+
+
+LINE: tuple[tuple[str, tuple[tuple[str, str, Show], ...]], ...] = (
+    ("reward", (("", "reward/mean_token_reward", signed),)),
+    (
+        "right",
+        (
+            ("answer", "outcome/accuracy", percent),
+            ("steps", "truth/step_accuracy", percent),
+            ("both", "truth/right_answer_and_process", percent),
+        ),
+    ),
+    ("valid critiques", (("", "critic/valid_share", percent),)),
+    (
+        "tok/s",
+        (
+            ("rollout", "speed/rollout_tokens_per_s", short),
+            ("critic", "speed/critic_tokens_per_s", short),
+            ("trainer", "speed/trainer_tokens_per_s", short),
+        ),
+    ),
+    ("stale", (("", "staleness", short),)),
+    ("", (("", "seconds/step", seconds),)),
 )
-"""The progress line: label, metric, how it is written. A metric that is not there is left out."""
+"""The progress line: topic, and per topic a label, a metric and how it is written. What is not there is left out."""
 
 TABLE: tuple[tuple[str, str, Show], ...] = (
     ("right answer", "outcome/accuracy", percent),
@@ -185,12 +199,17 @@ class Tracker:
 
     def _say(self, head: str, metrics: Metrics) -> None:
         if self._console:
-            print("  ".join([head, *progress(metrics)]), flush=True)
+            print(" | ".join([head, *progress(metrics)]), flush=True)
 
 
 def progress(metrics: Metrics) -> list[str]:
-    """The parts of a progress line, such as "answer 52.0%"."""
-    return [f"{label} {show(metrics[name])}" for label, name, show in LINE if name in metrics]
+    """The parts of a progress line, such as "right answer 52.0%, steps 81.3%"."""
+    made = []
+    for topic, entries in LINE:
+        numbers = [f"{label} {show(metrics[name])}".strip() for label, name, show in entries if name in metrics]
+        if numbers:
+            made.append(f"{topic} {', '.join(numbers)}".strip())
+    return made
 
 
 def table_rows(before: Metrics, after: Metrics) -> list[tuple[str, str, str, str]]:
@@ -231,7 +250,7 @@ def _keep_whole_lines(file: Path, stays: Callable[[JsonDict], bool]) -> list[Jso
         try:
             line = json.loads(text) if text.endswith("\n") else None
         except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number} is not JSON ({error.msg}); mend or remove that line") from error
+            raise RunDirError(f"{file}, line {number} is not JSON ({error.msg}); mend or remove that line") from error
         if line is not None and stays(line):
             kept.append((text, line))
     if len(kept) < len(raw):

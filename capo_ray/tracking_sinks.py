@@ -11,16 +11,18 @@ import math
 import os
 from collections.abc import Callable
 from functools import partial
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from time import time
 from typing import Any, Literal, Protocol
+from urllib.parse import urlparse
 
 from capo_ray.config import Tracking
 from capo_ray.types import JsonDict, Metrics
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 30
+PATIENCE_S = 20
 """Seconds that a wandb server may take to answer before a run is written offline."""
 
 
@@ -121,6 +123,7 @@ def start_wandb(
                 return Wandb(init(mode=mode, resume="allow"))
             except (wandb.Error, OSError) as error:
                 log.warning("wandb cannot be reached, the run is written to %s instead: %s", run_dir / "wandb", error)
+                wandb.teardown()  # it holds on to the id of a run that did not start
                 mode = "offline"
         return Wandb(init(mode=mode))
     except Exception as error:
@@ -135,6 +138,17 @@ def _mode(config: Tracking) -> Literal["online", "offline", "disabled"]:
     asked = os.environ.get("WANDB_MODE")
     if asked:
         return "online" if asked == "online" else "disabled" if asked == "disabled" else "offline"
+    return "online" if _has_key() else "offline"
+
+
+def _has_key() -> bool:
+    """Whether a key is at hand for wandb's server; `wandb.login` would ask the server, and wait for it."""
     import wandb
 
-    return "online" if wandb.login(prompt=False, verify=False) else "offline"
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname or ""
+    try:
+        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False

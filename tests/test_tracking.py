@@ -1,0 +1,342 @@
+"""A run's numbers: what is written where, what going back removes, and that no sink can stop a run."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capo_ray.checkpoint import Checkpoints, RunDirError
+from capo_ray.config import Config, Tracking
+from capo_ray.tracking import Tracker, progress, short, table_rows
+from capo_ray.tracking_sinks import Wandb, _mode
+
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = Tracking(wandb="off", tensorboard=False)
+METRICS = {
+    "reward/mean_token_reward": 0.4,
+    "outcome/accuracy": 0.52,
+    "truth/step_accuracy": 0.813,
+    "truth/right_answer_and_process": 0.44,
+    "critic/valid_share": 0.98,
+    "speed/rollout_tokens_per_s": 850.4,
+    "speed/critic_tokens_per_s": 12_340.0,
+    "speed/trainer_tokens_per_s": 1_260.0,
+    "staleness": 1.0,
+    "seconds/step": 3.14,
+    "trainer/loss": 0.1,
+}
+
+
+def tracker(run_dir: Path, config: Tracking = QUIET, **more: Any) -> Tracker:
+    arguments = {"run_name": "a run", "resolved_config": {"seed": 1}, "total_steps": 12, "console": False}
+    return Tracker(run_dir, config, **(arguments | more))
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
+    assert text.endswith("\n") or not text
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def heads(run_dir: Path) -> list[tuple[int, bool]]:
+    """(step, whether it is an evaluation) of each line."""
+    return [(line["step"], any(name.startswith("evaluation/") for name in line)) for line in lines(run_dir)]
+
+
+def four_steps(run_dir: Path) -> Tracker:
+    made = tracker(run_dir)
+    made.evaluation(0, {"outcome/accuracy": 0.5})
+    for step in range(4):
+        made.step(step, {"x": float(step)})
+        if step % 2:
+            made.evaluation(step + 1, {"outcome/accuracy": 0.5 + step / 10})
+    return made
+
+
+def test_a_line_is_there_when_its_step_is(tmp_path: Path) -> None:
+    made = tracker(tmp_path)
+    made.step(0, {"a/b": 0.5, "loss": math.nan, "gap": math.inf})
+    (line,) = lines(tmp_path)
+    assert line.pop("time") > 1.7e9
+    assert line == {"step": 0, "a/b": 0.5, "loss": None, "gap": None}
+    made.evaluation(1, {"outcome/accuracy": 0.25})
+    assert lines(tmp_path)[1] | {"time": 0} == {"step": 1, "time": 0, "evaluation/outcome/accuracy": 0.25}
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_the_progress_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = tracker(tmp_path, console=True)
+    made.step(0, METRICS)
+    made.step(11, {"outcome/accuracy": 1.0, "seconds/step": 60.0})
+    made.evaluation(12, {"truth/step_accuracy": 0.5})
+    assert capsys.readouterr().out.splitlines() == [
+        "step  1/12 | reward +0.400 | right answer 52.0%, steps 81.3%, both 44.0% | valid critiques 98.0% | "
+        "tok/s rollout 850, critic 12k, trainer 1.3k | stale 1 | 3.1 s",
+        "step 12/12 | right answer 100.0% | 60.0 s",
+        "evaluation after 12 steps | right steps 50.0%",
+    ]
+    assert progress({"trainer/loss": 1.0}) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (999, "999"), (999.6, "1.0k"), (9949, "9.9k"), (9950, "10k"), (123_456, "123k")]
+)
+def test_short_numbers(value: float, text: str) -> None:
+    assert short(value) == text
+
+
+def test_going_back(tmp_path: Path) -> None:
+    """To step 2: what steps 0 and 1 did stays, and how the policy after 2 steps does."""
+    made = four_steps(tmp_path)
+    assert heads(tmp_path) == [(0, True), (0, False), (1, False), (2, True), (2, False), (3, False), (4, True)]
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    kept = ["000000-0.jsonl", "000001-0.jsonl", "000001-1.jsonl", "notes.txt"]
+    for name in [*kept, "000002-0.jsonl", "000003-1.jsonl", "1000000-0.jsonl", "000001-0.partial"]:
+        (samples / name).touch()
+    made.rewind(2)
+    assert heads(tmp_path) == [(0, True), (0, False), (1, False), (2, True)]
+    assert sorted(path.name for path in samples.iterdir()) == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "samples"]
+    assert "after 2" in columns(made)
+    made.step(2, {"x": -1.0})
+    assert lines(tmp_path)[-1]["x"] == -1.0
+    made.rewind(0)
+    assert heads(tmp_path) == [(0, True)]
+
+
+def test_going_back_in_a_run_that_has_written_nothing(tmp_path: Path) -> None:
+    tracker(tmp_path).rewind(0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torn_last_line_goes(tmp_path: Path) -> None:
+    four_steps(tmp_path)
+    whole = lines(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "time": 17')  # killed while it wrote
+    made = tracker(tmp_path)
+    assert lines(tmp_path) == whole
+    made.step(4, {"x": 4.0})
+    assert lines(tmp_path)[:-1] == whole
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "time": 1}\nwhat\n{"step": 1, "time": 2}\n')
+    with pytest.raises(RunDirError) as error:
+        tracker(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}/metrics.jsonl, line 2 is not JSON (Expecting value); mend or remove that line"
+    )
+
+
+def columns(made: Tracker) -> list[str]:
+    table = made.table()
+    return [str(column.header) for column in table.columns] if table else []
+
+
+def test_before_and_after(tmp_path: Path) -> None:
+    made = tracker(tmp_path)
+    assert made.table() is None
+    made.evaluation(0, {"outcome/accuracy": 0.5, "response/mean_tokens": 70.0, "seconds": 3.0, "only/before": 1.0})
+    assert made.table() is None
+    made.evaluation(8, {"outcome/accuracy": 0.6})
+    made.evaluation(16, {"outcome/accuracy": 0.75, "response/mean_tokens": 60.5, "truth/step_accuracy": 1.0})
+    assert columns(made) == ["", "after 0", "after 16", "change"]
+    resumed = tracker(tmp_path)  # what the run before it has measured is in the file
+    table = resumed.table()
+    assert table is not None and table.title == "Held-out problems after 0 and 16 steps"
+    assert [list(column.cells) for column in table.columns] == [
+        ["right answer", "tokens per response"],
+        ["50.0%", "70.0"],
+        ["75.0%", "60.5"],
+        ["+25.0 points", "-9.5"],
+    ]
+
+
+def test_an_evaluation_that_is_made_again_replaces_the_first(tmp_path: Path) -> None:
+    made = tracker(tmp_path)
+    for accuracy in (0.1, 0.2):
+        made.evaluation(0, {"outcome/accuracy": accuracy})
+    made.evaluation(1, {"outcome/accuracy": 0.3})
+    for at_hand in (made, tracker(tmp_path)):
+        table = at_hand.table()
+        assert table is not None and list(table.columns[1].cells) == ["20.0%"]
+    assert table_rows({}, {}) == []
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    """What was cut off is gone from its view too."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    made = tracker(tmp_path, Tracking(wandb="off"))
+    made.evaluation(0, {"x": 7.0})
+    for step in range(4):
+        made.step(step, {"x": float(step)})
+    made.rewind(2)
+    made.step(2, {"x": 20.0})
+    made.finish()
+    made.finish()
+    seen = EventAccumulator(str(tmp_path / "tensorboard"))
+    seen.Reload()
+    assert [(event.step, event.value) for event in seen.Scalars("x")] == [(0, 0.0), (1, 1.0), (2, 20.0)]
+    assert [(event.step, event.value) for event in seen.Scalars("evaluation/x")] == [(0, 7.0)]
+
+
+def test_wandb_offline(tmp_path: Path) -> None:
+    """Writes below the run's folder, keeps its id over a resume, leaves no process."""
+    config = Tracking(wandb="offline", tensorboard=False)
+    first = tracker(tmp_path, config)
+    first.step(0, METRICS | {"broken": math.nan})
+    state = first.state()
+    first.finish()
+    second = tracker(tmp_path, config, resume_state=state)
+    second.rewind(0)
+    second.step(0, METRICS)
+    second.finish()
+    assert second.state() == state and set(state) == {"wandb_id"}
+    runs = [path.name for path in (tmp_path / "wandb").glob("offline-run-*") if any(path.glob("*.wandb"))]
+    assert runs and all(name.endswith(state["wandb_id"]) for name in runs)
+    assert not children(), "wandb's process outlives the run"
+
+
+def children() -> list[str]:
+    """Command lines of wandb's processes that belong to this one."""
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if "wandb-core" in line and line.endswith(f"--pid {os.getpid()}")]
+
+
+def test_ids_of_two_runs_differ(tmp_path: Path) -> None:
+    assert tracker(tmp_path / "a").state() != tracker(tmp_path / "b").state()
+
+
+def test_wandb_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    made = tracker(tmp_path, Tracking(wandb="offline", tensorboard=False))
+    made.step(0, METRICS)
+    made.finish()
+    (message,) = caplog.messages
+    assert message.startswith("wandb cannot start, the run goes on without it: ModuleNotFoundError: ")
+    assert len(lines(tmp_path)) == 1
+
+
+def test_wandb_that_breaks_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        logged = 0
+
+        def define_metric(self, name: str, **more: Any) -> None: ...
+
+        def log(self, values: dict[str, float]) -> None:
+            self.logged += 1
+            raise ConnectionError("the service is gone")
+
+    run = Broken()
+    sink = Wandb(run)
+    for step in range(3):
+        sink.write(step, {"x": 1.0})
+    sink.close()
+    assert run.logged == 1
+    assert caplog.messages == [
+        "wandb takes no more numbers, the run goes on without it: ConnectionError: the service is gone"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "mode"),
+    [
+        ("offline", {"WANDB_API_KEY": "0" * 40}, "offline"),
+        ("online", {"WANDB_MODE": "offline"}, "online"),
+        ("auto", {}, "offline"),
+        ("auto", {"WANDB_API_KEY": "0" * 40}, "online"),
+        ("auto", {"WANDB_API_KEY": "0" * 40, "WANDB_MODE": "offline"}, "offline"),
+        ("auto", {"WANDB_MODE": "disabled"}, "disabled"),
+        ("auto", {"WANDB_BASE_URL": "https://wandb.example.org:8443"}, "online"),
+        ("auto", {"WANDB_BASE_URL": "https://wandb.example.com"}, "offline"),
+        ("auto", {"NETRC": "broken"}, "offline"),
+    ],
+)
+def test_which_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, environment: dict[str, str], mode: str
+) -> None:
+    """A key is looked for where wandb has it, never asked for and never sent."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "netrc").write_text("machine wandb.example.org login user password 1234\n")
+    (tmp_path / "broken").write_text("machine\n")
+    monkeypatch.chdir(tmp_path)
+    for name, value in ({"NETRC": "netrc"} | environment).items():
+        monkeypatch.setenv(name, value)
+    assert _mode(Tracking.model_validate({"wandb": asked})) == mode
+
+
+UNREACHABLE = """
+import logging, sys
+from pathlib import Path
+from capo_ray import tracking_sinks
+from capo_ray.config import Tracking
+logging.basicConfig(format="%(message)s")
+tracking_sinks.PATIENCE_S = 1
+sink = tracking_sinks.start_wandb(
+    Path(sys.argv[1]), Tracking(wandb="online"), run_id="abcdefgh", run_name="x", resolved_config={}
+)
+sink.write(0, {"x": 1.0})
+sink.close()
+"""
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer(tmp_path: Path) -> None:
+    """The run is written offline instead."""
+    done = outside(tmp_path, UNREACHABLE, str(tmp_path), WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
+    assert f"wandb cannot be reached, the run is written to {tmp_path}/wandb instead: " in done.stderr
+    assert list(tmp_path.glob("wandb/offline-run-*-abcdefgh/*.wandb"))
+
+
+def outside(home: Path, code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process of its own that knows no key but a given one."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, env=clean | {"HOME": str(home)} | environment,
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+
+
+def config_of(run_dir: Path) -> Config:
+    return Config.model_validate(
+        {
+            "steps": 5,
+            "prompts_per_step": 2,
+            "responses_per_prompt": 2,
+            "policy": {"path": "random"},
+            "data": {"kind": "arithmetic"},
+            "rollout": {"max_response_tokens": 8},
+            "algorithm": {"advantage": "grpo"},
+            "trainer": {"learning_rate": 1e-4, "tokens_per_micro_batch": 512},
+            "cluster": {"device": "cpu", "weight_transfer": "shm"},
+            "tracking": {"wandb": "off", "tensorboard": False},
+            "run_dir": str(run_dir),
+        }
+    )
+
+
+def test_opened_again_from_the_newest_checkpoint(tmp_path: Path) -> None:
+    first = Tracker.open(config_of(tmp_path), tmp_path)
+    assert Tracker.open(config_of(tmp_path), tmp_path).state() != first.state()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.commit(checkpoints.begin(2), {"step": 2, **first.state()})
+    assert Tracker.open(config_of(tmp_path), tmp_path).state() == first.state()
+
+
+def test_nothing_heavy_is_imported_before_it_is_used() -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('wandb', 'tensorboard', 'rich', 'torch', 'ray')));"
+        "import capo_ray.tracking, capo_ray.checkpoint, capo_ray.tally, capo_ray.driver"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
