@@ -6,8 +6,7 @@ Leaves out: optimisation and ranks (see `train_deepspeed`).
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +70,6 @@ class Scorer(nn.Module):
 def shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Name and full shape of every parameter, tied ones once, also where ZeRO-3 holds shards."""
     return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}
-
-
-def fingerprint(of: Mapping[str, Iterable[int]]) -> str:
-    text = "\n".join(f"{name} {list(shape)}" for name, shape in of.items())
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_pretrained(model: Any, weights: dict[str, Tensor], path: str, tokenizer: str | None) -> None:

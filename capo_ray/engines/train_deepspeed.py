@@ -9,16 +9,14 @@ optimizer steps, skipped ones included. Leaves out: which sequences go where (`l
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -27,24 +25,18 @@ from torch import Tensor
 from capo_ray.config import Algorithm, Trainer
 from capo_ray.engines import causal_model
 from capo_ray.engines.protocols import UpdateBatch
+from capo_ray.engines.trainer_metrics import Sums
+from capo_ray.engines.trainer_state import TrainerState, read_random_state, read_state, write_random_state
+from capo_ray.engines.weights import Sender
 from capo_ray.learn.batch import Aggregation, MicroBatch, collate
 from capo_ray.learn.loss import Loss, Objective, nll, policy_loss
 from capo_ray.types import Metrics, TrainSequence, Update
 
 log = logging.getLogger(__name__)
 
-_STATE = "trainer.json"
 _TAG = "deepspeed"
 Nested = list[list[Tensor]]
 """[optimizer step][micro-batch], [N] each."""
-
-
-class WeightSender(Protocol):
-    """Takes the weights to the rollout engines. Called on all ranks; all must exhaust the iterator."""
-
-    def send(self, weights: Iterator[tuple[str, Tensor]], version: int) -> str:
-        """Returns the checksum of what was sent (on rank 0, elsewhere "")."""
-        ...
 
 
 def learning_rate(trainer: Trainer, step: int, total_steps: int) -> float:
@@ -58,62 +50,24 @@ def learning_rate(trainer: Trainer, step: int, total_steps: int) -> float:
     return trainer.learning_rate * share
 
 
-def deepspeed_config(trainer: Trainer, dtype: torch.dtype, world_size: int) -> dict[str, Any]:
+def deepspeed_config(trainer: Trainer, model: Any, world_size: int) -> dict[str, Any]:
     return {
         "train_batch_size": world_size,  # not used: boundaries are set by hand, see the module's docstring
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": trainer.max_grad_norm,
-        "bf16": {"enabled": dtype == torch.bfloat16},
+        "bf16": {"enabled": model.dtype == torch.bfloat16},
+        # Sums in bfloat16 lose small micro-batches beside large ones; without ZeRO DeepSpeed has no others.
+        "data_types": {"grad_accum_dtype": "fp32" if trainer.zero_stage else None},
         "zero_optimization": {
             "stage": trainer.zero_stage,
             "overlap_comm": False,
-            "stage3_param_persistence_threshold": 0 if trainer.zero_stage == 3 else "auto",
+            "stage3_param_persistence_threshold": 10 * model.config.hidden_size,  # norms and biases stay whole
         },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-
-
-class Sums:
-    """Metrics of an update on this rank, until `reduce` adds them up over all ranks."""
-
-    def __init__(self) -> None:
-        self._tokens = 0
-        self._sums: dict[str, Tensor] = {}
-        self._totals: dict[str, Tensor] = {}
-        self._maxima: dict[str, Tensor] = {}
-
-    def add(self, loss: Loss) -> None:
-        self._tokens += loss.tokens
-        for name, value in loss.sums.items():
-            self._sums[name] = self._sums.get(name, 0) + value.double()
-        for name, value in loss.totals.items():
-            self._totals[name] = self._totals.get(name, 0) + value.double()
-        for name, value in loss.maxima.items():
-            self._maxima[name] = torch.maximum(self._maxima.get(name, value), value)
-
-    def reduce(self, names: Loss, num_steps: int, device: torch.device) -> Metrics:
-        """Means over tokens, largest values, and totals per optimizer step. `names` says which metrics there are: a
-        rank may have seen nothing but empty micro-batches."""
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        flat = [torch.tensor(self._tokens, dtype=torch.float64, device=device)]
-        flat += [self._sums.get(name, zero) for name in names.sums]
-        flat += [self._totals.get(name, zero) for name in names.totals]
-        added = torch.stack(flat)
-        dist.all_reduce(added)
-        tokens, *values = added.tolist()
-        metrics = {"tokens": tokens}
-        for name in names.sums:
-            metrics[name] = values.pop(0) / max(tokens, 1)
-        for name in names.totals:
-            metrics[name] = values.pop(0) / max(num_steps, 1)
-        if names.maxima:
-            largest = torch.stack([self._maxima.get(name, zero - math.inf).double() for name in names.maxima])
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-            metrics |= dict(zip(names.maxima, largest.tolist(), strict=True))
-        return metrics
 
 
 class DeepSpeedEngine:
@@ -148,7 +102,7 @@ class DeepSpeedEngine:
         self._tokenizer = tokenizer or (model if isinstance(model, str) and not model.endswith(".json") else None)
         self._aggregation: Aggregation = algorithm.aggregation if algorithm else "token_mean"
         self.step = self._version = 0
-        self._sender: WeightSender | None = None
+        self._sender: Sender | None = None
         self._owns_group = not dist.is_initialized()
         self._device = _join(rank, world_size, device)
         precision = getattr(torch, dtype)
@@ -162,14 +116,13 @@ class DeepSpeedEngine:
                 importance_cap=algorithm.importance_cap,
             )
         self._model = causal_model.make(model, dtype=precision, seed=seed)
-        self._shapes = causal_model.shapes(self._model)
         self._reference = self._make_reference(reference if reference is not None else model, precision, seed)
         if trainer.gradient_checkpointing:
             self._model.gradient_checkpointing_enable({"use_reentrant": trainer.zero_stage == 3})
             self._model.enable_input_require_grads()
-        self._engine = self._initialize(precision)
+        self._engine = self._initialize()
 
-    def _initialize(self, precision: torch.dtype) -> Any:
+    def _initialize(self) -> Any:
         import deepspeed
 
         optimizer = torch.optim.AdamW(
@@ -180,7 +133,7 @@ class DeepSpeedEngine:
         engine, *_ = deepspeed.initialize(
             model=causal_model.Scorer(self._model),
             optimizer=optimizer,
-            config=deepspeed_config(self._trainer, precision, self.world_size),
+            config=deepspeed_config(self._trainer, self._model, self.world_size),
             dist_init_required=False,
         )
         engine.train()
@@ -195,7 +148,7 @@ class DeepSpeedEngine:
             return scorer.to(self._device)
         import deepspeed
 
-        config = deepspeed_config(self._trainer, precision, self.world_size)
+        config = deepspeed_config(self._trainer, model, self.world_size)
         engine, *_ = deepspeed.initialize(model=scorer, config=config, dist_init_required=False)
         engine.eval()
         return engine
@@ -250,7 +203,7 @@ class DeepSpeedEngine:
 
     def _teaching(self, steps: Sequence[Sequence[MicroBatch]]) -> list[bool]:
         """Which optimizer steps have anything to learn from, on any rank; AdamW would move on a zero gradient too."""
-        if self._algorithm is None or self._objective.kl_weight:
+        if self._algorithm is None or self._objective.kl_weight or not steps:
             return [True] * len(steps)
         largest = torch.tensor(
             [max(float(batch.advantages.abs().max()) for batch in step) for step in steps], device=self._device
@@ -333,7 +286,7 @@ class DeepSpeedEngine:
         )
         return self._loss(batch, one, one, None, None if self._reference is None else one)
 
-    def connect(self, sender: WeightSender) -> None:
+    def connect(self, sender: Sender) -> None:
         self._sender = sender
 
     def publish_weights(self, version: int) -> str:
@@ -342,22 +295,25 @@ class DeepSpeedEngine:
         return self._sender.send(self.weights(), version)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name as in the model's folder, full tensor), tied ones once, in the model's order. Under ZeRO-3 each is
-        gathered when its turn comes, so all ranks must iterate, to the end. Below it a tensor is the live parameter:
-        copy what shall outlast the next update."""
+        """(name as in the model's folder, a copy of the full tensor), tied ones once, in the model's order.
+
+        Under ZeRO-3 each is gathered when its turn comes, so all ranks must iterate, to the end.
+        """
         import deepspeed
 
         for name, parameter in self._model.named_parameters():
-            if self._trainer.zero_stage < 3:
-                yield name, parameter.detach()
-                continue
-            with deepspeed.zero.GatheredParameters([parameter]):
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self._trainer.zero_stage == 3):
                 full = parameter.detach().clone()
             yield name, full
 
+    def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """What `weights` will yield, without gathering anything."""
+        shapes = causal_model.shapes(self._model)
+        return [(name, parameter.dtype, shapes[name]) for name, parameter in self._model.named_parameters()]
+
     def save_pretrained(self, path: str) -> None:
         """The model as a folder that transformers and vLLM load; rank 0 writes."""
-        kept = {name: tensor.to("cpu", copy=True) for name, tensor in self.weights() if self.rank == 0}
+        kept = {name: tensor.cpu() for name, tensor in self.weights() if self.rank == 0}
         if self.rank == 0:
             causal_model.write_pretrained(self._model, kept, path, self._tokenizer)
         dist.barrier()
@@ -366,46 +322,29 @@ class DeepSpeedEngine:
         """Everything that `restore` needs to go on with the same numbers, into the folder `path`."""
         Path(path).mkdir(parents=True, exist_ok=True)
         self._engine.save_checkpoint(path, tag=_TAG)
-        torch.save(_rng_state(), Path(path) / f"rng_{self.rank}.pt")
+        write_random_state(path, self.rank)
         if self.rank == 0:
-            (Path(path) / _STATE).write_text(json.dumps(self._state(), indent=1))
+            self._state().write(path)
         dist.barrier()
 
     def restore(self, path: str) -> None:
-        saved, mine = self._read_state(path), self._state()
-        for key in ("ranks", "zero_stage", "dtype"):
-            if saved[key] != mine[key]:
-                raise ValueError(
-                    f"the checkpoint {path} was written with {key} {saved[key]}, this trainer has {mine[key]}"
-                )
-        if saved["fingerprint"] != mine["fingerprint"]:
-            raise ValueError(
-                f"the checkpoint {path} is of another model: {_summary(saved)} there, {_summary(mine)} here; "
-                f"they differ first at {_first_difference(saved['shapes'], mine['shapes'])}"
-            )
-        loaded, _ = self._engine.load_checkpoint(path, tag=_TAG)
-        if loaded is None:
-            raise ValueError(f"DeepSpeed found no checkpoint in {path}")
-        self.step, self._version = saved["step"], saved["version"]
-        _set_rng_state(torch.load(Path(path) / f"rng_{self.rank}.pt", weights_only=False))
+        """Raises ValueError when `path` holds no checkpoint, or one of another model, number of ranks or stage."""
+        saved = read_state(path)
+        self._state().check_continues(saved, path)
+        self._engine.load_checkpoint(path, tag=_TAG)
+        self.step, self._version = saved.step, saved.version
+        read_random_state(path, self.rank)
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "version": self._version,
-            "ranks": self.world_size,
-            "zero_stage": self._trainer.zero_stage,
-            "dtype": str(self._model.dtype),
-            "architecture": type(self._model).__name__,
-            "fingerprint": causal_model.fingerprint(self._shapes),
-            "shapes": {name: list(shape) for name, shape in self._shapes.items()},
-        }
-
-    def _read_state(self, path: str) -> dict[str, Any]:
-        file = Path(path) / _STATE
-        if not file.is_file():
-            raise ValueError(f"there is no trainer checkpoint in {path}: {_STATE} is missing")
-        return dict(json.loads(file.read_text()))
+    def _state(self) -> TrainerState:
+        return TrainerState(
+            step=self.step,
+            version=self._version,
+            ranks=self.world_size,
+            zero_stage=self._trainer.zero_stage,
+            dtype=str(self._model.dtype),
+            architecture=type(self._model).__name__,
+            shapes={name: list(shape) for name, _, shape in self.weight_shapes()},
+        )
 
     def close(self) -> None:
         """Leave the process group, unless somebody else made it; without that a rank aborts at exit."""
@@ -453,26 +392,3 @@ def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
 
 def _grad_norm(model: Any) -> float:
     return float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
-
-
-def _rng_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def _summary(state: Mapping[str, Any]) -> str:
-    shapes: dict[str, list[int]] = state["shapes"]
-    count = sum(math.prod(shape) for shape in shapes.values())
-    return f"{state['architecture']} with {count:,} parameters in {len(shapes)} tensors"
-
-
-def _first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    name = next(name for name in [*there, *here] if there.get(name) != here.get(name))
-    return f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"

@@ -86,6 +86,14 @@ def test_gradient_checkpointing_changes_nothing(two: Ranks, stage: int) -> None:
     assert_same(two(updated, case.but(trainer={"gradient_checkpointing": True})), two(updated, case))
 
 
+def test_a_batch_of_nothing_is_no_update(two: Ranks) -> None:
+    case = Case(sequences=())
+    ((metrics,), weights) = two(updated, case)
+    assert metrics["tokens"] == metrics["optimizer_steps"] == metrics["loss"] == 0
+    for name, start in two(updated, case, 0)[1].items():
+        np.testing.assert_array_equal(weights[name], start)
+
+
 def test_supervised_training_is_split_as_well(one: Ranks, two: Ranks) -> None:
     case = Case(supervised=True)
     assert_same(two(updated, case.but(budget=20, stage=3)), one(updated, case.but(stage=0)))
@@ -170,11 +178,13 @@ def test_a_batch_that_teaches_nothing_moves_nothing(two: Ranks) -> None:
     assert metrics["skipped_steps"] == 0
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bfloat16_learns(two: Ranks, stage: int) -> None:
     case = Case(dtype="bfloat16", stage=stage, budget=40, supervised=True, trainer={"schedule": "constant"})
     losses = [metrics["loss"] for metrics in two(updated, case, 12)[0]]
     assert losses[-1] < losses[0] - 0.3
+    uncut = [metrics["loss"] for metrics in two(updated, case.but(budget=1000), 12)[0]]
+    assert losses == pytest.approx(uncut, rel=0.01)
 
 
 # -- what carries loss
@@ -332,7 +342,10 @@ def published(rank: int, ranks: int) -> Any:
             message = str(error)
         recorder = Recorder()
         engine.connect(recorder)
-        return message, engine.publish_weights(7), recorder.sent, list(weights_of(engine))
+        weights = weights_of(engine)
+        declared = {name: shape for name, _, shape in engine.weight_shapes()}
+        assert declared == {name: weight.shape for name, weight in weights.items()}
+        return message, engine.publish_weights(7), recorder.sent, list(weights)
 
 
 def test_weights_are_published_through_the_sender(two: Ranks) -> None:

@@ -1,0 +1,73 @@
+"""What a trainer checkpoint says of itself beside DeepSpeed's files, and whether an engine may continue from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_FILE = "trainer.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerState:
+    step: int
+    """Optimizer steps taken or skipped."""
+    version: int
+    ranks: int
+    zero_stage: int
+    dtype: str
+    architecture: str
+    shapes: Mapping[str, Sequence[int]]
+    """Name and full shape of every parameter."""
+
+    def write(self, folder: str) -> None:
+        (Path(folder) / _FILE).write_text(json.dumps(asdict(self), indent=1))
+
+    def check_continues(self, saved: TrainerState, folder: str) -> None:
+        """Raises ValueError unless an engine in this state can load what `saved` describes."""
+        for key in ("ranks", "zero_stage", "dtype"):
+            there, here = getattr(saved, key), getattr(self, key)
+            if there != here:
+                raise ValueError(f"the checkpoint {folder} was written with {key} {there}, this trainer has {here}")
+        if saved.shapes != self.shapes:
+            raise ValueError(
+                f"the checkpoint {folder} is of another model: {saved._model()} there, {self._model()} here; "
+                f"they differ first at {_first_difference(saved.shapes, self.shapes)}"
+            )
+
+    def _model(self) -> str:
+        count = sum(math.prod(shape) for shape in self.shapes.values())
+        return f"{self.architecture} with {count:,} parameters in {len(self.shapes)} tensors"
+
+
+def read_state(folder: str) -> TrainerState:
+    file = Path(folder) / _FILE
+    if not file.is_file():
+        raise ValueError(f"there is no trainer checkpoint in {folder}: {_FILE} is missing")
+    return TrainerState(**json.loads(file.read_text()))
+
+
+def _first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    name = next((name for name in [*there, *here] if there.get(name) != here.get(name)), "the order of tensors")
+    return f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+
+
+def write_random_state(folder: str, rank: int) -> None:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    state = {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
+    torch.save(state, Path(folder) / f"random_{rank}.pt")
+
+
+def read_random_state(folder: str, rank: int) -> None:
+    state = torch.load(Path(folder) / f"random_{rank}.pt", weights_only=False)  # Python's own state is a tuple
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
