@@ -126,16 +126,19 @@ class Tracker:
 
     @classmethod
     def open(cls, config: Config, run_dir: Path) -> Tracker:
-        """Of a new run, or of one that is resumed from the newest checkpoint in `run_dir`."""
+        """Of a new run, or of one that goes on from the newest checkpoint in `run_dir`, or from its start."""
         newest = Checkpoints(run_dir, keep=config.keep_checkpoints).newest()
-        return cls(
+        state = read_state(newest) if newest else {"step": 0}
+        made = cls(
             run_dir,
             config.tracking,
             run_name=run_dir.name,
             resolved_config=config.model_dump(mode="json"),
             total_steps=config.steps,
-            resume_state=read_state(newest) if newest else None,
+            resume_state=state,
         )
+        made.rewind(state["step"])
+        return made
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Write down what step `step` (from 0) did."""

@@ -328,10 +328,20 @@ def config_of(run_dir: Path) -> Config:
 
 def test_opened_again_from_the_newest_checkpoint(tmp_path: Path) -> None:
     first = Tracker.open(config_of(tmp_path), tmp_path)
-    assert Tracker.open(config_of(tmp_path), tmp_path).state() != first.state()
+    for step in range(3):
+        first.step(step, {"x": 1.0})
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.commit(checkpoints.begin(2), {"step": 2, **first.state()})
     assert Tracker.open(config_of(tmp_path), tmp_path).state() == first.state()
+    assert heads(tmp_path) == [(0, False), (1, False)]
+
+
+def test_opened_again_without_a_checkpoint(tmp_path: Path) -> None:
+    """The run begins again, and its file with it."""
+    first = Tracker.open(config_of(tmp_path), tmp_path)
+    first.step(0, {"x": 1.0})
+    assert Tracker.open(config_of(tmp_path), tmp_path).state() != first.state()
+    assert heads(tmp_path) == []
 
 
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
