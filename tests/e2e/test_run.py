@@ -1,0 +1,227 @@
+"""The whole pipeline as a user starts it: real Ray, vLLM and DeepSpeed, on CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray]
+
+QUICK = (
+    "+experiment=tiny_cpu",
+    "prompts_per_step=4",
+    "responses_per_prompt=4",
+    "data.evaluation_prompts=16",
+    "tracking.wandb=off",
+    "checkpoint_every=2",
+    "keep_checkpoints=3",
+)
+MARK = "CAPO_RAY_TEST_RUN"
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    output: str
+    run_dir: Path
+    mark: str
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        lines = (self.run_dir / "metrics.jsonl").read_text().splitlines()
+        return [line for line in map(json.loads, lines) if "staleness" in line]
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        files = sorted((self.run_dir / "samples").glob("*.jsonl"))
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def start(run_dir: Path, overrides: Sequence[str], mark: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "capo_ray.launch", *overrides, f"run_dir={run_dir}"],
+        cwd=run_dir.parent,
+        env={**os.environ, MARK: mark},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that an interrupt reaches it and not this process
+    )
+
+
+def run(run_dir: Path, *overrides: str) -> Ran:
+    mark = uuid.uuid4().hex
+    process = start(run_dir, overrides, mark)
+    try:
+        output, _ = process.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        raise AssertionError(f"the run did not end:\n{output}") from None
+    return Ran(process.returncode, output, run_dir, mark)
+
+
+def left_behind(mark: str) -> list[str]:
+    """Processes that still carry the run's mark in their environment, a few seconds after it ended."""
+    for _ in range(20):
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
+                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100])
+            except OSError:
+                continue
+        if not found:
+            return []
+        time.sleep(0.5)
+    return found
+
+
+def ours(folder: str) -> set[str]:
+    return {path.name for path in Path(folder).glob("capo_ray-*")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """Four steps of the tiny experiment."""
+    before = ours("/dev/shm"), ours("/tmp")
+    ran = run(tmp_path_factory.mktemp("whole") / "run", *QUICK, "steps=4")
+    assert ran.code == 0, ran.output
+    assert left_behind(ran.mark) == []
+    assert (ours("/dev/shm"), ours("/tmp")) == before
+    return ran
+
+
+def test_a_run_says_what_it_does_and_leaves_its_files(whole: Ran) -> None:
+    assert "step 4/4" in whole.output
+    assert f"Everything of this run: {whole.run_dir}" in whole.output
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "samples",
+        "tensorboard",
+        "logs",
+        "checkpoints/step_000004/state.json",
+    ):
+        assert (whole.run_dir / name).exists(), name
+    assert [line["step"] for line in whole.steps] == [0, 1, 2, 3]
+    assert all(line["staleness"] == 0 for line in whole.steps)
+
+
+def test_the_sampler_and_the_trainer_agree_on_log_probabilities(whole: Ran) -> None:
+    """After every sync, or the difference would grow with the steps."""
+    for line in whole.steps:
+        gaps = {name: value for name, value in line.items() if "gap" in name}
+        assert gaps and all(abs(value) < 1e-3 for value in gaps.values()), gaps
+
+
+def test_samples_hold_credit_that_can_be_checked_by_hand(whole: Ran) -> None:
+    assert whole.samples
+    for sample in whole.samples:
+        assert [step["start"] for step in sample["steps"][1:]] == [step["end"] for step in sample["steps"][:-1]]
+        assert len(sample["critiques"]) == 4
+        outcome = 2.0 if sample["answer"] == "correct" else 0.0
+        paid = set(sample["wrong_steps"] or ())
+        for number, step in enumerate(sample["steps"]):
+            first, end = step["tokens"]
+            assert set(sample["token_rewards"][first:end]) <= {outcome - (number in paid)}
+
+
+def test_a_resumed_run_continues_with_the_same_numbers(whole: Ran, tmp_path: Path) -> None:
+    again = tmp_path / "run"
+    shutil.copytree(whole.run_dir, again)
+    shutil.rmtree(again / "checkpoints" / "step_000004")
+    ran = run(again, *QUICK, "steps=4", "resume=true")
+    assert ran.code == 0, ran.output
+    assert [line["step"] for line in ran.steps] == [0, 1, 2, 3]
+    for name in ("reward/mean_token_reward", "outcome/accuracy", "response/mean_tokens", "trainer/loss"):
+        assert [line[name] for line in ran.steps] == pytest.approx([line[name] for line in whole.steps], abs=1e-4), name
+
+
+def test_a_run_directory_is_never_mixed(whole: Ran) -> None:
+    ran = run(whole.run_dir, *QUICK, "steps=4")
+    assert ran.code == 2
+    assert f"the run directory {whole.run_dir} exists and is not empty: pass resume=true" in ran.output
+
+
+def test_two_of_everything_one_step_behind(tmp_path: Path) -> None:
+    ran = run(
+        tmp_path / "run",
+        *QUICK,
+        "steps=4",
+        "rollout.workers=2",
+        "critic.workers=2",
+        "reward.aggregators=2",
+        "trainer.zero_stage=3",
+        "trainer.optimisation_passes=2",
+        "trainer.responses_per_update=8",
+        "algorithm.max_staleness=1",
+        "algorithm.old_logprobs=sampler",
+        "algorithm.kl_weight=0.01",
+        "reward.vote=average",
+    )
+    assert ran.code == 0, ran.output
+    assert [line["staleness"] for line in ran.steps] == [0, 1, 1, 1]
+    assert {tuple(sample["versions"]) for sample in ran.samples if sample["step"] == 3} == {(2,)}
+    assert left_behind(ran.mark) == []
+
+
+def test_a_critic_that_nobody_can_read_stops_the_run(tmp_path: Path) -> None:
+    ran = run(tmp_path / "run", *QUICK, "steps=4", "critic.model.path=asset:tiny_policy", "critic.failure_window=16")
+    assert ran.code == 1
+    assert "of the last" in ran.output and "critiques failed (unreadable" in ran.output
+    assert "Traceback" not in ran.output
+    assert left_behind(ran.mark) == []
+
+
+def test_an_interrupt_ends_in_seconds_and_names_the_checkpoint(tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    process = start(tmp_path / "run", [*QUICK, "steps=400", "checkpoint_every=1"], mark)
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if line.startswith("step   3/") or line.startswith("step 3/"):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    begun = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, seen + output
+    assert time.monotonic() - begun < 30
+    assert "The last checkpoint is" in output and "resume=true" in output
+    assert left_behind(mark) == []
+
+
+def test_real_text_with_a_full_size_tokenizer(tmp_path: Path, test_data: Path) -> None:
+    import gzip
+
+    tokenizer = tmp_path / "qwen2"
+    tokenizer.mkdir()
+    for file in (test_data / "tokenizers" / "qwen2").iterdir():
+        content = file.read_bytes()
+        (tokenizer / file.name.removesuffix(".gz")).write_bytes(
+            gzip.decompress(content) if file.suffix == ".gz" else content
+        )
+    ran = run(
+        tmp_path / "run",
+        "+experiment=tiny_cpu_text",
+        f"data.path={test_data / 'math' / 'math_train.jsonl.gz'}",
+        f"policy.tokenizer={tokenizer}",
+        "data.limit=200",
+        "steps=2",
+        "tracking.wandb=off",
+    )
+    assert ran.code == 0, ran.output
+    assert all("critic/unreadable_share" in line or line["critic/valid_share"] < 1 for line in ran.steps)
