@@ -134,8 +134,8 @@ class Reward(Block):
         if self.process_weight >= self.outcome_weight > 0:
             warnings.warn(
                 f"reward.process_weight P = {self.process_weight:g} >= reward.outcome_weight C = "
-                f"{self.outcome_weight:g}: tokens of a wrong but unflagged response can be worth as much as flagged tokens of a right one; "
-                "in the paper P > C made responses longer and less accurate. Use P < C.",
+                f"{self.outcome_weight:g}: tokens of a wrong but unflagged response can be worth as much as flagged "
+                "tokens of a right one; in the paper P > C made responses longer and less accurate. Use P < C.",
                 stacklevel=2,
             )
         return self

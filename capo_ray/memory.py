@@ -5,6 +5,8 @@ Leaves out how many of them there are and where they go (plan).
 
 from __future__ import annotations
 
+import math
+
 from capo_ray.config import Config, Critic, Rollout, Shape
 
 GIB = 1 << 30
@@ -32,7 +34,7 @@ def engine_memory(
     memory = {"weights": weights, "engine": base, "KV cache": max(0.0, cache)}
     if cache < per_sequence:
         if on_cpu:
-            advice = f"raise {role}.kv_cache_gib above {per_sequence:.2f}"
+            advice = f"raise {role}.kv_cache_gib to {math.ceil(per_sequence)}"
         else:
             advice = f"raise {role}.tensor_parallel above {parts} or {role}.gpu_memory_share"
         where = "process" if on_cpu else "GPU"

@@ -1,0 +1,237 @@
+"""Placement arithmetic by table, memory estimates against known figures, and the message of a machine too small."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from capo_ray.config import Cluster, Config, ConfigError, Model, compose
+from capo_ray.machine import Machine, gpu_sizes, shape_of, this_machine
+from capo_ray.memory import trainer_memory
+from capo_ray.plan import describe, experiments_that_fit, fits, plan_for, refuse_unfit, render, seats
+
+HERE = Machine(cpus=2, gpus=0, memory_gib=23.0)
+TWO_NODES = Machine(cpus=256, gpus=16, memory_gib=2000, gpu_gib=80)
+TINY = "+experiment=tiny_cpu"
+PAPER = "+experiment=llama3b_intersection"
+
+
+def config(*overrides: str) -> Config:
+    return compose(list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bundles", "per_role"),
+    [
+        ([TINY], [{"CPU": 0.1}] * 5, {"rollout": 1, "critic": 1, "trainer": 2, "aggregator": 1}),
+        (
+            [TINY, "rollout.workers=2", "critic.workers=2", "reward.aggregators=3"],
+            [{"CPU": 0.1}] * 9,
+            {"rollout": 2, "critic": 2, "trainer": 2, "aggregator": 3},
+        ),
+        ([TINY, "critic=null", "algorithm=grpo"], [{"CPU": 0.1}] * 4, {"rollout": 1, "trainer": 2, "aggregator": 1}),
+        (
+            [PAPER],
+            [{"CPU": 1, "GPU": 1}] * 4 + [{"CPU": 4, "GPU": 4}] * 2 + [{"CPU": 1, "GPU": 1}] * 4 + [{"CPU": 1}],
+            {"rollout": 4, "critic": 2, "trainer": 4, "aggregator": 1},
+        ),
+        (
+            [PAPER, "cluster.weight_transfer=ipc", "rollout.workers=2", "trainer.ranks=2", "critic.workers=1"],
+            [{"CPU": 2, "GPU": 1}] * 2 + [{"CPU": 4, "GPU": 4}] + [{"CPU": 1}],
+            {"rollout": 2, "critic": 1, "trainer": 2, "aggregator": 1},
+        ),
+    ],
+)
+def test_bundles(overrides: list[str], bundles: list[dict[str, float]], per_role: dict[str, int]) -> None:
+    made, given = seats(config(*overrides))
+    assert made == bundles
+    assert {role: sum(seat.role == role for seat in given) for role in per_role} == per_role
+    assert len(given) == sum(per_role.values())
+    for number, bundle in enumerate(made):
+        inside = [seat.resources for seat in given if seat.bundle == number]
+        assert {name: sum(one.get(name, 0) for one in inside) for name in bundle} == bundle
+    plan = plan_for(config(*overrides))
+    assert {role.role: role.processes for role in plan.roles} == per_role
+
+
+def test_derived_numbers() -> None:
+    numbers = plan_for(config(PAPER)).numbers
+    assert numbers == {
+        "prompts in the run": 9792,
+        "responses per step": 192,
+        "critiques per step": 768,
+        "sampled tokens per step, at most": 192 * 4096,
+        "critique tokens per step, at most": 768 * 2048,
+        "optimizer steps per step": 4,
+        "responses per optimizer step": 192,
+        "optimizer steps in the run": 816 * 4,
+        "steps in flight, at most": 1,
+    }
+    numbers = plan_for(config(PAPER, "trainer.responses_per_update=48", "algorithm.importance_cap=2", "steps=10",
+                              "algorithm.max_staleness=2")).numbers  # fmt: skip
+    assert (numbers["optimizer steps per step"], numbers["optimizer steps in the run"]) == (16, 160)
+    assert (numbers["responses per optimizer step"], numbers["steps in flight, at most"]) == (48, 3)
+
+
+def test_memory_of_engines() -> None:
+    """Llama-3-70B in bfloat16 has 131.4 GiB of weights and stores 320 KiB a token."""
+    plan = plan_for(config(PAPER))
+    critic = next(role for role in plan.roles if role.role == "critic")
+    assert critic.memory["weights"] == pytest.approx(131.4 / 4, abs=0.1)
+    room = 80 * 0.9 - critic.memory["weights"] - 2.5
+    assert critic.memory["KV cache"] == pytest.approx(room)
+    assert (
+        critic.note == f"room for {int(room * 2**30 / (327_680 / 4 * 8192))} sequences of 8,192 tokens, up to 256 run"
+    )
+    assert plan.faults == ()
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "optimizer"), [(0, 6, 6, 36), (1, 6, 6, 9), (2, 6, 1.5, 9), (3, 1.5, 1.5, 9)]
+)
+def test_memory_of_the_trainer_by_zero_stage(stage: int, weights: float, gradients: float, optimizer: float) -> None:
+    """3.2 G parameters on 4 ranks in bfloat16: 2, 2 and 12 bytes each, cut by 4 where the stage shards them."""
+    given = config(PAPER, f"trainer.zero_stage={stage}")
+    memory = trainer_memory(given, given.policy.shape)
+    assert memory["weights"] == memory["reference"] == pytest.approx(weights, abs=0.05)
+    assert (memory["gradients"], memory["optimizer"]) == pytest.approx((gradients, optimizer), abs=0.1)
+    assert "reference" not in trainer_memory(config(PAPER, "algorithm.kl_weight=0"), given.policy.shape)
+
+
+def test_gradient_checkpointing_saves_activations() -> None:
+    kept = [
+        trainer_memory(one, one.policy.shape)["activations"]
+        for one in (config(PAPER), config(PAPER, "trainer.gradient_checkpointing=false"))
+    ]
+    assert kept[0] < kept[1] / 2
+
+
+def test_tiny_cpu_fits_two_cores_and_twelve_gib() -> None:
+    given = config(TINY)
+    shapes = {"policy": shape_of(given.policy), "critic": shape_of(given.critic.model) if given.critic else None}
+    assert fits(plan_for(given, shapes), Machine(cpus=2, gpus=0, memory_gib=12)) == []
+    assert fits(plan_for(given, shapes), Machine(cpus=2, gpus=0, memory_gib=4))[0].startswith("about 1")
+
+
+def test_what_is_missing_is_named() -> None:
+    assert fits(plan_for(config(PAPER)), TWO_NODES) == []
+    assert fits(plan_for(config(PAPER)), HERE) == ["16 GPUs (here: 0)", "17 cores (here: 2)"]
+    short = Machine(cpus=64, gpus=8, memory_gib=500, gpu_gib=80)
+    assert fits(plan_for(config(PAPER)), short) == ["16 GPUs (here: 8)"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpu_gib", "fault"),
+    [
+        (
+            [PAPER, "critic.tensor_parallel=1"],
+            80.0,
+            "critic: 0.0 GiB of KV cache are left per GPU, one sequence of 8192 tokens needs 2.50 (weights 131.4 GiB); "
+            "raise critic.tensor_parallel above 1 or critic.gpu_memory_share",
+        ),
+        (
+            ["+experiment=qwen7b_majority", "trainer.zero_stage=0"],
+            80.0,
+            "raise trainer.zero_stage or add trainer.ranks",
+        ),
+        (
+            [PAPER, "cluster.weight_transfer=ipc"],
+            80.0,
+            "a GPU has 12 beside its rollout worker (lower rollout.gpu_memory_share)",
+        ),
+    ],
+)
+def test_what_no_number_of_machines_helps(overrides: list[str], gpu_gib: float, fault: str) -> None:
+    plan = plan_for(config(*overrides), gpu_gib=gpu_gib)
+    assert any(fault in one for one in plan.faults), plan.faults
+    assert set(plan.faults) <= set(fits(plan, TWO_NODES))
+    assert f"fault: {plan.faults[0]}" in render(plan)
+
+
+def test_a_kv_cache_on_cpu_that_holds_no_sequence() -> None:
+    long = ["rollout.max_response_tokens=100000", "trainer.tokens_per_micro_batch=200000"]
+    plan = plan_for(config(TINY, "model@policy=llama3_2_3b_instruct", *long))
+    assert plan.faults[0] == (
+        "rollout: 1.0 GiB of KV cache are left per process, one sequence of 100064 tokens needs 10.69 (weights 6.0 "
+        "GiB); raise rollout.kv_cache_gib to 11"
+    )
+
+
+def test_the_one_message() -> None:
+    with pytest.raises(ConfigError) as caught:
+        refuse_unfit(config(PAPER), HERE)
+    assert str(caught.value).splitlines() == [
+        "llama3b_intersection does not fit this machine.",
+        "  it needs: 16 GPUs, 17 cores (4 x rollout with 1 GPUs, 2 x critic with 4 GPUs, 4 x trainer with 1 GPUs)",
+        "  here: 2 cores, 23.0 GiB of memory, no GPU",
+        "  missing: 16 GPUs (here: 0); 17 cores (here: 2)",
+        "  fits here: +experiment=tiny_cpu or +experiment=tiny_cpu_text",
+        "  elsewhere: join a cluster with cluster.address=auto, or see the plan with dry_run=true",
+    ]
+    refuse_unfit(config(PAPER), TWO_NODES)
+    refuse_unfit(config(PAPER, "cluster.address=auto"))
+    assert experiments_that_fit(Machine(cpus=1, gpus=0, memory_gib=1)) == []
+    assert len(experiments_that_fit(TWO_NODES)) == 10
+
+
+def test_the_description_holds_configuration_and_plan() -> None:
+    text = describe(config(PAPER))
+    for part in (
+        "  learning_rate: 2.0e-08",
+        "placement of llama3b_intersection on gpu: 16 GPUs, 17 cores, 11 bundles",
+        "critiques per step                            768",
+    ):
+        assert part in text
+    assert "it fits" in describe(config(TINY, "cluster.cpus=2"))
+
+
+def test_the_program_refuses_and_describes_offline(tmp_path: Path) -> None:
+    """From another folder, with every connection refused."""
+    offline = {"HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    environment = os.environ | offline | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+
+    def launch(*overrides: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "capo_ray.launch", PAPER, *overrides]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    planned = launch("dry_run=true")
+    assert (planned.returncode, planned.stderr) == (0, "")
+    assert "placement of llama3b_intersection on gpu" in planned.stdout
+    refused = launch()
+    if not gpu_sizes():
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("error: llama3b_intersection does not fit this machine.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_this_machine() -> None:
+    machine = this_machine(Cluster(device="cpu", weight_transfer="shm"))
+    assert machine.cpus == len(os.sched_getaffinity(0))
+    assert machine.memory_gib > 1
+    assert this_machine(Cluster(device="cpu", weight_transfer="shm", cpus=7)).cpus == 7
+
+
+def test_gpus_are_counted_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the program, not for what reads it."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf '81559\\n81559\\n40960\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [round(size) for size in gpu_sizes()] == [80, 80, 40]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert len(gpu_sizes()) == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_sizes() == []
+
+
+def test_shapes_of_models_that_are_here() -> None:
+    for name in ("tiny_policy", "tiny_critic"):
+        shape = shape_of(Model(path=f"asset:{name}"))
+        assert shape is not None
+        assert 300_000 < shape.parameters < 3_000_000
+    assert shape_of(Model(path="somebody/something")) is None
