@@ -54,7 +54,7 @@ MEANINGS: dict[str, str] = {
     "Algorithm.clip_high": "the ratio is clipped at 1 + this",
     "Algorithm.aggregation": "mean over a response's tokens, then over responses; over all tokens; or over responses x "
     "`rollout.max_response_tokens`",
-    "Algorithm.kl_estimator": "of the KL loss to the reference; with r = log reference - log policy: r^2/2, e^r - r - 1, "
+    "Algorithm.kl_estimator": "of the KL loss to the reference; r = log reference - log policy: r^2/2, e^r - r - 1, "
     "|r|",
     "Algorithm.old_logprobs": "what the ratio is taken against",
     "Trainer.ranks": "DeepSpeed processes; on GPU each has one GPU",
@@ -86,13 +86,14 @@ experiment is a file in `conf/experiment/`; whatever it sets can be overridden:
 
 ```bash
 python -m capo_ray.launch +experiment=tiny_cpu steps=5 reward=majority trainer.zero_stage=2
-python -m capo_ray.launch +experiment=tiny_cpu '~critic' algorithm=grpo   # without critiques
+python -m capo_ray.launch +experiment=tiny_cpu critic=null algorithm=grpo   # without critiques
 ```
 
 `GROUP=NAME` takes another file of a group (`reward=majority` is `conf/reward/majority.yaml`), `FIELD=VALUE` sets one
-value. A model is the group `model` under the place it is for: `model@policy=tiny_policy`. The defaults below are those
-of a field that no file sets; `dry_run=true` prints what a run would really have. An unknown key, a wrong type or a rule
-that is broken ends the launch with the field, the value and what to do.
+value, `GROUP=null` leaves a block out. A model is the group `model` under the place it is for:
+`model@policy=tiny_policy`. The defaults below are those of a field that no file sets; `dry_run=true` prints what a run
+would really have. An unknown key, a wrong type or a broken rule ends the launch with the field, the value and what to
+do.
 
 In the tables *required* means that there is no default, and a range stands beside the type.
 """
