@@ -120,6 +120,8 @@ def test_from_responses_to_a_summary_and_sequences(tmp_path: Path) -> None:
     assert (summary.prompt_id, summary.prompt_tokens, summary.oldest_version) == ("p@3", 3, 2)
     assert summary.lengths == (3 + 3, 3 + 3, 3 + 4) and summary.has_credit
     assert summary.handle == "handle 0"
+    with pytest.raises(KeyError):
+        shard.aggregator.close(PROMPT, 3, num_samples=0)  # nothing of a closed group stays
     (sequences,) = shard.store
     assert [sequence.token_ids for sequence in sequences] == [(10, 11, END), (10, 11, END), (10, 11, 12, END)]
     assert all(sequence.prompt_ids == PROMPT.token_ids for sequence in sequences)
@@ -267,8 +269,10 @@ def test_samples_are_written_whole_and_by_step(tmp_path: Path) -> None:
     assert [(line["prompt_id"], line["index"]) for line in shard.lines()] == [
         ("a@3", 0), ("a@3", 1), ("b@3", 0), ("b@3", 1),
     ]  # fmt: skip
+    shard.aggregator.write_samples(5)  # a shard may have had no prompt of a step
     shard.aggregator.write_samples(4)
     assert {line["step"] for line in shard.lines("000004-1.jsonl")} == {4}
+    assert len(list((tmp_path / "samples").iterdir())) == 2
 
 
 def test_no_file_without_samples(tmp_path: Path) -> None:
