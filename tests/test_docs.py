@@ -1,0 +1,213 @@
+"""The documentation says what is: its links lead somewhere, what it names exists, its generated page is current."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from capo_ray import config_docs
+from capo_ray.config import Config, compose, conf_dir
+from capo_ray.tally import RATES
+from capo_ray.types import CritiqueOutcome
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(ROOT.glob("capo_ray/assets/*/*.md")),
+]
+OPERATIONS = ROOT / "docs" / "operations.md"
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(
+    r"`((?:capo_ray|cluster|credit|engines|learn|tasks|tests|conf|docs|requirements|benchmarks)/[\w./-]*)`"
+)
+MODULE_FILE = re.compile(r"`(\w+\.py)`")
+FIELD = re.compile(
+    r"`((?:critic|reward|algorithm|trainer|rollout|data|cluster|tracking|policy)\.[a-z_.]+)(?:[=:] ?[\w.]+)?`"
+)
+
+
+def named(pages: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("page", pages, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def prose(page: Path) -> str:
+    return BLOCK.sub("", text(page))
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in HEADING.findall(prose(page))}
+
+
+@named(PAGES)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(prose(page)):
+        if re.match(r"[a-z]+://|mailto:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{link} leads nowhere"
+        assert ROOT in target.parents, f"{link} leads out of the repository"
+        assert not anchor or anchor in anchors(target), f"{link}: no such heading"
+
+
+@named(PAGES)
+def test_programs_exist(page: Path) -> None:
+    for module in re.findall(r"python -m (capo_ray[\w.]*)", text(page)):
+        spec = importlib.util.find_spec(module)
+        assert spec is not None, f"python -m {module} does not exist"
+        if spec.submodule_search_locations:
+            assert importlib.util.find_spec(f"{module}.__main__"), f"python -m {module} cannot be run"
+
+
+@named(PAGES)
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = re.findall(r"(?:^|`)make ([a-z-]+)", text(page), re.MULTILINE)
+    assert set(commands) <= targets
+
+
+@named(PAGES)
+def test_files_that_are_named_exist(page: Path) -> None:
+    there = {path.name for path in (ROOT / "capo_ray").rglob("*.py")} | {"setup.py"}
+    for name in FILE.findall(prose(page)):
+        if not any((base / name).exists() for base in (ROOT, ROOT / "capo_ray")):
+            pytest.fail(f"{name} does not exist")
+    assert set(MODULE_FILE.findall(prose(page))) <= there
+
+
+@named(PAGES)
+def test_python_blocks_compile(page: Path) -> None:
+    for language, block in BLOCK.findall(text(page)):
+        if language in ("python", "py"):
+            compile(block, str(page), "exec")
+
+
+@named(PAGES)
+def test_fields_exist(page: Path) -> None:
+    defined = Config.model_json_schema()["$defs"]
+    blocks = {name.lower(): set(spec["properties"]) for name, spec in defined.items()} | {
+        "policy": set(defined["Model"]["properties"])
+    }
+    for name in FIELD.findall(prose(page)):
+        block, field, *_ = name.split(".")
+        assert field == "py" or field in blocks[block], f"there is no field {name}"
+
+
+def overrides() -> Iterator[list[str]]:
+    """Of every command of the documentation that names an experiment."""
+    for page in PAGES:
+        commands = (re.sub(r"\s+#.*", "", line) for line in text(page).replace("\\\n", " ").splitlines())
+        for line in commands:
+            launched = re.search(r"python -m capo_ray\.launch ([^`]*)", line)
+            demo = re.search(r'make demo ARGS="([^"]*)"', line)
+            if launched and "NAME" not in launched[1]:
+                yield [part.strip("`'.,;") for part in launched[1].split() if "=" in part]
+            elif demo and "..." not in demo[1]:
+                yield ["+experiment=tiny_cpu", *demo[1].split()]
+
+
+@pytest.mark.parametrize("command", list(overrides()), ids=" ".join)
+def test_commands_compose(command: list[str]) -> None:
+    assert compose(command).steps > 0
+
+
+def test_every_experiment_is_in_the_readme() -> None:
+    experiments = {path.stem for path in (conf_dir() / "experiment").glob("*.yaml")}
+    assert experiments == set(
+        re.findall(r"`(\w+)`", "".join(re.findall(r"^\| `[^|]*\|", text(ROOT / "README.md"), re.M)))
+    )
+
+
+def test_the_configuration_page_is_current() -> None:
+    assert text(ROOT / "docs" / "configuration.md") == config_docs.page(), (
+        "run: python -m capo_ray.config_docs > docs/configuration.md"
+    )
+
+
+def test_every_field_has_a_meaning_and_no_meaning_is_of_a_field_that_is_gone() -> None:
+    schema = Config.model_json_schema()
+    fields = {
+        f"{block['title']}.{name}": spec
+        for block in (schema, *schema["$defs"].values())
+        for name, spec in block["properties"].items()
+    }
+    assert set(config_docs.MEANINGS) <= set(fields)
+    assert all(config_docs.meaning(*name.split("."), spec) for name, spec in fields.items())
+    with pytest.raises(KeyError, match=r"Data\.colour has no description in config\.py"):
+        config_docs.meaning("Data", "colour", {"type": "string"})
+
+
+def test_metrics_of_the_manual_are_complete() -> None:
+    told = set(re.findall(r"`(\w+/\w+|staleness)`", text(OPERATIONS)))
+    ended = {f"critic/{outcome}_share" for outcome in get_args(CritiqueOutcome)}
+    assert set(RATES) - told == set()
+    assert {name for name in told if name.split("/")[0] in ("truth", "outcome", "reward", "response", "group")} <= set(
+        RATES
+    )
+    assert {name for name in told if name.startswith("critic/") and name.endswith("_share")} <= set(RATES) | ended | {
+        "critic/OUTCOME_share"
+    }
+
+
+@cache
+def strings() -> str:
+    """Every string of the package, what is put in between as a blank place."""
+    found = []
+    for path in (ROOT / "capo_ray").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def messages() -> list[str]:
+    """What the manual says that a user will read."""
+    _, tables = text(OPERATIONS).split("## Errors", 1)
+    cells = re.findall(r"^\| (`.*?`) \|", tables, re.MULTILINE)
+    return [message.strip("` ") for cell in cells for message in re.split(r"(?<=`), (?=`)", cell)]
+
+
+def longest_part_in(whole: str, message: str) -> str:
+    """The longest part of `message` that stands in `whole`."""
+    start, best = 0, ""
+    for end in range(1, len(message) + 1):
+        while message[start:end] not in whole:
+            start += 1
+        best = max(best, message[start:end], key=len)
+    return best
+
+
+@pytest.mark.parametrize("message", messages())
+def test_messages_of_the_manual_are_real(message: str) -> None:
+    """Up to what a message is about: names, numbers, and what the manual leaves out."""
+    found = longest_part_in(strings(), message)
+    assert len(found) >= min(12, len(message) // 3), f"only {found!r} is in the code"
+
+
+def test_there_are_messages() -> None:
+    assert len(messages()) > 30
+
+
+def test_the_picture_is_whole() -> None:
+    tree = ElementTree.parse(ROOT / "docs" / "flow.svg")
+    assert tree.find("{http://www.w3.org/2000/svg}title") is not None
