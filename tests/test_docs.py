@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from functools import cache
@@ -211,3 +214,30 @@ def test_there_are_messages() -> None:
 def test_the_picture_is_whole() -> None:
     tree = ElementTree.parse(ROOT / "docs" / "flow.svg")
     assert tree.find("{http://www.w3.org/2000/svg}title") is not None
+
+
+def example(start: str) -> str:
+    """The block of the README that begins with `start`, so that it runs in another folder."""
+    (block,) = (block for _, block in BLOCK.findall(text(ROOT / "README.md")) if block.startswith(start))
+    return block.replace("python -m", f"{sys.executable} -m").replace("capo_ray/assets", f"{ROOT}/capo_ray/assets")
+
+
+def run_block(block: str, folder: Path) -> list[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-e", "-c", block], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_credit_example_gives_what_the_readme_shows(tmp_path: Path) -> None:
+    _, second = run_block(example("cat > groups.jsonl"), tmp_path)
+    (shown,) = (block for _, block in BLOCK.findall(text(ROOT / "README.md")) if block.startswith('{"id": "q1"'))
+    assert second.startswith(" ".join(shown.split('"token_rewards"')[0].split()))
+    assert second.count("-1.0") == 6
+
+
+def test_the_grade_example_gives_what_the_readme_shows(tmp_path: Path) -> None:
+    block = example('echo \'{"gold"')
+    assert run_block(block, tmp_path) == [block.splitlines()[1].removeprefix("# ")]
