@@ -106,15 +106,7 @@ class DeepSpeedEngine:
         self._owns_group = not dist.is_initialized()
         self._device = _join(rank, world_size, device)
         precision = getattr(torch, dtype)
-        self._objective = Objective()
-        if algorithm is not None:
-            self._objective = Objective(
-                clip_low=algorithm.clip_low,
-                clip_high=algorithm.clip_high,
-                kl_weight=algorithm.kl_weight,
-                kl_estimator=algorithm.kl_estimator,
-                importance_cap=algorithm.importance_cap,
-            )
+        self._objective = _objective(algorithm) if algorithm else Objective()
         self._model = causal_model.make(model, dtype=precision, seed=seed)
         self._reference = self._make_reference(reference if reference is not None else model, precision, seed)
         if trainer.gradient_checkpointing:
@@ -154,6 +146,8 @@ class DeepSpeedEngine:
         return engine
 
     def update(self, batch: UpdateBatch) -> Update:
+        """Train on one batch. Metrics are those of all ranks, means over the tokens of every pass where they are means;
+        losses and the gradient's norm (before clipping) are means over optimizer steps."""
         start = perf_counter()
         num_steps = len(batch.micro_batches)
         passes = self._trainer.optimisation_passes
@@ -254,7 +248,15 @@ class DeepSpeedEngine:
         plain = self._trainer.zero_stage == 0 and self._model.dtype == torch.float32
         norm = _grad_norm(self._model) if plain else 0.0  # there DeepSpeed clips, but keeps no norm
         self._engine.step()
-        return norm if plain else float(self._engine.get_global_grad_norm())
+        return self._finite(norm if plain else float(self._engine.get_global_grad_norm()))
+
+    def _finite(self, norm: float) -> float:
+        if math.isfinite(norm) and norm >= 0:  # DeepSpeed says -1 of a norm that is not finite
+            return norm
+        raise FloatingPointError(
+            f"the gradient of optimizer step {self.step} is not finite and the policy is lost: continue from the last "
+            "checkpoint with a lower learning rate, and look at ratio_max and kl_reference before it"
+        )
 
     def _loss(
         self, batch: MicroBatch, logprobs: Tensor, entropy: Tensor, old: Tensor | None, reference: Tensor | None
@@ -377,6 +379,16 @@ def _join(rank: int, world_size: int, device: Literal["cpu", "gpu"]) -> torch.de
     else:
         dist.init_process_group(backend, rank=rank, world_size=world_size)
     return torch.device("cpu" if device == "cpu" else f"cuda:{local}")
+
+
+def _objective(algorithm: Algorithm) -> Objective:
+    return Objective(
+        clip_low=algorithm.clip_low,
+        clip_high=algorithm.clip_high,
+        kl_weight=algorithm.kl_weight,
+        kl_estimator=algorithm.kl_estimator,
+        importance_cap=algorithm.importance_cap,
+    )
 
 
 def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:

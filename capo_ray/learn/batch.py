@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from capo_ray.types import TrainSequence
@@ -193,6 +194,8 @@ def collate(
         weights.extend([token_weight(aggregation, len(taken), denominator)] * len(taken))
         advantages.extend(sequence.advantages[t] for t in taken)
         logprobs.extend(sequence.logprobs[t] for t in taken)
+    if not all(map(isfinite, (*advantages, *logprobs))):
+        raise ValueError("an advantage or a sampler's log-probability is not finite: one is enough to lose the policy")
     if not sequences:
         input_ids = [[pad_id] * longest]
     if empty:

@@ -178,6 +178,23 @@ def test_a_batch_that_teaches_nothing_moves_nothing(two: Ranks) -> None:
     assert metrics["skipped_steps"] == 0
 
 
+def exploded(rank: int, ranks: int, case: Case) -> str:
+    with engine_of(case, rank, ranks) as engine:
+        try:
+            for _ in range(3):
+                engine.update(batch_of(case, rank, ranks))
+        except FloatingPointError as error:
+            return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_gradient_that_is_not_finite_ends_the_run(two: Ranks, stage: int) -> None:
+    case = Case(stage=stage, supervised=True, trainer={"learning_rate": 1e30, "warmup_steps": 0})
+    for message in two.each(exploded, case):
+        assert "is not finite and the policy is lost" in message
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bfloat16_learns(two: Ranks, stage: int) -> None:
     case = Case(dtype="bfloat16", stage=stage, budget=40, supervised=True, trainer={"schedule": "constant"})

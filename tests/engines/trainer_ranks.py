@@ -31,7 +31,7 @@ MODEL = {
     "tie_word_embeddings": True,
     "pad_token_id": 0,
 }
-PATIENCE_S = 120
+PATIENCE_S = 100
 
 
 def sequences(count: int, seed: int = 0, scale: float = 1.0) -> tuple[TrainSequence, ...]:
@@ -168,7 +168,8 @@ class Ranks:
         results = []
         for rank, connection in enumerate(self._connections):
             if not connection.poll(PATIENCE_S):
-                raise TimeoutError(f"rank {rank} did not answer {do.__name__} in {PATIENCE_S} s")
+                self._kill()  # it waits for a rank that failed, and would hold up every later test
+                raise TimeoutError(f"rank {rank} did not answer {do.__name__} in {PATIENCE_S} s; before it: {results}")
             results.append(connection.recv())
         for rank, (result, error) in enumerate(results):
             if error is not None:
@@ -179,9 +180,14 @@ class Ranks:
         return self.each(do, *arguments)[0]
 
     def stop(self) -> None:
+        """Ask all to end before waiting for any: leaving the process group is collective."""
         for connection, process in zip(self._connections, self._processes, strict=True):
             if process.is_alive():
                 connection.send(None)
+        for process in self._processes:
             process.join(20)
-            if process.is_alive():
-                process.kill()
+        self._kill()
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()

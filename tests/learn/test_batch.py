@@ -1,5 +1,6 @@
 """Plans, denominators and collation."""
 
+import math
 import random
 from typing import get_args
 
@@ -127,6 +128,14 @@ def test_an_empty_micro_batch_has_one_token_of_weight_zero() -> None:
     for sequences in ([], [nothing_to_learn]):
         batch = collate(sequences, "token_mean", 1)
         assert batch.empty and batch.weights.tolist() == [0.0] and batch.input_ids.shape[1] > 1
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_what_is_not_finite_is_refused(value: float) -> None:
+    for advantage, logprob in ((value, 0.0), (0.0, value)):
+        broken = TrainSequence(prompt_ids=(1,), token_ids=(2,), advantages=(advantage,), logprobs=(logprob,))
+        with pytest.raises(ValueError, match="is not finite"):
+            collate([broken], "token_mean", 1)
 
 
 def test_nothing_predicts_the_first_token() -> None:
