@@ -15,7 +15,6 @@ MEANINGS: dict[str, str] = {
     "Config.name": "name of the run, and of its directory",
     "Config.seed": "every random choice of the run is a function of it",
     "Config.prompts_per_step": "problems of one rollout batch",
-    "Config.checkpoint_every": "steps between checkpoints; 0: only after the last step",
     "Config.keep_checkpoints": "newest checkpoints that are kept",
     "Config.policy": "the model that is trained",
     **dict.fromkeys(
