@@ -211,7 +211,7 @@ class Config(Block):
     steps: int = Field(gt=0, description="rollout batches to train on")
     prompts_per_step: int = Field(gt=0)
     responses_per_prompt: int = Field(gt=1, description="n: the size of a group")
-    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end and on Ctrl-C")
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end")
     keep_checkpoints: int = Field(2, ge=1)
     max_dropped_share: float = Field(
         0.5, gt=0, le=1, description="dropped groups of a step above this share stop the run"

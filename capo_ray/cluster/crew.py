@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 from capo_ray.checkpoint import Checkpoints, read_state
+from capo_ray.cluster.patience import when_up
 from capo_ray.cluster.rollout_pool import RolloutPool
 from capo_ray.cluster.trainer_group import TrainerGroup
 from capo_ray.gate import Gate
@@ -59,14 +60,15 @@ class RayCrew:
     def __init__(self, parts: CrewParts, settings: CrewSettings) -> None:
         self._parts = parts
         self._settings = settings
-        self._rollouts = RolloutPool(parts.workers, revive=self._revive)
         self._gate = Gate()
+        self._rollouts = RolloutPool(parts.workers, self._gate, revive=self._revive)
         self._version = 0
         self._seen: dict[str, Metrics] = {}
 
     async def restore(self) -> int:
         checkpoint = self._parts.checkpoints.newest()
         if checkpoint is None:
+            self._parts.tracker.rewind(0)
             return 0
         step = int(read_state(checkpoint)["step"])
         await self._parts.trainers.restore(checkpoint / "trainer")
@@ -75,15 +77,14 @@ class RayCrew:
         return step
 
     async def collect(self, step: int) -> Batch:
-        async with self._gate.shared():
-            start = monotonic()
-            prompts = self._parts.prompts_for(step)
-            async with asyncio.TaskGroup() as tasks:
-                samples = _spread(self._settings.samples_per_step, len(prompts))
-                groups = [
-                    tasks.create_task(self._group(prompt, step, kept))
-                    for prompt, kept in zip(prompts, samples, strict=True)
-                ]
+        start = monotonic()
+        prompts = self._parts.prompts_for(step)
+        samples = _spread(self._settings.samples_per_step, len(prompts))
+        async with asyncio.TaskGroup() as tasks:
+            groups = [
+                tasks.create_task(self._group(prompt, step, kept))
+                for prompt, kept in zip(prompts, samples, strict=True)
+            ]
         return Batch(step=step, groups=tuple(group.result() for group in groups), seconds=monotonic() - start)
 
     async def _group(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
@@ -117,7 +118,7 @@ class RayCrew:
 
     async def _revive(self) -> None:
         """Wait until Ray has started dead workers again and give all of them the weights of now."""
-        await asyncio.gather(*(worker.ready.remote() for worker in self._parts.workers))
+        await asyncio.gather(*(when_up(worker, "a rollout worker to start again") for worker in self._parts.workers))
         await self._parts.trainers.connect(self._parts.workers)
         await self._parts.trainers.publish_weights(self._version)
 
@@ -127,7 +128,7 @@ class RayCrew:
             return
         tallies: list[Metrics] = []
         start = monotonic()
-        async with self._gate.shared(), asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as tasks:
             for prompt in self._parts.held_out:
                 tasks.create_task(self._evaluate_one(prompt, tallies))
         metrics = rates(add(tallies)) | {"responses": float(len(tallies)), "seconds": monotonic() - start}

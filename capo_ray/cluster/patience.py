@@ -7,6 +7,8 @@ import logging
 from collections.abc import Awaitable
 from typing import Any
 
+from ray.exceptions import ActorUnavailableError
+
 log = logging.getLogger(__name__)
 
 
@@ -21,6 +23,19 @@ async def with_patience(awaited: Awaitable[Any], what: str, *, patience_s: float
         return waiting.result()
     finally:
         waiting.cancel()
+
+
+async def when_up(actor: Any, what: str) -> Any:
+    """What `actor.ready` returns, once Ray has started the actor again. Raises ActorDiedError when it will not."""
+
+    async def ask() -> Any:
+        while True:
+            try:
+                return await actor.ready.remote()
+            except ActorUnavailableError:  # it is being started again
+                await asyncio.sleep(0.5)
+
+    return await with_patience(ask(), what)
 
 
 async def _await(awaited: Awaitable[Any]) -> Any:

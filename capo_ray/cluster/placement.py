@@ -63,7 +63,7 @@ class Hire:
         await with_patience(self._group.ready(), f"the placement group of {len(self._bundles)} bundles")
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *error: object) -> None:
         closing = [actor.close.remote() for name, actor in self._actors if not name.startswith("aggregator")]
         if closing:
             await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=10)
@@ -88,7 +88,7 @@ class Hire:
     def _hire(self, role: Role, actor_class: type, arguments: Sequence[tuple[Any, ...]], **options: Any) -> list[Any]:
         if role != "trainer":
             options["max_concurrency"] = MANY
-        hired = []
+        hired: list[Any] = []
         mine = [seat for seat in self._seats if seat.role == role]
         for number, (seat, given) in enumerate(zip(mine, arguments, strict=True)):
             name = f"{role}-{number}"

@@ -1,8 +1,8 @@
 """The rollout workers: who samples which prompt, and what happens when one dies.
 
 A group goes to the worker with the fewest responses outstanding, as a whole, so that its prompt is computed once. What
-a worker that died had not delivered is sampled again elsewhere from the same seeds. Leaves out when sampling is
-allowed (gate) and what becomes of a response (aggregator).
+a worker that died had not delivered is sampled again elsewhere from the same seeds. Leaves out what becomes of a
+response (aggregator).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 from capo_ray.cluster.faults import cause_of
+from capo_ray.gate import Gate
 from capo_ray.types import Prompt, Sampling
 
 log = logging.getLogger(__name__)
@@ -23,9 +24,10 @@ log = logging.getLogger(__name__)
 class RolloutPool:
     """Routes groups to workers. Lives on the driver's event loop."""
 
-    def __init__(self, workers: Sequence[Any], *, revive: Callable[[], Awaitable[None]]) -> None:
-        """`revive` brings dead workers back with the current weights; it raises when that cannot be done."""
+    def __init__(self, workers: Sequence[Any], gate: Gate, *, revive: Callable[[], Awaitable[None]]) -> None:
+        """Sampling shares `gate`. `revive` brings dead workers back with the current weights, or raises."""
         self.workers = list(workers)
+        self._gate = gate
         self._revive = revive
         self._reviving = asyncio.Lock()
         self._outstanding = [0] * len(self.workers)
@@ -53,42 +55,59 @@ class RolloutPool:
         """
         missing = dict(seeds)
         while missing:
-            if len(self._dead) == len(self.workers):
-                await self.revive()
-            number = self._idlest()
-            self._outstanding[number] += len(missing)
-            share = len(missing)
+            number, deliveries = await self._sample(prompt, sampling, missing, deliver)
             try:
-                for index in await self._stream(number, prompt, sampling, missing, deliver):
-                    missing.pop(index)
-            finally:
-                self._outstanding[number] -= share
+                outcomes = await asyncio.gather(*deliveries, return_exceptions=True)
+            except asyncio.CancelledError:
+                _cancel(deliveries)
+                raise
+            for outcome in outcomes:
+                if isinstance(outcome, int):
+                    missing.pop(outcome)
+                elif self._is_death(number, outcome):  # what it had promised is sampled again
+                    self._mark_dead(number, outcome)
+                else:
+                    raise outcome
 
-    async def _stream(
+    async def _sample(
         self,
-        number: int,
         prompt: Prompt,
         sampling: Sampling,
         seeds: Mapping[int, int],
         deliver: Callable[[Any], Awaitable[int]],
-    ) -> list[int]:
-        """Indices that worker `number` delivered; fewer than asked for when it died."""
-        stream = self.workers[number].generate.options(num_returns="streaming").remote(prompt, sampling, dict(seeds))
-        deliveries: list[asyncio.Future[int]] = []
-        try:
-            async for reference in stream:
-                deliveries.append(asyncio.ensure_future(deliver(reference)))
-            return list(await asyncio.gather(*deliveries))
-        except RayActorError as error:
-            self._mark_dead(number, error)
-            outcomes = await asyncio.gather(*deliveries, return_exceptions=True)
-            return [outcome for outcome in outcomes if isinstance(outcome, int)]
-        except BaseException:
-            for delivery in deliveries:
-                delivery.cancel()
-            raise
+    ) -> tuple[int, list[asyncio.Future[int]]]:
+        """The worker, and the deliveries begun, one per response that it promised; fewer than asked for when it died.
 
-    def _mark_dead(self, number: int, error: RayActorError) -> None:
+        Holds the gate until the last response is sampled, not until it is judged.
+        """
+        async with self._gate.shared():
+            if len(self._dead) == len(self.workers):
+                await self.revive()
+            number, share = self._idlest(), len(seeds)
+            self._outstanding[number] += share
+            deliveries: list[asyncio.Future[int]] = []
+            try:
+                worker = self.workers[number]
+                async for reference in worker.generate.options(num_returns="streaming").remote(
+                    prompt, sampling, dict(seeds)
+                ):
+                    deliveries.append(asyncio.ensure_future(deliver(reference)))
+            except RayActorError as error:
+                if not self._is_death(number, error):
+                    raise
+                self._mark_dead(number, error)
+            except BaseException:
+                _cancel(deliveries)
+                raise
+            finally:
+                self._outstanding[number] -= share
+            return number, deliveries
+
+    def _is_death(self, number: int, error: BaseException) -> bool:
+        """Whether it was worker `number` that died, and not another actor on the way of its response."""
+        return isinstance(error, RayActorError) and error.actor_id == self.workers[number]._actor_id.hex()
+
+    def _mark_dead(self, number: int, error: BaseException) -> None:
         if number not in self._dead:
             self._dead.add(number)
             self.num_deaths += 1
@@ -97,3 +116,8 @@ class RolloutPool:
     def _idlest(self) -> int:
         alive = [number for number in range(len(self.workers)) if number not in self._dead]
         return min(alive, key=lambda number: self._outstanding[number])
+
+
+def _cancel(deliveries: Sequence[asyncio.Future[int]]) -> None:
+    for delivery in deliveries:
+        delivery.cancel()

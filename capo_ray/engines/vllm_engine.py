@@ -53,7 +53,7 @@ def open_engine(settings: VllmSettings) -> AsyncLLM:
         special |= {
             # A seeded request whose prompt is cut rewinds its generator, and one on CPU cannot be rewound.
             "enable_chunked_prefill": False,
-            # Prefixes are cached in whole blocks, and vLLM's 128 tokens a block here are more than most shared prefixes.
+            # Prefixes are cached in whole blocks, and vLLM's 128 tokens a block are more than most prefixes here.
             "block_size": 32,
             # Named by class: vLLM would replace "uni" by a second process per engine, to set its OpenMP threads.
             "distributed_executor_backend": UniProcExecutor,

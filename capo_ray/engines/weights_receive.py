@@ -45,6 +45,7 @@ class Confirming(WeightTransferEngine):
     """What this project adds to a transport of vLLM; mixed in before it."""
 
     checksum = ""
+    model: Any
 
     def start_weight_update(self) -> None:
         self._fingerprint = Fingerprint()
@@ -52,7 +53,7 @@ class Confirming(WeightTransferEngine):
 
     def receive_weights(self, update_info: Any) -> None:
         model = self.model
-        self.model = _Tap(model, self._fingerprint)  # type: ignore[assignment]
+        self.model = _Tap(model, self._fingerprint)
         try:
             super().receive_weights(update_info)
         finally:

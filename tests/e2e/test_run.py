@@ -28,6 +28,7 @@ QUICK = (
     "checkpoint_every=2",
     "keep_checkpoints=3",
 )
+ROOT = Path(__file__).resolve().parents[2]
 MARK = "CAPO_RAY_TEST_RUN"
 
 
@@ -53,7 +54,7 @@ def start(run_dir: Path, overrides: Sequence[str], mark: str) -> subprocess.Pope
     return subprocess.Popen(
         [sys.executable, "-m", "capo_ray.launch", *overrides, f"run_dir={run_dir}"],
         cwd=run_dir.parent,
-        env={**os.environ, MARK: mark},
+        env={**os.environ, MARK: mark, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

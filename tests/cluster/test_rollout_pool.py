@@ -1,0 +1,179 @@
+"""The rollout pool on real Ray actors whose engine is a small fake: deaths, retries, balance, the gate."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capo_ray.gate import Gate
+from capo_ray.types import Prompt, Rollout, Sampling
+
+pytestmark = pytest.mark.ray
+
+PROMPT = Prompt(id="p", question="q", token_ids=(1, 2), answer="1")
+SAMPLING = Sampling(max_tokens=4)
+
+
+class FakeEngine:
+    """Gives the seed as the response; dies after two responses as long as `fuse` exists, then removes it."""
+
+    def __init__(self, name: str, fuse: str = "") -> None:
+        self.name = name
+        self._fuse = Path(fuse) if fuse else None
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
+        for number, (index, seed) in enumerate(seeds.items()):
+            if number == 2 and self._fuse is not None and self._fuse.exists():
+                await asyncio.sleep(0.3)  # the responses before are on their way
+                self._fuse.unlink()
+                os._exit(1)
+            yield Rollout(
+                prompt_id=prompt.id,
+                index=index,
+                text=str(seed),
+                finish="stop",
+                token_ids=(seed,),
+                logprobs=(0.0,),
+                char_ends=(len(str(seed)),),
+                versions=(0,),
+            )
+
+
+class Judge:
+    """Stands for an aggregator shard."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, str]] = []
+
+    async def score(self, rollout: Rollout) -> int:
+        self.seen.append((rollout.index, rollout.text))
+        return rollout.index
+
+    async def all(self) -> list[tuple[int, str]]:
+        return sorted(self.seen)
+
+
+class Broken:
+    async def score(self, rollout: Rollout) -> int:
+        raise ValueError("this judge is broken")
+
+
+def make(name: str, fuse: str = "") -> FakeEngine:
+    return FakeEngine(name, fuse)
+
+
+@pytest.fixture(scope="module")
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    import ray
+
+    from capo_ray.cluster.session import ray_session
+    from capo_ray.config import Cluster
+
+    cluster = Cluster(device="cpu", weight_transfer="shm", cpus=2, object_store_gib=0.2, dashboard=False)
+    here = str(Path(__file__).resolve().parent)
+    os.environ["PYTHONPATH"] = here + os.pathsep + os.environ.get("PYTHONPATH", "")
+    with ray_session(cluster, logs=tmp_path_factory.mktemp("logs")):
+        yield ray
+
+
+def worker(ray: Any, name: str, fuse: str = "", **options: Any) -> Any:
+    from capo_ray.cluster.actors import RolloutActor
+
+    return (
+        ray.remote(RolloutActor).options(num_cpus=0, max_concurrency=100, **options).remote(partial(make, name, fuse))
+    )
+
+
+def judge_of(ray: Any, kind: type) -> Any:
+    return ray.remote(kind).options(num_cpus=0).remote()
+
+
+async def no_revival() -> None:
+    raise AssertionError("nobody should have to be revived")
+
+
+def test_what_a_dead_worker_owed_is_sampled_elsewhere_from_the_same_seeds(ray_here: Any, tmp_path: Path) -> None:
+    from capo_ray.cluster.rollout_pool import RolloutPool
+
+    fuse = tmp_path / "fuse"
+    fuse.touch()
+    workers = [worker(ray_here, "a", str(fuse)), worker(ray_here, "b")]
+    judge = judge_of(ray_here, Judge)
+
+    async def use() -> tuple[list[tuple[int, str]], int]:
+        pool = RolloutPool(workers, Gate(), revive=no_revival)
+        seeds = {index: 100 + index for index in range(6)}
+        await pool.generate(PROMPT, SAMPLING, seeds, lambda rollout: judge.score.remote(rollout))
+        return await judge.all.remote(), pool.num_deaths
+
+    seen, deaths = asyncio.run(use())
+    assert deaths == 1 and not fuse.exists()
+    assert sorted(set(seen)) == [(index, str(100 + index)) for index in range(6)]
+
+
+def test_when_all_are_dead_they_are_revived_and_the_work_is_done(ray_here: Any, tmp_path: Path) -> None:
+    from capo_ray.cluster.patience import when_up
+    from capo_ray.cluster.rollout_pool import RolloutPool
+
+    fuse = tmp_path / "fuse"
+    fuse.touch()
+    alone = worker(ray_here, "a", str(fuse), max_restarts=1)
+    judge = judge_of(ray_here, Judge)
+    revivals = []
+
+    async def revive() -> None:
+        await when_up(alone, "the worker")
+        revivals.append(1)
+
+    async def use() -> list[tuple[int, str]]:
+        pool = RolloutPool([alone], Gate(), revive=revive)
+        await pool.generate(
+            PROMPT, SAMPLING, {index: index for index in range(5)}, lambda rollout: judge.score.remote(rollout)
+        )
+        return await judge.all.remote()
+
+    assert sorted(set(asyncio.run(use()))) == [(index, str(index)) for index in range(5)]
+    assert revivals == [1]
+
+
+def test_a_failure_of_the_judge_reaches_the_caller(ray_here: Any) -> None:
+    from capo_ray.cluster.rollout_pool import RolloutPool
+
+    broken = judge_of(ray_here, Broken)
+
+    async def use() -> None:
+        pool = RolloutPool([worker(ray_here, "a")], Gate(), revive=no_revival)
+        await pool.generate(PROMPT, SAMPLING, {0: 1}, lambda rollout: broken.score.remote(rollout))
+
+    with pytest.raises(ValueError, match="this judge is broken"):
+        asyncio.run(use())
+
+
+def test_groups_are_spread_over_workers_and_the_gate_is_free_once_all_is_sampled(ray_here: Any) -> None:
+    from capo_ray.cluster.rollout_pool import RolloutPool
+
+    async def use() -> None:
+        gate = Gate()
+        pool = RolloutPool([worker(ray_here, "a"), worker(ray_here, "b")], gate, revive=no_revival)
+        judging = asyncio.Event()
+        passed = asyncio.Event()
+
+        async def slow_judge(reference: Any) -> int:
+            judging.set()
+            await passed.wait()
+            return (await reference).index
+
+        group = asyncio.create_task(pool.generate(PROMPT, SAMPLING, {0: 1}, slow_judge))
+        await judging.wait()
+        async with asyncio.timeout(5), gate.exclusive():  # weights may move while it is judged
+            pass
+        passed.set()
+        await group
+
+    asyncio.run(use())
