@@ -26,6 +26,7 @@ from capo_ray.config import Algorithm, Trainer
 from capo_ray.engines import causal_model
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.engines.trainer_metrics import Sums
+from capo_ray.engines.trainer_settings import decay_groups, deepspeed_config, learning_rate, objective_of
 from capo_ray.engines.trainer_state import TrainerState, read_random_state, read_state, write_random_state
 from capo_ray.engines.weights import Sender
 from capo_ray.learn.batch import Aggregation, MicroBatch, collate
@@ -37,37 +38,6 @@ log = logging.getLogger(__name__)
 _TAG = "deepspeed"
 Nested = list[list[Tensor]]
 """[optimizer step][micro-batch], [N] each."""
-
-
-def learning_rate(trainer: Trainer, step: int, total_steps: int) -> float:
-    """Rate of optimizer step `step` (from 0): linear warm-up that ends at the full rate, then cosine or constant."""
-    if step < trainer.warmup_steps:
-        return trainer.learning_rate * (step + 1) / (trainer.warmup_steps + 1)
-    if trainer.schedule == "constant":
-        return trainer.learning_rate
-    progress = min(1.0, (step - trainer.warmup_steps) / max(1, total_steps - trainer.warmup_steps))
-    share = trainer.final_lr_share + (1 - trainer.final_lr_share) * (1 + math.cos(math.pi * progress)) / 2
-    return trainer.learning_rate * share
-
-
-def deepspeed_config(trainer: Trainer, model: Any, world_size: int) -> dict[str, Any]:
-    return {
-        "train_batch_size": world_size,  # not used: boundaries are set by hand, see the module's docstring
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": trainer.max_grad_norm,
-        "bf16": {"enabled": model.dtype == torch.bfloat16},
-        # Sums in bfloat16 lose small micro-batches beside large ones; without ZeRO DeepSpeed has no others.
-        "data_types": {"grad_accum_dtype": "fp32" if trainer.zero_stage else None},
-        "zero_optimization": {
-            "stage": trainer.zero_stage,
-            "overlap_comm": False,
-            "stage3_param_persistence_threshold": 10 * model.config.hidden_size,  # norms and biases stay whole
-        },
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
 
 
 class DeepSpeedEngine:
@@ -106,7 +76,7 @@ class DeepSpeedEngine:
         self._owns_group = not dist.is_initialized()
         self._device = _join(rank, world_size, device)
         precision = getattr(torch, dtype)
-        self._objective = _objective(algorithm) if algorithm else Objective()
+        self._objective = objective_of(algorithm) if algorithm else Objective()
         self._model = causal_model.make(model, dtype=precision, seed=seed)
         self._reference = self._make_reference(reference if reference is not None else model, precision, seed)
         if trainer.gradient_checkpointing:
@@ -118,7 +88,7 @@ class DeepSpeedEngine:
         import deepspeed
 
         optimizer = torch.optim.AdamW(
-            _decay_groups(self._model, self._trainer.weight_decay),
+            decay_groups(self._model, self._trainer.weight_decay),
             lr=self._trainer.learning_rate,
             betas=self._trainer.betas,
         )
@@ -379,27 +349,6 @@ def _join(rank: int, world_size: int, device: Literal["cpu", "gpu"]) -> torch.de
     else:
         dist.init_process_group(backend, rank=rank, world_size=world_size)
     return torch.device("cpu" if device == "cpu" else f"cuda:{local}")
-
-
-def _objective(algorithm: Algorithm) -> Objective:
-    return Objective(
-        clip_low=algorithm.clip_low,
-        clip_high=algorithm.clip_high,
-        kl_weight=algorithm.kl_weight,
-        kl_estimator=algorithm.kl_estimator,
-        importance_cap=algorithm.importance_cap,
-    )
-
-
-def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms and biases do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not weight_decay:
-        return [{"params": parameters, "weight_decay": 0.0}]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
 
 
 def _grad_norm(model: Any) -> float:

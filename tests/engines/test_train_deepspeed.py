@@ -104,7 +104,7 @@ def by_hand(rank: int, ranks: int, case: Case) -> Any:
     import torch
 
     from capo_ray.engines import causal_model
-    from capo_ray.engines.train_deepspeed import learning_rate
+    from capo_ray.engines.trainer_settings import learning_rate
 
     model = causal_model.make(case.model, dtype=torch.float32, seed=0)
     trainer, algorithm = case.trainer_block(1), case.algorithm_block()
@@ -375,7 +375,7 @@ def test_weights_are_published_through_the_sender(two: Ranks) -> None:
 
 
 def test_schedule() -> None:
-    from capo_ray.engines.train_deepspeed import learning_rate
+    from capo_ray.engines.trainer_settings import learning_rate
 
     def rates(**changes: Any) -> list[float]:
         trainer = Trainer(learning_rate=1.0, tokens_per_micro_batch=1, **changes)
