@@ -235,6 +235,7 @@ async def running_crew(config: Config, found: Prepared, run_dir: Path, tracker: 
             checkpoints=Checkpoints(run_dir, keep=config.keep_checkpoints),
             prompts_for=found.prompts_for,
             held_out=found.held_out,
+            export_to=run_dir / "policy",
         )
         settings = CrewSettings(
             seed=config.seed,

@@ -197,7 +197,7 @@ class Tracking(Block):
     wandb: Literal["off", "offline", "online", "auto"] = Field("auto", description="auto: online when logged in")
     wandb_project: str = "capo_ray"
     tensorboard: bool = True
-    samples_per_step: int = Field(32, ge=0, description="responses per step written to samples.jsonl")
+    samples_per_step: int = Field(32, ge=0, description="responses per step written to samples/STEP-SHARD.jsonl")
 
 
 class Config(Block):
@@ -213,6 +213,9 @@ class Config(Block):
     responses_per_prompt: int = Field(gt=1, description="n: the size of a group")
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end")
     keep_checkpoints: int = Field(2, ge=1)
+    evaluate_every: int = Field(
+        0, ge=0, description="steps between evaluations; 0: only before the first and at the end"
+    )
     max_dropped_share: float = Field(
         0.5, gt=0, le=1, description="dropped groups of a step above this share stop the run"
     )

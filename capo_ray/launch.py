@@ -117,7 +117,9 @@ async def run(config: Config, run_dir: Path) -> None:
                     steps=config.steps,
                     max_staleness=config.algorithm.max_staleness,
                     checkpoint_every=config.checkpoint_every,
+                    evaluate_every=config.evaluate_every,
                 )
+                await crew.export()
         if (table := tracker.table()) is not None:
             Console().print(table)
     finally:

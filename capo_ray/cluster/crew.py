@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -52,6 +53,8 @@ class CrewParts:
     prompts_for: Callable[[int], Sequence[Prompt]]
     """Step -> the prompts of its batch; a pure function."""
     held_out: Sequence[Prompt]
+    export_to: Path
+    """Folder of the trained policy."""
 
 
 class RayCrew:
@@ -62,7 +65,8 @@ class RayCrew:
         self._settings = settings
         self._gate = Gate()
         self._rollouts = RolloutPool(parts.workers, self._gate, revive=self._revive)
-        self._version = 0
+        self._trained = 0
+        """Version of the weights that the trainer holds once it has done what it was told."""
         self._seen: dict[str, Metrics] = {}
 
     async def restore(self) -> int:
@@ -108,19 +112,23 @@ class RayCrew:
                 f"step {batch.step}: {dropped:.0%} of the groups cannot be trained on, max_dropped_share is "
                 f"{self._settings.max_dropped_share:.0%}: {_why_dropped(batch)}"
             )
+        self._trained = batch.step + 1
         return await self._parts.trainers.update(batch)
 
     async def sync(self, version: int) -> None:
         async with self._gate.exclusive():
             await self._rollouts.revive()
             await self._parts.trainers.publish_weights(version)
-            self._version = version
+            self._trained = version
 
     async def _revive(self) -> None:
-        """Wait until Ray has started dead workers again and give all of them the weights of now."""
+        """Wait until Ray has started dead workers again and give all of them the trainer's weights.
+
+        They queue behind an update that is running, so these may be newer than those of the last sync; never older.
+        """
         await asyncio.gather(*(when_up(worker, "a rollout worker to start again") for worker in self._parts.workers))
         await self._parts.trainers.connect(self._parts.workers)
-        await self._parts.trainers.publish_weights(self._version)
+        await self._parts.trainers.publish_weights(self._trained)
 
     async def evaluate(self, step: int) -> None:
         """One response to each held-out problem, sampled as in training, from the same seeds at every step."""
@@ -181,6 +189,10 @@ class RayCrew:
         partial = self._parts.checkpoints.begin(step)
         await self._parts.trainers.save(partial / "trainer")
         self._parts.checkpoints.commit(partial, {"step": step, **self._parts.tracker.state()})
+
+    async def export(self) -> None:
+        """Write the policy as a folder that transformers and vLLM load."""
+        await self._parts.trainers.save_pretrained(self._parts.export_to)
 
 
 def _spread(total: int, parts: int) -> list[int]:
