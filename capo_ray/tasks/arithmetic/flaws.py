@@ -1,8 +1,9 @@
 """Solutions with mistakes, in known shares: what the tiny policy learns to write and the tiny critic to judge.
 
-The mistakes are of kinds that tell outcome from process. `slip` and `box` spoil both; `recovered`, `cancelled` and
-`misquoted` reach the right answer by a wrong step, which no verifier of answers can see; `skipped` fails although every
-step that is there is right. Nothing here says which steps are wrong: `world.check` does, for any text.
+The mistakes are of kinds that tell outcome from process. `slip`, `misread` and `box` spoil both; `recovered`,
+`cancelled` and `misquoted` reach the right answer by a wrong step, which no verifier of answers can see; `skipped`
+fails although every step that is there is right. Nothing here says which steps are wrong: `world.check` does, for any
+text.
 """
 
 from __future__ import annotations
@@ -13,29 +14,31 @@ from typing import Literal
 
 from capo_ray.tasks.arithmetic.world import LARGEST, Operation, Problem, apply, render
 
-Flaw = Literal["slip", "recovered", "cancelled", "misquoted", "skipped"]
+Flaw = Literal["slip", "misread", "recovered", "cancelled", "misquoted", "skipped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """Probability of each mistake at each operation, and of a wrong box at the end."""
 
-    slip: float = 0.02
+    slip: float = 0.0
     """A wrong result, carried on."""
-    recovered: float = 0.015
+    misread: float = 0.0
+    """A start that is not the value just stated, carried on."""
+    recovered: float = 0.01
     """A wrong result; what follows goes on from the true value."""
     cancelled: float = 0.01
     """A wrong result; the next step goes on from it and states the true value again, wrong in its turn."""
-    misquoted: float = 0.08
+    misquoted: float = 0.17
     """A wrong operand beside the right result."""
-    skipped: float = 0.08
+    skipped: float = 0.14
     """No step for this operation."""
     box: float = 0.02
 
     def draw(self, rng: random.Random) -> Flaw | None:
         """The mistake made at one operation, if any."""
         point = rng.random()
-        for flaw in ("slip", "recovered", "cancelled", "misquoted", "skipped"):
+        for flaw in ("slip", "misread", "recovered", "cancelled", "misquoted", "skipped"):
             point -= getattr(self, flaw)
             if point < 0:
                 return flaw
@@ -63,6 +66,8 @@ def _attempt(problem: Problem, rng: random.Random, rates: Rates) -> tuple[list[t
         if flaw == "skipped":
             continue
         cancelling = flaw == "cancelled"
+        if flaw == "misread":
+            thought = stated = mistaken(stated, rng)
         thought = result = apply(thought, operation)
         if flaw in ("slip", "recovered", "cancelled"):
             result = mistaken(thought, rng)
@@ -81,4 +86,4 @@ def mistaken(value: int, rng: random.Random) -> int:
 
 
 def _other(operand: int, rng: random.Random) -> int:
-    return rng.choice([n for n in range(1, 10) if n != operand])
+    return rng.choice([n for n in (operand - 1, operand + 1) if n > 0])

@@ -18,7 +18,8 @@ from capo_ray.tasks.arithmetic.world import LARGEST, Judged, Problem, Sign, appl
 
 Conversation = list[dict[str, str]]
 
-_FLAW_SCALES = (0.3, 1.0, 2.0, 4.0)
+_CRITIC_RATES = Rates(slip=0.1, misread=0.05, recovered=0.03, cancelled=0.03, misquoted=0.09, skipped=0.05, box=0.05)
+_CRITIC_SCALES = (0.3, 1.0, 1.0, 2.0)
 """The critic meets solutions with few and with many mistakes: the policy changes while it is trained."""
 _DRILL_SHARE = 0.4
 """Share of the critic's drills that are lists of unrelated steps to check."""
@@ -28,9 +29,9 @@ _FACTS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    missed: float = 0.15
+    missed: float = 0.05
     """Share of wrong steps that a lesson calls right."""
-    alarm: float = 0.04
+    alarm: float = 0.03
     """Share of right steps that a lesson calls wrong."""
 
     def calls_wrong(self, right: bool, rng: random.Random) -> bool:
@@ -81,7 +82,7 @@ def critic_lessons(seed: int, count: int, noise: Noise | None = None) -> Iterato
     for index in range(count):
         rng = random.Random(f"critic {seed} {index}")
         problem = make_problem(seed, index)
-        response = write(problem, rng, Rates().scaled(rng.choice(_FLAW_SCALES)))
+        response = write(problem, rng, _CRITIC_RATES.scaled(rng.choice(_CRITIC_SCALES)))
         answer = reply(judge(problem, response), rng, noise or Noise())
         yield [*critic_prompt(problem, response), _says(answer)]
 

@@ -51,6 +51,8 @@ class Recipe:
     role: str
     shape: dict[str, Any]
     stages: tuple[Stage, ...]
+    sharpness: float = 1.0
+    """Factor on the logits of what comes out: a model this small stays less sure than its lessons make it."""
 
 
 _BATCH = 32
@@ -81,7 +83,7 @@ def recipes(scale: float) -> tuple[Recipe, Recipe]:
             stages=(
                 stage(facts, 1200, 2e-3, SEED),
                 stage(policy_drills, 1500, 2e-3, SEED + 1),
-                stage(policy_lessons, 2500, 1.5e-3, SEED + 2),
+                stage(policy_lessons, 2800, 2e-3, SEED + 2),
             ),
         ),
         Recipe(
@@ -90,8 +92,8 @@ def recipes(scale: float) -> tuple[Recipe, Recipe]:
             shape=_SHAPE | {"num_hidden_layers": 4, "tie_word_embeddings": False},
             stages=(
                 stage(facts, 1200, 2e-3, SEED + 3),
-                stage(critic_drills, 1500, 1.5e-3, SEED + 4),
-                stage(critic_lessons, 600, 1e-3, SEED + 5),
+                stage(critic_drills, 1000, 1.5e-3, SEED + 4),
+                stage(critic_lessons, 800, 1.5e-3, SEED + 5),
             ),
         ),
     )
@@ -108,52 +110,66 @@ def make_tokenizer(folder: Path) -> int:
 
 def make(recipe: Recipe, work: Path) -> Path:
     """Train one model stage by stage; returns its folder."""
-    size = json.loads((work / "tokenizer" / "tokenizer.json").read_text())
-    special = {token["content"]: token["id"] for token in size["added_tokens"]}
+    spec = json.loads((work / "tokenizer" / "tokenizer.json").read_text())
+    special = {token["content"]: token["id"] for token in spec["added_tokens"]}
     config = recipe.shape | {
-        "vocab_size": len(size["model"]["vocab"]),
+        "vocab_size": len(spec["model"]["vocab"]),
         "bos_token_id": None,
         "eos_token_id": special[tokenizer.END],
         "pad_token_id": special[tokenizer.PADDING],
     }
-    start = work / f"{recipe.name}.config.json"
-    start.write_text(json.dumps(config, indent=1))
-    source = start
+    source = work / f"{recipe.name}.config.json"
+    source.write_text(json.dumps(config, indent=1))
     for number, stage in enumerate(recipe.stages):
-        data, out = work / f"{recipe.name}.{number}.jsonl", work / f"{recipe.name}.{number}"
-        with data.open("w") as file:
-            file.writelines(json.dumps({"messages": lesson}) + "\n" for lesson in stage.lessons)
-        settings = {
-            "model": source,
-            "tokenizer": work / "tokenizer",
-            "data": data,
-            "out": out,
-            "steps": stage.steps,
-            "sequences_per_update": _BATCH,
-            "tokens_per_micro_batch": 8192,
-            "learning_rate": stage.learning_rate,
-            "warmup_steps": min(100, stage.steps // 10),
-            "betas": "[0.9,0.98]",
-            "weight_decay": 0.01,
-            "final_lr_share": 0.02,
-            "report_every": 100,
-            "device": "cpu",
-            "seed": SEED,
-        }
-        with (work / f"{recipe.name}.{number}.log").open("w") as log:
-            command = [sys.executable, "-m", "capo_ray.sft", *(f"{key}={value}" for key, value in settings.items())]
-            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
-        source = out
+        source = teach(stage, source, work, f"{recipe.name}.{number}")
+    sharpen(source / "model.safetensors", recipe.sharpness)
     return source
 
 
-_SHIPPED = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+def teach(stage: Stage, model: Path, work: Path, name: str) -> Path:
+    """Run one stage on `model`; returns the folder of what comes out."""
+    data, out = work / f"{name}.jsonl", work / name
+    with data.open("w") as file:
+        file.writelines(json.dumps({"messages": lesson}) + "\n" for lesson in stage.lessons)
+    settings = {
+        "model": model,
+        "tokenizer": work / "tokenizer",
+        "data": data,
+        "out": out,
+        "steps": stage.steps,
+        "sequences_per_update": _BATCH,
+        "tokens_per_micro_batch": 8192,
+        "learning_rate": stage.learning_rate,
+        "warmup_steps": min(100, stage.steps // 10),
+        "betas": "[0.9,0.98]",
+        "weight_decay": 0.01,
+        "final_lr_share": 0.02,
+        "report_every": 50,
+        "device": "cpu",
+        "seed": SEED,
+    }
+    with (work / f"{name}.log").open("w") as log:
+        command = [sys.executable, "-m", "capo_ray.sft", *(f"{key}={value}" for key, value in settings.items())]
+        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+    return out
 
 
-def ship(folder: Path, target: Path, card: str) -> None:
+def sharpen(weights: Path, factor: float) -> None:
+    """Multiply the model's logits by `factor`, in its last norm, where tied and untied heads read from."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights)
+    tensors["model.norm.weight"] *= factor
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
+def ship(folder: Path, tokenizer_folder: Path, target: Path, card: str) -> None:
+    """Copy what a model's users need. The tokenizer is the one it was made with, its chat template in its config."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in _SHIPPED:
-        shutil.copy(folder / name, target / name)
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        shutil.copyfile(folder / name, target / name)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer_folder / name, target / name)
     (target / "README.md").write_text(card)
 
 
@@ -176,7 +192,8 @@ in a problem.
 
 Llama architecture, {layers} layers of {hidden}, {parameters:,} parameters in float32, {tied} embeddings, a byte-level
 BPE of {vocabulary} entries. Trained from random weights by `make tiny-models` (`capo_ray/tasks/arithmetic/models.py`,
-seed {seed}) with `python -m capo_ray.sft` on generated conversations, none of which is about a held-out problem:
+seed {seed}) with `python -m capo_ray.sft` on generated conversations, none of which is about a held-out problem. At the
+end its logits were multiplied by {sharpness:g}, in the last norm.
 
 | stage | conversations | steps of {batch} | learning rate (cosine) |
 |---|---|---|---|
@@ -226,6 +243,7 @@ def card(recipe: Recipe, folder: Path, measured: dict[str, Any]) -> str:
         tied="tied" if config["tie_word_embeddings"] else "untied",
         vocabulary=config["vocab_size"],
         seed=SEED,
+        sharpness=recipe.sharpness,
         batch=_BATCH,
         stages="\n".join(rows),
         measured=json.dumps({key: value for key, value in measured.items() if _concerns(key, recipe.role)}, indent=2),
@@ -260,7 +278,7 @@ def main() -> None:
     measured = measure.measure(folders[0], folders[1], count=given.count, votes=4, top_p=1.0)
     print(json.dumps(measured, indent=2))
     for recipe, folder in zip(made, folders, strict=True):
-        ship(folder, given.out / recipe.name, card(recipe, folder, measured))
+        ship(folder, given.work / "tokenizer", given.out / recipe.name, card(recipe, folder, measured))
 
 
 if __name__ == "__main__":
