@@ -85,6 +85,7 @@ def recipes(scale: float) -> tuple[Recipe, Recipe]:
                 stage(policy_drills, 1500, 2e-3, SEED + 1),
                 stage(policy_lessons, 2800, 2e-3, SEED + 2),
             ),
+            sharpness=1.28,
         ),
         Recipe(
             name="tiny_critic",
@@ -94,6 +95,7 @@ def recipes(scale: float) -> tuple[Recipe, Recipe]:
                 stage(facts, 1200, 2e-3, SEED + 3),
                 stage(critic_drills, 1000, 1.5e-3, SEED + 4),
                 stage(critic_lessons, 800, 1.5e-3, SEED + 5),
+                stage(critic_lessons, 1200, 1.5e-3, SEED + 6),
             ),
         ),
     )
