@@ -27,7 +27,7 @@ USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
   dry_run=true                      print the resolved configuration and the placement plan, then stop
   run_dir=DIR resume=true           continue a run from its last checkpoint
 """
-NEXT = """Next: look at metrics.jsonl and samples/ there, or `tensorboard --logdir` on it; try reward.vote=majority, or
+NEXT = """Next: look at metrics.jsonl and samples/ there, or `tensorboard --logdir` on it; try reward=intersection, or
 algorithm.advantage=grpo with critic=null to see what the critiques were worth; make it yours with data.kind=jsonl."""
 FAILED = 1
 BAD_INPUT = 2

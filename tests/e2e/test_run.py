@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 QUICK = (
     "+experiment=tiny_cpu",
     "prompts_per_step=4",
+    "trainer.responses_per_update=8",
     "responses_per_prompt=4",
     "data.evaluation_prompts=16",
     "tracking.wandb=off",
@@ -167,7 +168,6 @@ def test_two_of_everything_one_step_behind(tmp_path: Path) -> None:
         "reward.aggregators=2",
         "trainer.zero_stage=3",
         "trainer.optimisation_passes=2",
-        "trainer.responses_per_update=8",
         "algorithm.max_staleness=1",
         "algorithm.old_logprobs=sampler",
         "algorithm.kl_weight=0.01",
@@ -226,3 +226,13 @@ def test_real_text_with_a_full_size_tokenizer(tmp_path: Path, test_data: Path) -
     )
     assert ran.code == 0, ran.output
     assert all("critic/unreadable_share" in line or line["critic/valid_share"] < 1 for line in ran.steps)
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    """One short seed; `make learn-check` runs the whole experiment with three."""
+    ran = run(tmp_path / "run", "+experiment=tiny_cpu", "steps=12", "data.evaluation_prompts=500", "tracking.wandb=off")
+    assert ran.code == 0, ran.output
+    lines = map(json.loads, (ran.run_dir / "metrics.jsonl").read_text().splitlines())
+    name = "evaluation/truth/right_answer_and_process"
+    before, after = [line[name] for line in lines if name in line]
+    assert after - before > 0.05, ran.output

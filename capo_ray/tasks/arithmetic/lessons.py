@@ -18,15 +18,19 @@ from capo_ray.tasks.arithmetic.world import LARGEST, Judged, Problem, Sign, appl
 
 Conversation = list[dict[str, str]]
 
-_CRITIC_RATES = Rates(slip=0.1, misread=0.05, recovered=0.03, cancelled=0.03, misquoted=0.15, skipped=0.05, box=0.1)
-_CRITIC_SCALES = (0.3, 1.0, 1.0, 2.0)
+_DRILL_RATES = Rates(slip=0.02, recovered=0.015, cancelled=0.01, misquoted=0.08, skipped=0.08, box=0.02)
+_DRILL_SCALES = (0.3, 1.0, 2.0, 4.0)
+_LESSON_RATES = Rates(slip=0.1, misread=0.05, recovered=0.03, cancelled=0.03, misquoted=0.09, skipped=0.05, box=0.05)
+_LESSON_SCALES = (0.3, 1.0, 1.0, 2.0)
 """The critic meets solutions with few and with many mistakes: the policy changes while it is trained."""
+_DRILL_SHARE = 0.4
+"""Share of the critic's drills that are lists of unrelated steps to check."""
 _FACTS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    missed: float = 0.03
+    missed: float = 0.05
     """Share of wrong steps that a lesson calls right."""
     alarm: float = 0.03
     """Share of right steps that a lesson calls wrong."""
@@ -70,20 +74,25 @@ def policy_lessons(seed: int, count: int, rates: Rates | None = None) -> Iterato
 
 def critic_drills(seed: int, count: int) -> Iterator[Conversation]:
     """Critiques without noise, and often lists of unrelated steps: they teach to compare numbers."""
-    return critic_lessons(seed, count, Noise(missed=0.0, alarm=0.0), drills=0.4)
+    for index in range(count):
+        rng = random.Random(f"drill {seed} {index}")
+        if rng.random() < _DRILL_SHARE:
+            yield drill(rng)
+        else:
+            rates = _DRILL_RATES.scaled(rng.choice(_DRILL_SCALES))
+            yield critique_lesson(make_problem(seed, index), rng, rates, Noise(missed=0.0, alarm=0.0))
 
 
-def critic_lessons(seed: int, count: int, noise: Noise | None = None, drills: float = 0.2) -> Iterator[Conversation]:
-    """Critiques; the share `drills` are lists of unrelated steps to check instead."""
+def critic_lessons(seed: int, count: int) -> Iterator[Conversation]:
     for index in range(count):
         rng = random.Random(f"critic {seed} {index}")
-        if rng.random() < drills:
-            yield drill(rng)
-            continue
-        problem = make_problem(seed, index)
-        response = write(problem, rng, _CRITIC_RATES.scaled(rng.choice(_CRITIC_SCALES)))
-        answer = reply(judge(problem, response), rng, noise or Noise())
-        yield [*critic_prompt(problem, response), _says(answer)]
+        rates = _LESSON_RATES.scaled(rng.choice(_LESSON_SCALES))
+        yield critique_lesson(make_problem(seed, index), rng, rates, Noise())
+
+
+def critique_lesson(problem: Problem, rng: random.Random, rates: Rates, noise: Noise) -> Conversation:
+    response = write(problem, rng, rates)
+    return [*critic_prompt(problem, response), _says(reply(judge(problem, response), rng, noise))]
 
 
 def reply(steps: list[Judged], rng: random.Random, noise: Noise) -> str:

@@ -1,9 +1,9 @@
 """`python -m capo_ray.tasks.arithmetic.models`: make the shipped tiny models again (`make tiny-models`).
 
 Trains the tokenizer, writes the lessons, trains the policy and the critic with `capo_ray.sft`, measures both and writes
-them with their cards to the assets. Each model is taught in two stages: first by lessons full of mistakes, which bring
-out what has to be told apart, then by lessons as they should be imitated. Leaves out what the lessons are (see
-`lessons`) and how good the models are (see `measure`).
+them with their cards to the assets. Each model is taught in three stages: facts to learn by heart, then lessons full of
+mistakes, which bring out what has to be told apart, then lessons as they should be imitated. Leaves out what the lessons
+are (see `lessons`) and how good the models are (see `measure`).
 """
 
 from __future__ import annotations
@@ -95,7 +95,6 @@ def recipes(scale: float) -> tuple[Recipe, Recipe]:
                 stage(facts, 1200, 2e-3, SEED + 3),
                 stage(critic_drills, 1000, 1.5e-3, SEED + 4),
                 stage(critic_lessons, 800, 1.5e-3, SEED + 5),
-                stage(critic_lessons, 1200, 1.5e-3, SEED + 6),
             ),
         ),
     )
