@@ -2,8 +2,8 @@
 
 Trains the tokenizer, writes the lessons, trains the policy and the critic with `capo_ray.sft`, measures both and writes
 them with their cards to the assets. Each model is taught in three stages: facts to learn by heart, then lessons full of
-mistakes, which bring out what has to be told apart, then lessons as they should be imitated. Leaves out what the lessons
-are (see `lessons`) and how good the models are (see `measure`).
+mistakes, which bring out what has to be told apart, then lessons as they should be imitated. Leaves out what the
+lessons are (see `lessons`) and how good the models are (see `measure`).
 """
 
 from __future__ import annotations
