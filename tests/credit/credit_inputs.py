@@ -1,18 +1,20 @@
-"""Real inputs stand in a folder `shared` beside the checkout; tests that need them skip where it is absent."""
+"""Real inputs, from the folder that CAPO_TEST_DATA names; tests that need them skip where it is absent."""
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
+SHARED = Path(os.environ.get("CAPO_TEST_DATA") or BESIDE)
 
 
 def shared(name: str) -> Path:
     if not SHARED.is_dir():
-        pytest.skip("no folder `shared` with real data beside the checkout")
+        pytest.skip(f"no real test data: CAPO_TEST_DATA, or else {SHARED}, is not a folder")
     return SHARED / name
 
 
