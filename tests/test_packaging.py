@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,20 +63,26 @@ def built(checkout: Path) -> Path:
 
 
 @pytest.fixture(scope="module", params=["wheel", "sdist", "editable", "bare"])
-def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+def installed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Path, Path]]:
     """(way, folder to put on the path, folder that the package must come from)."""
     way, target = request.param, tmp_path_factory.mktemp(request.param)
     checkout: Path = request.getfixturevalue("checkout")
     if way == "bare":
-        return way, checkout, checkout
+        yield way, checkout, checkout
+        return
     if way == "editable":
         pip("install", "--no-deps", "--no-build-isolation", "--prefix", str(target), "-e", ".", cwd=checkout)
-        return way, next(target.rglob("site-packages")), checkout
+        yield way, next(target.rglob("site-packages")), checkout
+        # pip took the environment's own editable install away; it comes back, whether it was there or not.
+        pip("install", "--no-deps", "--no-build-isolation", "-e", ".", cwd=ROOT)
+        return
     built: Path = request.getfixturevalue("built")
     pattern = "*.whl" if way == "wheel" else "*.tar.gz"
     package = next(built.glob(pattern))
     pip("install", "--no-deps", "--no-build-isolation", "--target", str(target), str(package), cwd=target)
-    return way, target, target
+    yield way, target, target
 
 
 def test_launch_finds_its_experiments_from_anywhere(installed: tuple[str, Path, Path], tmp_path: Path) -> None:
