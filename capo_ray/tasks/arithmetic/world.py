@@ -16,8 +16,7 @@ A problem reads "Start with 17. Add 5, subtract 8, then add 9." and its solution
   leaving operations out is not the mistake of the step that follows), and if it starts from the value just stated or
   from the true one at that point. So a step that builds on an earlier wrong result is right, and so is one that
   recovers.
-* The closing step is right if it boxes the value just stated, or the true one once the last operation was written: an
-  answer out of nowhere is no process. Nothing comes after it.
+* The closing step is right if it boxes the value just stated or the true one. Nothing comes after it.
 * The answer is right if the box holds the true value, however it was reached.
 
 Every problem belongs to one of two splits, by a hash of its content, so that nothing held out can be met in training.
