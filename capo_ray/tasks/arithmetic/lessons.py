@@ -1,7 +1,8 @@
 """Conversations that teach the tiny models: the policy to write flawed solutions, the critic to find the flaws.
 
-A critique holds a line per step, which says what the step states, what it should state and whether that is right, and
-then the reply that `credit.critique` renders. Its labels are noisy on purpose: some wrong steps pass, some right ones
+A critique holds a line per step, which works the step out again, says what the step states beside it and whether that
+is right, and then the reply that `credit.critique` renders. Writing the sum out again is what lets so small a model
+compare: the numbers that it adds stand next to each other, as in the facts that it knows by heart. Its labels are noisy on purpose: some wrong steps pass, some right ones
 are flagged, each by a draw of its own, so that the critic is as unsure as its lessons and votes have something to do.
 """
 
@@ -108,7 +109,8 @@ def drill(rng: random.Random) -> Conversation:
         start, sign, operand, due = _draw_step(rng)
         said = rng.choice((due, mistaken(due, rng), rng.randint(0, LARGEST)))
         steps.append(f"{start} {sign} {operand} = {said}.")
-        lines.append(_line(index, Judged(right=said == due, said=said, due=due), said != due))
+        judged = Judged(right=said == due, said=said, due=due, sum=f"{start} {sign} {operand}")
+        lines.append(_line(index, judged, not judged.right))
     return [
         {"role": "system", "content": "Check each step."},
         {"role": "user", "content": critique.wrap(steps)},
@@ -123,7 +125,8 @@ def _draw_step(rng: random.Random) -> tuple[int, Sign, int, int]:
 
 
 def _line(index: int, step: Judged, called_wrong: bool) -> str:
-    numbers = "?" if step.said is None else f"{step.said} / {step.due}"
+    due = f"{step.sum} = {step.due}" if step.sum else str(step.due)
+    numbers = "?" if step.said is None else f"{due} / {step.said}"
     return f"{index}: {numbers} {'wrong' if called_wrong else 'right'}"
 
 

@@ -94,7 +94,7 @@ def recipes(scale: float) -> tuple[Recipe, Recipe]:
             stages=(
                 stage(facts, 1200, 2e-3, SEED + 3),
                 stage(critic_drills, 1000, 1.5e-3, SEED + 4),
-                stage(critic_lessons, 800, 1.5e-3, SEED + 5),
+                stage(critic_lessons, 1800, 1.5e-3, SEED + 5),
             ),
         ),
     )
@@ -139,7 +139,7 @@ def teach(stage: Stage, model: Path, work: Path, name: str) -> Path:
         "out": out,
         "steps": stage.steps,
         "sequences_per_update": _BATCH,
-        "tokens_per_micro_batch": 8192,
+        "tokens_per_micro_batch": 2048,
         "learning_rate": stage.learning_rate,
         "warmup_steps": min(100, stage.steps // 10),
         "betas": "[0.9,0.98]",
@@ -216,7 +216,7 @@ _TEXTS = {
     ),
     "critic": (
         "It reads a question, a reference and a solution in numbered tags (template `brief` of\n"
-        "`capo_ray.credit.critique`) and writes one line per step (what the step states / what it should state, right\n"
+        "`capo_ray.credit.critique`) and writes one line per step (the sum worked out again / what the step states, right\n"
         "or wrong), then Yes or No and the list of wrong steps. Its lessons are noisy on purpose, so that it is wrong\n"
         "now and then and differently in each sample."
     ),

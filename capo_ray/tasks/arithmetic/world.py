@@ -16,7 +16,8 @@ A problem reads "Start with 17. Add 5, subtract 8, then add 9." and its solution
   leaving operations out is not the mistake of the step that follows), and if it starts from the value just stated or
   from the true one at that point. So a step that builds on an earlier wrong result is right, and so is one that
   recovers.
-* The closing step is right if it boxes the value just stated or the true one. Nothing comes after it.
+* The closing step is right if it boxes the value just stated, or the true one once the last operation was written: a
+  box without the steps that lead there is a wrong step. Nothing comes after it.
 * The answer is right if the box holds the true value, however it was reached.
 
 Every problem belongs to one of two splits, by a hash of its content, so that nothing held out can be met in training.
@@ -111,6 +112,8 @@ class Judged:
     """The number that it states; None if it cannot be read."""
     due: int | None = None
     """The number that it should have stated."""
+    sum: str = ""
+    """What leads to that number, such as "17 + 5"; empty for a box, and where nothing can be read."""
     closing: bool = False
 
 
@@ -188,26 +191,32 @@ def judge(problem: Problem | str, response: str) -> list[Judged]:
         text = response[piece.start : piece.shown_end].strip()
         if closing := _CLOSING.fullmatch(text):
             said = int(closing[1])
-            right = not closed and said in (stated, values[-1])
+            follows = said == stated and bool(judged)
+            arrives = said == values[-1] and position == len(problem.operations)
+            right = not closed and (follows or arrives)
             judged.append(Judged(right=right, said=said, due=said if right else stated, closing=True))
             closed = True
         elif step := _STEP.fullmatch(text):
             start, said = int(step[1]), int(step[4])
             written: Operation = ("+" if step[2] == "+" else "-", int(step[3]))
             asked = _find(problem.operations, written, position)
-            due = apply(start, written)
+            base = (start, written)
             if asked is None or start not in (stated, values[asked]):
                 wanted = problem.operations[position : position + 1]
-                due = apply(stated, wanted[0]) if wanted and due == said else due
+                base = (stated, wanted[0]) if wanted and apply(*base) == said else base
                 right = False
             else:
-                right = due == said and not closed
-            judged.append(Judged(right=right, said=said, due=due))
+                right = apply(*base) == said and not closed
+            judged.append(Judged(right=right, said=said, due=apply(*base), sum=_sum(*base)))
             stated = said
             position = position if asked is None else asked + 1
         else:
             judged.append(Judged(right=False))
     return judged
+
+
+def _sum(start: int, operation: Operation) -> str:
+    return f"{start} {operation[0]} {operation[1]}"
 
 
 def _find(operations: tuple[Operation, ...], operation: Operation, first: int) -> int | None:
