@@ -1,13 +1,15 @@
 """From the critiques of one response to one verdict (CAPO.md section 4).
 
 Only critiques whose outcome is "ok" vote; missing ones are never read as "nothing wrong". Whether enough voted is the
-group's question (see `credit.group`).
+group's question (see `credit.group`). `sealed` says when no critique that is still missing could change the verdict, so
+that it need not be asked for.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from math import comb
 from typing import Literal
 
 from capo_ray.types import FAILED_OUTCOMES, Critique, Verdict
@@ -38,3 +40,41 @@ def vote(critiques: Sequence[Critique], num_steps: int, how: Vote) -> Verdict:
         num_valid=len(valid),
         num_invalid=sum(critique.outcome in FAILED_OUTCOMES for critique in critiques),
     )
+
+
+def sealed(
+    critiques: Sequence[Critique], left: int, num_steps: int, how: Vote, *, min_valid_critiques: int = 1
+) -> bool:
+    """Whether the verdict is the same whatever `left` more critiques say, and whether or not they are valid.
+
+    The verdict is whether the response is judged at all, and if so the weight of each step.
+    """
+    so_far = vote(critiques, num_steps, how)
+    valid, needed = so_far.num_valid, max(min_valid_critiques, 1)
+    if valid < needed:
+        return valid + left < needed
+    weight = _WEIGHTS[how]
+    # A weight rises with the flags, so for each number of valid ones to come "none flags" and "all flag" are the ends.
+    return all(
+        len({weight(count + flags, valid + more) for more in range(left + 1) for flags in (0, more)}) == 1
+        for count in set(so_far.counts)
+    )
+
+
+def useful_round(at_least: int, num_critiques: int, how: Vote, *, min_valid_critiques: int = 1) -> int:
+    """How many of `num_critiques` to ask for first: the fewest that seal the verdict when all of them flag nothing."""
+    clean = Critique(text="", outcome="ok")
+    return next(
+        (
+            asked
+            for asked in range(at_least, num_critiques)
+            if sealed([clean] * asked, num_critiques - asked, 1, how, min_valid_critiques=min_valid_critiques)
+        ),
+        num_critiques,
+    )
+
+
+def agreement(verdict: Verdict) -> tuple[int, int]:
+    """Pairs of valid critiques that say the same of a step, and all such pairs, summed over the steps."""
+    same = sum(comb(count, 2) + comb(verdict.num_valid - count, 2) for count in verdict.counts)
+    return same, comb(verdict.num_valid, 2) * len(verdict.counts)
