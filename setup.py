@@ -24,9 +24,9 @@ CORE = [
 # requirements/gpu.lock pins all of these and what they need in turn. For CPU there is no extra: the CPU build of vLLM
 # asks for packages that break it there, so its environment is requirements/cpu.lock as a whole.
 GPU = [
+    "aiohttp>=3.10",
     "datasets==5.2.0",
     "deepspeed==0.19.8",
-    "httpx>=0.27",
     "jinja2>=3.1",
     "psutil>=5.9",
     "ray[default]==2.60.0",

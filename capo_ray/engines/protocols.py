@@ -46,6 +46,17 @@ class PromptTooLong(ValueError):
     """The prompt and the reply asked for do not fit the engine's window."""
 
 
+class EngineBusy(RuntimeError):
+    """The engine is well and takes no more for now; `retry_after_s`: as long as it asks to be left alone."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class RolloutEngine(Protocol):
     """Samples responses from the policy."""
 
@@ -66,7 +77,10 @@ class CriticEngine(Protocol):
     name: str
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
-        """`n` completions of one conversation. Raises PromptTooLong when it does not fit the window."""
+        """`n` completions of one conversation. Raises PromptTooLong when it does not fit the window.
+
+        Completion i is sampled from `seed` + i, so that some can be asked for now and the others later.
+        """
         ...
 
     async def metrics(self) -> Metrics: ...
@@ -84,6 +98,9 @@ class UpdateBatch:
 
     micro_batches: Sequence[Sequence[Sequence[TrainSequence]]]  # [optimizer step][micro-batch][sequence]
     denominators: Sequence[float]  # [optimizer step]
+    centre: float = 0.0
+    spread: float = 1.0
+    """Every advantage is trained on as (advantage - centre) / spread."""
 
 
 class TrainEngine(Protocol):
