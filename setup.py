@@ -29,6 +29,7 @@ GPU = [
     "deepspeed==0.19.8",
     "jinja2>=3.1",
     "psutil>=5.9",
+    "pyarrow>=17",
     "ray[default]==2.60.0",
     "rich>=13",
     "safetensors>=0.5",
@@ -38,6 +39,9 @@ GPU = [
     "vllm==0.32.0",
     "wandb==0.31.0",
 ]
+
+# What reads a run's ledger (`python -m capo_ray.revote`) on a machine without engines.
+LEDGER = ["pyarrow>=17", "rich>=13"]
 
 TEST = ["build", "hypothesis", "mypy", "pytest>=8", "pytest-timeout", "ruff"]
 
@@ -63,5 +67,5 @@ setup(
         "capo_ray": ["py.typed", "assets/**/*.safetensors", "assets/**/*.json", "assets/**/*.md", "assets/**/*.jinja"],
     },
     install_requires=CORE,
-    extras_require={"gpu": GPU, "test": TEST},
+    extras_require={"gpu": GPU, "ledger": LEDGER, "test": TEST},
 )

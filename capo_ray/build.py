@@ -119,6 +119,7 @@ def make_aggregator(config: Config, critics: Sequence[tuple[str, Any]], samples:
     from capo_ray.critics import Critics
     from capo_ray.tasks.registry import task_of
 
+    from capo_ray.ledger import Ledger
     task = task_of(config)
     reward = config.reward
     judge = (
@@ -140,7 +141,11 @@ def make_aggregator(config: Config, critics: Sequence[tuple[str, Any]], samples:
         find_truth=task.find_truth,
         samples=samples,
     )
-    return Aggregator(parts, shard=shard, put=put)
+    ledger = None
+    if config.critic is not None and judge is not None and config.tracking.ledger:
+        sampling = critic_settings(config).sampling
+        ledger = Ledger(samples.parent, shard=shard, scheme=parts.scheme, sampling=sampling)
+    return Aggregator(parts, shard=shard, put=put, ledger=ledger)
 
 
 def critic_settings(config: Config) -> Any:

@@ -229,6 +229,9 @@ class Config(Block):
     trainer: Trainer
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
+    ledger: bool = Field(
+        True, description="write every critique to `critiques/` and every judged response to `responses/`"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

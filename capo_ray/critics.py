@@ -14,11 +14,11 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import get_args
 
-from capo_ray.credit.critique import Messages, Reference, Template, messages
+from capo_ray.credit.critique import Messages, Reference, Template, fingerprint, messages
 from capo_ray.credit.reply import contradicts_itself, parse
 from capo_ray.engines.protocols import CriticEngine, PromptTooLong, Replies
 from capo_ray.routing import Member, Pool, Routing, Ticket
@@ -130,13 +130,16 @@ class Critics:
         answer = await self._ask(request)
         self._totals["seconds"] += monotonic() - start
         if isinstance(answer, _Failure):
-            critiques = (Critique(text="", outcome=answer.outcome, critic=answer.critic),) * num_critiques
+            failed = Critique(text="", outcome=answer.outcome, critic=answer.critic)
+            critiques = (failed,) * num_critiques
         else:
             critic = ticket.tried[-1].engine.name
             critiques = tuple(
                 parse(reply.text, len(steps), truncated=reply.truncated, critic=critic, num_tokens=reply.num_tokens)
                 for reply in answer.completions
             )
+        shown = fingerprint(asked)
+        critiques = tuple(replace(c, seed=seed + i, prompt_hash=shown) for i, c in enumerate(critiques))
         self._count(critiques, answer)
         self._check_failures()
         return critiques

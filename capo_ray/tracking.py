@@ -5,7 +5,7 @@
 A line of metrics.jsonl is `{"step": 7, "time": ..., NAME: number, ...}`: what step 7 did, or, where the names begin
 with `evaluation/`, how the policy of version 7 does. Numbers that JSON has no word for (nan, inf) stand as null. The
 file is the truth and can be cut back to a checkpoint; TensorBoard hides what was cut off, wandb shows it on one axis.
-Leaves out what the numbers mean (tally) and the responses themselves (the aggregators write samples).
+Leaves out what the numbers mean (tally) and the responses themselves (the aggregators write samples and the ledger).
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 Show = Callable[[float], str]
 PREFIX = "evaluation/"
-SAMPLES = re.compile(r"(\d+)-\d+\.jsonl")
+BY_STEP = ("samples", "critiques", "responses")
+"""Folders in which the aggregators write a file per step and shard."""
+STEP_FILE = re.compile(r"(\d+)-\d+\.(?:jsonl|parquet)")
 
 
 def percent(value: float) -> str:
@@ -152,7 +154,7 @@ class Tracker:
         self._say(f"evaluation after {step} steps", metrics)
 
     def rewind(self, step: int) -> None:
-        """Forget what is not part of a run whose next step is `step`: later lines and samples, for good.
+        """Forget what is not part of a run whose next step is `step`: later lines and files, for good.
 
         The evaluation after `step` steps stays: it is of the weights that the run goes on with.
         """
@@ -161,8 +163,8 @@ class Tracker:
             return line["step"] < step or (line["step"] == step and _is_evaluation(line))
 
         self._evaluations = _evaluations(_keep_whole_lines(self._file, stays))
-        for path in (self._run_dir / "samples").glob("*"):
-            found = SAMPLES.fullmatch(path.name)
+        for path in [path for folder in BY_STEP for path in (self._run_dir / folder).glob("*")]:
+            found = STEP_FILE.fullmatch(path.name)
             if path.suffix == ".partial" or (found and int(found[1]) >= step):
                 path.unlink()
         for sink in self._sinks:

@@ -106,6 +106,10 @@ class Critique:
     num_tokens: int = 0
     """Tokens the critic generated for it."""
     cached: bool = False
+    seed: int | None = None
+    """Its sampling seed; None where no critic was asked for it."""
+    prompt_hash: str = ""
+    """Of the conversation that the critic was shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

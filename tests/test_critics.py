@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from capo_ray.credit.critique import Reference, render_reply
+from capo_ray.credit.critique import Reference, fingerprint, render_reply
 from capo_ray.critics import Critics, CriticSettings, CriticsFailed
 from capo_ray.engines.protocols import Completion, Message, PromptTooLong, Replies
 from capo_ray.types import Critique, Metrics, Sampling
@@ -92,10 +92,19 @@ def test_k_critiques_are_one_request() -> None:
     assert (asked["n"], asked["seed"]) == (4, 17)
     assert asked["sampling"] == Sampling(max_tokens=99, temperature=0.5, top_p=0.8)
     assert "<step_2>\nthree\n</step_2>" in asked["messages"][1]["content"]
-    assert (
-        answer
-        == (Critique(text=engine.text, outcome="ok", wrong_steps=(1,), says_correct=False, critic="a", num_tokens=7),)
-        * 4
+    shown = fingerprint(asked["messages"])
+    assert answer == tuple(
+        Critique(
+            text=engine.text,
+            outcome="ok",
+            wrong_steps=(1,),
+            says_correct=False,
+            critic="a",
+            num_tokens=7,
+            seed=17 + number,
+            prompt_hash=shown,
+        )
+        for number in range(4)
     )
 
 

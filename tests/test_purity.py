@@ -10,7 +10,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "capo_ray"
-ENGINES = ("ray", "vllm", "deepspeed", "transformers", "tokenizers", "math_verify", "wandb", "datasets", "safetensors")
+ENGINES = (
+    "ray",
+    "vllm",
+    "deepspeed",
+    "transformers",
+    "tokenizers",
+    "math_verify",
+    "wandb",
+    "datasets",
+    "safetensors",
+    "pyarrow",
+)
 NOT_PURE = (*ENGINES, "torch", "numpy", "hydra", "omegaconf", "pydantic", "yaml")
 
 BLOCK = """
@@ -36,6 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "credit": ("types",),
     "learn": ("credit", "types"),
     "tally": ("credit", "types"),
+    "ledger": ("credit", "types"),
     "routing": ("engines.protocols", "types"),
     "critics": ("credit", "engines.protocols", "routing", "types"),
     "driver": ("credit", "engines.protocols", "types"),
@@ -54,6 +66,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "config",
         "credit",
         "critics",
+        "ledger",
         "engines.protocols",
         "gate",
         "learn",
@@ -119,7 +132,9 @@ def of(*prefixes: str) -> list[str]:
     return [module for module in modules() if any(starts(module, prefix) for prefix in prefixes)]
 
 
-@pytest.mark.parametrize("prefix", ["credit", "critics", "routing", "types", "driver", "gate", "tally", "seeds"])
+@pytest.mark.parametrize(
+    "prefix", ["credit", "critics", "routing", "types", "driver", "gate", "tally", "seeds", "ledger"]
+)
 def test_the_method_imports_without_any_library(prefix: str) -> None:
     done = import_blocked(NOT_PURE, of(prefix))
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ from capo_ray.credit.critique import ReferenceKind, reference_of
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
 from capo_ray.critics import Critics
+from capo_ray.ledger import Ledger
 from capo_ray.seeds import seed_of
 from capo_ray.tally import Truth, count_group, count_response
 from capo_ray.types import Answer, Critique, GroupSummary, JsonDict, Metrics, Prompt, Rollout, TrainSequence
@@ -47,9 +48,12 @@ class AggregatorParts:
 class Aggregator:
     """One shard."""
 
-    def __init__(self, parts: AggregatorParts, *, shard: int, put: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, parts: AggregatorParts, *, shard: int, put: Callable[[Any], Any], ledger: Ledger | None = None
+    ) -> None:
         """`put` takes a payload to the object store and returns its reference."""
         self._parts = parts
+        self._ledger = ledger
         self._shard = shard
         self._put = put
         self._members: dict[str, dict[int, Member]] = {}
@@ -79,7 +83,10 @@ class Aggregator:
     def close(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
         """Score the group of `prompt`; `num_samples` of its responses are kept for `write_samples`."""
         members = self._members.pop(prompt.id)
-        score = score_group([members[index] for index in sorted(members)], self._parts.scheme)
+        ordered = [members[index] for index in sorted(members)]
+        if self._ledger is not None:
+            self._ledger.add(step, prompt.id, ordered)
+        score = score_group(ordered, self._parts.scheme)
         truths = [self._truth(prompt, member) for _, member in sorted(members.items())]
         kept = [_sample(prompt, step, score, truths, m) for m in range(min(num_samples, len(members)))]
         self._samples.setdefault(step, []).extend(kept)
@@ -112,7 +119,9 @@ class Aggregator:
         self._samples.clear()
 
     def write_samples(self, step: int) -> None:
-        """Write the samples kept of `step` to their own file, whole or not at all."""
+        """Write the samples kept of `step` to their own file, whole or not at all, and the ledger's part of it."""
+        if self._ledger is not None:
+            self._ledger.write(step)
         samples = self._samples.pop(step, None)
         if not samples:
             return

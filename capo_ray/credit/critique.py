@@ -11,6 +11,8 @@ Leaves out: asking (see `critics`) and voting (see `credit.vote`).
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -117,6 +119,11 @@ _TEMPLATES = {"paper": _paper, "brief": _brief}
 def messages(question: str, reference: Reference, steps: Sequence[str], *, template: Template = "paper") -> Messages:
     """The conversation that asks a critic to judge all `steps` (their shown texts) of one response."""
     return _TEMPLATES[template](question, reference, steps)
+
+
+def fingerprint(asked: Messages) -> str:
+    """Short and equal for equal conversations alone."""
+    return hashlib.blake2b(json.dumps(asked).encode(), digest_size=12).hexdigest()
 
 
 def render_reply(wrong_steps: Iterable[int]) -> str:

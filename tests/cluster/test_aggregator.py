@@ -18,6 +18,7 @@ from capo_ray.credit.group import Scheme
 from capo_ray.credit.steps import BLANK_LINE
 from capo_ray.critics import Critics, CriticSettings, CriticsFailed
 from capo_ray.engines.protocols import Completion, Message, Replies
+from capo_ray.ledger import Ledger, read
 from capo_ray.seeds import seed_of
 from capo_ray.tally import Truth
 from capo_ray.types import Answer, Metrics, Prompt, Rollout, Sampling
@@ -88,7 +89,8 @@ class Shard:
             find_truth=find_truth if self.truth else None,
             samples=self.folder / "samples",
         )
-        self.aggregator = Aggregator(parts, shard=1, put=self.put)
+        ledger = Ledger(self.folder, shard=1, scheme=self.scheme, sampling=settings.sampling)
+        self.aggregator = Aggregator(parts, shard=1, put=self.put, ledger=ledger)
 
     def put(self, payload: Any) -> str:
         self.store.append(payload)
@@ -275,7 +277,7 @@ def test_samples_are_written_whole_and_by_step(tmp_path: Path) -> None:
     assert len(list((tmp_path / "samples").iterdir())) == 2
 
 
-def test_no_file_without_samples(tmp_path: Path) -> None:
+def test_the_ledger_has_dropped_responses_too(tmp_path: Path) -> None:
     shard = Shard(tmp_path)
     shard.score(group_of(GOOD, LOST))
     shard.aggregator.close(PROMPT, 3, num_samples=0)

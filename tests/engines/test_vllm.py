@@ -252,6 +252,8 @@ def test_a_critic_completes_n_times_from_one_seed_and_refuses_what_does_not_fit(
             assert len(first.completions) == 4
             assert len({completion.text for completion in first.completions}) > 1
             assert first.completions == again.completions
+            later = await engine.complete(messages, sampling, n=2, seed=1 + 2)
+            assert later.completions == first.completions[2:]  # the same critiques, asked for in two rounds
             assert again.cached_tokens > 0
             assert all(completion.truncated == (completion.num_tokens == 8) for completion in first.completions)
             with pytest.raises(PromptTooLong, match="more than the window of 160 of critic-0"):

@@ -1,0 +1,148 @@
+"""The ledger: what was judged comes back as it was, whole or not at all."""
+
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from responses import response
+
+from capo_ray.config import Tracking
+from capo_ray.credit.group import Member, Scheme, score_group
+from capo_ray.credit.reward import Outcome
+from capo_ray.credit.steps import steps_of
+from capo_ray.ledger import Ledger, LedgerError, read, scheme_from_json, scheme_to_json
+from capo_ray.tracking import Tracker
+from capo_ray.types import Answer, Critique, Sampling
+
+SAMPLING = Sampling(max_tokens=64, temperature=0.7, top_p=0.9)
+SCHEME = Scheme(vote="majority", process_weight=0.5)
+CRITIQUES = (
+    Critique(
+        text="No\n<incorrect_steps>1, 9</incorrect_steps>",
+        outcome="ok",
+        wrong_steps=(1,),
+        says_correct=False,
+        num_dropped=1,
+        critic="critic-0",
+        num_tokens=12,
+        seed=2**62 - 1,
+        prompt_hash="abc",
+    ),
+    Critique(text="hm é\n", outcome="unreadable", critic="critic-1", num_tokens=3, cached=True, seed=7),
+    Critique(text="", outcome="not_asked"),
+)
+
+
+def member(*pieces: str, index: int, answer: Answer = "correct", critiques: tuple[Critique, ...] = CRITIQUES) -> Member:
+    rollout = response(*pieces, index=index, versions=(3, 4))
+    return Member(rollout=rollout, steps=steps_of(rollout.text, rollout.char_ends), critiques=critiques, answer=answer)
+
+
+GROUP = (
+    member("a\n\n", "b", index=0),
+    member("a\n\n", "b\n\n", "c", index=1, answer="unverifiable"),  # dropped, and recorded all the same
+    member("", index=3, answer="wrong", critiques=()),
+    member("a\n\n", "b", index=4, answer="wrong"),
+)
+
+
+def write(run_dir: Path, *, step: int = 3, shard: int = 1, scheme: Scheme = SCHEME) -> Ledger:
+    ledger = Ledger(run_dir, shard=shard, scheme=scheme, sampling=SAMPLING)
+    ledger.add(step, "p", GROUP)
+    ledger.add(step, "q", GROUP[:1])
+    ledger.add(step + 1, "r", GROUP[:1])  # a later step may have closed groups by now
+    ledger.write(step)
+    return ledger
+
+
+def files(run_dir: Path) -> list[str]:
+    return sorted(str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file())
+
+
+def test_what_is_read_is_what_was_recorded(tmp_path: Path) -> None:
+    write(tmp_path)
+    ((scheme, groups),) = read(tmp_path)
+    assert scheme == SCHEME
+    assert [(group.step, group.prompt_id, len(group.members)) for group in groups] == [(3, "p", 4), (3, "q", 1)]
+    for recorded, original in zip(groups[0].members, GROUP, strict=True):
+        assert (recorded.critiques, recorded.answer) == (original.critiques, original.answer)
+        assert [(s.chars, s.tokens) for s in recorded.steps] == [(s.chars, s.tokens) for s in original.steps]
+        for name in ("prompt_id", "index", "text", "finish", "versions"):
+            assert getattr(recorded.rollout, name) == getattr(original.rollout, name)
+    scored, wanted = score_group(groups[0].members, SCHEME), score_group(GROUP, SCHEME)
+    assert scored.advantages == wanted.advantages
+    assert [m.token_rewards for m in scored.members] == [m.token_rewards for m in wanted.members]
+
+
+def test_a_row_per_critique_with_how_it_was_sampled(tmp_path: Path) -> None:
+    write(tmp_path)
+    rows = pq.read_table(tmp_path / "critiques").to_pylist()
+    assert len(rows) == 3 * 4
+    assert rows[0] == {
+        "step": 3,
+        "prompt_id": "p",
+        "response": 0,
+        "critique": 0,
+        "prompt_hash": "abc",
+        "critic": "critic-0",
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_tokens": 64,
+        "seed": 2**62 - 1,
+        "outcome": "ok",
+        "wrong_steps": [1],
+        "says_correct": False,
+        "num_dropped": 1,
+        "tokens": 12,
+        "from_cache": False,
+        "text": "No\n<incorrect_steps>1, 9</incorrect_steps>",
+    }
+    assert (rows[2]["outcome"], rows[2]["seed"], rows[2]["says_correct"]) == ("not_asked", None, None)
+    responses = pq.read_table(tmp_path / "responses").to_pylist()
+    assert [(row["response"], row["num_tokens"], row["num_critiques"]) for row in responses[:4]] == [
+        (0, 3, 3), (1, 4, 3), (3, 2, 0), (4, 3, 3),
+    ]  # fmt: skip
+    assert responses[0]["step_tokens"] == [[0, 1], [1, 2]] and responses[0]["step_chars"] == [[0, 3], [3, 4]]
+
+
+def test_files_are_written_whole_and_by_step(tmp_path: Path) -> None:
+    ledger = write(tmp_path)
+    assert files(tmp_path) == ["critiques/000003-1.parquet", "responses/000003-1.parquet"]
+    ledger.write(3)
+    ledger.write(5)  # a shard may have had no prompt of a step
+    ledger.write(4)
+    assert len(files(tmp_path)) == 4
+    assert [groups[0].prompt_id for _, groups in read(tmp_path)] == ["p", "r"]
+
+
+def test_a_run_that_goes_back_forgets_what_is_not_part_of_it(tmp_path: Path) -> None:
+    ledger = write(tmp_path)
+    ledger.write(4)
+    (tmp_path / "critiques" / "000001-0.partial").touch()
+    tracking = Tracking(wandb="off", tensorboard=False)
+    Tracker(tmp_path, tracking, run_name="r", resolved_config={}, total_steps=9).rewind(4)
+    assert files(tmp_path) == ["critiques/000003-1.parquet", "responses/000003-1.parquet"]
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match=re.escape(f"{tmp_path} holds no ledger (no {tmp_path}/responses/STEP-SH")):
+        next(read(tmp_path))
+    write(tmp_path)
+    (tmp_path / "critiques" / "000003-1.parquet").rename(tmp_path / "000003-1.parquet")
+    with pytest.raises(LedgerError, match=r"000003-1\.parquet cannot be read: FileNotFoundError"):
+        next(read(tmp_path))
+
+    write(tmp_path / "other")
+    short = pq.read_table(tmp_path / "other" / "critiques" / "000003-1.parquet").slice(1)
+    pq.write_table(short, tmp_path / "critiques" / "000003-1.parquet")
+    with pytest.raises(LedgerError, match="step 3, p/0: 2 critiques are recorded, 3 were made"):
+        next(read(tmp_path))
+
+
+def test_a_scheme_travels_whole() -> None:
+    outcome = Outcome(format_weight=0.2, format_pattern=re.compile(r"\\boxed\{"), overlong_tokens=4)
+    for scheme in (SCHEME, Scheme(outcome=outcome, advantage="grpo", unjudged="outcome_only")):
+        assert scheme_from_json(scheme_to_json(scheme)) == scheme
+    with pytest.raises(TypeError, match="nope"):
+        scheme_from_json('{"nope": 1}')
