@@ -188,6 +188,9 @@ class Cluster(Block):
     )
     dashboard: bool = True
     placement: Literal["spread", "pack"] = "pack"
+    max_restarts: int = Field(
+        3, ge=0, description="how often a run goes on from its last checkpoint after an actor was lost for good"
+    )
     weight_transfer: Literal["shm", "nccl", "ipc"] = "nccl"
 
 

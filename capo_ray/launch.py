@@ -13,11 +13,16 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from capo_ray.checkpoint import Checkpoints, RunDirError, abandon, claim
 from capo_ray.config import Config, ConfigError, compose
 from capo_ray.data import DataError
+
+if TYPE_CHECKING:
+    from capo_ray.cluster.crew import RayCrew
 
 USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
 
@@ -85,8 +90,6 @@ def cause(error: BaseException) -> str:
     """The first thing that went wrong, out of task groups and Ray's wrapping."""
     from capo_ray.cluster.faults import cause_of
 
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
     return cause_of(error)
 
 
@@ -102,24 +105,32 @@ async def run(config: Config, run_dir: Path) -> None:
     from rich.console import Console
 
     from capo_ray.build import prepare, running_crew
+    from capo_ray.cluster.restarts import outlive
     from capo_ray.cluster.session import ray_session
     from capo_ray.driver import train
     from capo_ray.tracking import Tracker
+
+    async def work(crew: RayCrew) -> None:
+        await train(
+            crew,
+            steps=config.steps,
+            max_staleness=config.algorithm.max_staleness,
+            checkpoint_every=config.checkpoint_every,
+            evaluate_every=config.evaluate_every,
+        )
+        await crew.export()
 
     found = prepare(config, run_dir)
     write_config(config, run_dir)
     tracker = Tracker.open(config, run_dir)
     try:
         with ray_session(config.cluster, logs=run_dir / "logs"):
-            async with running_crew(config, found, run_dir, tracker) as crew:
-                await train(
-                    crew,
-                    steps=config.steps,
-                    max_staleness=config.algorithm.max_staleness,
-                    checkpoint_every=config.checkpoint_every,
-                    evaluate_every=config.evaluate_every,
-                )
-                await crew.export()
+            await outlive(
+                partial(running_crew, config, found, run_dir, tracker),
+                work,
+                max_restarts=config.cluster.max_restarts,
+                on_restart=tracker.restarted,
+            )
         if (table := tracker.table()) is not None:
             Console().print(table)
     finally:

@@ -116,6 +116,7 @@ class Tracker:
         self._total_steps = total_steps
         self._console = console
         self._wandb_id = str((resume_state or {}).get("wandb_id") or secrets.token_hex(4))
+        self._restarts = 0
         self._sinks: list[Sink] = []
         if config.tensorboard:
             self._sinks.append(TensorBoard(run_dir / "tensorboard"))
@@ -144,7 +145,7 @@ class Tracker:
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Write down what step `step` (from 0) did."""
-        self._write(step, metrics)
+        self._write(step, metrics | {"run/restarts": float(self._restarts)})
         self._say(f"step {step + 1:>{len(str(self._total_steps))}}/{self._total_steps}", metrics)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
@@ -169,6 +170,10 @@ class Tracker:
                 path.unlink()
         for sink in self._sinks:
             sink.rewind(step)
+
+    def restarted(self, number: int) -> None:
+        """Say in the steps that follow that all actors have been started again `number` times."""
+        self._restarts = number
 
     def state(self) -> JsonDict:
         """What a checkpoint must hold, so that a resumed run is the same one in wandb."""

@@ -63,10 +63,18 @@ def test_a_line_is_there_when_its_step_is(tmp_path: Path) -> None:
     made.step(0, {"a/b": 0.5, "loss": math.nan, "gap": math.inf})
     (line,) = lines(tmp_path)
     assert line.pop("time") > 1.7e9
-    assert line == {"step": 0, "a/b": 0.5, "loss": None, "gap": None}
+    assert line == {"step": 0, "a/b": 0.5, "loss": None, "gap": None, "run/restarts": 0}
     made.evaluation(1, {"outcome/accuracy": 0.25})
     assert lines(tmp_path)[1] | {"time": 0} == {"step": 1, "time": 0, "evaluation/outcome/accuracy": 0.25}
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_restarts_are_counted(tmp_path: Path) -> None:
+    made = tracker(tmp_path)
+    for step in range(2):
+        made.step(step, METRICS)
+        made.restarted(step + 1)
+    assert [line["run/restarts"] for line in lines(tmp_path)] == [0, 1]
 
 
 def test_the_progress_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

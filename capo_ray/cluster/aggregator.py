@@ -113,11 +113,6 @@ class Aggregator:
         find = self._parts.find_truth
         return find(prompt, member.rollout.text) if find else None
 
-    def forget(self) -> None:
-        """Drop every open group: the run goes back to a checkpoint."""
-        self._members.clear()
-        self._samples.clear()
-
     def write_samples(self, step: int) -> None:
         """Write the samples kept of `step` to their own file, whole or not at all, and the ledger's part of it."""
         if self._ledger is not None:

@@ -1,15 +1,17 @@
-"""What Ray's errors hide: the cause in the actor's own words.
+"""What Ray's errors hide: the cause in the actor's own words, and whether an actor was lost or something went wrong.
 
-Leaves out what is done about a fault (the pools and the trainer group decide that).
+Leaves out what is done about a fault (the pools, the trainer group and restarts decide that).
 """
 
 from __future__ import annotations
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 
 def cause_of(error: BaseException) -> str:
-    """One or a few lines: what happened, where, and where its log is."""
+    """One or a few lines: what happened first, where, and where its log is."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     if isinstance(error, RayTaskError):
         return f"{type(error.cause).__name__}: {error.cause}"
     if isinstance(error, RayActorError):
@@ -23,3 +25,10 @@ def unwrap(error: BaseException) -> BaseException:
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException) and error.cause is not error:
         error = error.cause
     return error
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether nothing went wrong but that an actor, or what it held, is gone; all members of a group must say so."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_loss(member) for member in error.exceptions)
+    return isinstance(unwrap(error), RayActorError | ObjectLostError)

@@ -7,16 +7,21 @@ Each rank is sent the groups it trains on and no others, by reference. Leaves ou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayActorError
+
+from capo_ray.cluster.faults import cause_of, is_loss
 from capo_ray.cluster.patience import with_patience
 from capo_ray.learn.batch import Aggregation, Plan, denominators, plan
 from capo_ray.types import Batch, GroupSummary, Update
 
 Place = tuple[int, int]
 """(group, member) of a response in a batch."""
+GRACE_S = 10.0
+"""Seconds in which Ray hears of a rank that died."""
 
 
 class TrainerGroup:
@@ -36,8 +41,11 @@ class TrainerGroup:
         self._max_response_tokens = max_response_tokens
 
     async def start(self) -> None:
-        host, port = await self._actors[0].address.remote()
-        await with_patience(self._all("start", host, port), f"{len(self._actors)} trainer ranks to start")
+        try:
+            host, port = await self._actors[0].address.remote()
+            await with_patience(self._all("start", host, port), f"{len(self._actors)} trainer ranks to start")
+        except RayActorError as error:
+            raise RuntimeError(f"a trainer rank could not start: {cause_of(error)}") from error
 
     async def connect(self, workers: Sequence[Any]) -> None:
         """Open the weight transfer to the rollout workers."""
@@ -58,7 +66,7 @@ class TrainerGroup:
             actor.update.remote(*_share(made, rank, places, divisors, groups))
             for rank, actor in enumerate(self._actors)
         ]
-        updates: list[Update] = await asyncio.gather(*calls)
+        updates: list[Update] = await _together(calls)
         return updates[0]
 
     async def publish_weights(self, version: int) -> str:
@@ -79,7 +87,25 @@ class TrainerGroup:
         await self._all("close")
 
     async def _all(self, what: str, *arguments: Any) -> list[Any]:
-        return await asyncio.gather(*(getattr(actor, what).remote(*arguments) for actor in self._actors))
+        return await _together([getattr(actor, what).remote(*arguments) for actor in self._actors])
+
+
+async def _together(calls: Sequence[Awaitable[Any]], *, grace_s: float = GRACE_S) -> list[Any]:
+    """What all ranks return. A rank whose peer died may say before Ray does that a connection broke: the death is what
+    is raised then, if it is heard of within `grace_s`."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    except Exception as error:
+        if not is_loss(error):
+            done, _ = await asyncio.wait(tasks, timeout=grace_s)
+            for fault in (task.exception() for task in done):
+                if fault is not None and is_loss(fault):
+                    raise fault from error
+        raise
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _flatten(

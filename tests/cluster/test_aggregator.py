@@ -285,18 +285,6 @@ def test_the_ledger_has_dropped_responses_too(tmp_path: Path) -> None:
     assert not (tmp_path / "samples").exists()
 
 
-def test_what_is_forgotten_is_not_mixed_with_what_comes(tmp_path: Path) -> None:
-    shard = Shard(tmp_path)
-    shard.score(group_of(GOOD, LOST, LOST))
-    shard.aggregator.close(PROMPT, 3, num_samples=3)
-    shard.score(group_of(GOOD, LOST, LOST))
-    shard.aggregator.forget()
-    shard.score(group_of(GOOD, LOST))
-    assert shard.aggregator.close(PROMPT, 3, num_samples=1).tally["responses"] == 2
-    shard.aggregator.write_samples(3)
-    assert len(shard.lines()) == 1
-
-
 def test_an_evaluation_keeps_nothing_and_asks_nobody(tmp_path: Path) -> None:
     shard = Shard(tmp_path)
     index, tally = asyncio.run(shard.aggregator.check(PROMPT, group_of(GOOD, FLAWED)[1]))

@@ -1,9 +1,13 @@
 """Who is sent what: the shares of the trainer ranks, and what they make of them."""
 
+import asyncio
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import ActorDiedError
 
-from capo_ray.cluster.trainer_group import _flatten, _share
+from capo_ray.cluster.trainer_group import TrainerGroup, _flatten, _share
 from capo_ray.learn.batch import plan
 from capo_ray.types import GroupSummary
 
@@ -64,3 +68,48 @@ def test_every_response_reaches_one_rank(shape: list[list[int]], ranks: int, per
         assert sent == [(groups[g].handle, m) for g, m in planned]
         reached += sent
     assert sorted(reached) == sorted((groups[g].handle, m) for g, m in places)
+
+
+class Rank:
+    """A rank that answers with what it is given, at once or after an event."""
+
+    def __init__(self, answer: object, after: asyncio.Event | None = None) -> None:
+        self._answer, self._after = answer, after
+        self.publish_weights = self
+
+    async def remote(self, version: int) -> object:
+        if self._after is not None:
+            await self._after.wait()
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+
+def group_of(*ranks: Rank) -> TrainerGroup:
+    return TrainerGroup(
+        ranks, tokens_per_micro_batch=9, responses_per_update=None, aggregation="token_mean", max_response_tokens=9
+    )
+
+
+def test_a_broken_connection_is_the_death_of_the_peer() -> None:
+    """Rank 0 fails first, and Ray says a moment later that rank 1 is dead."""
+
+    async def use() -> None:
+        heard = asyncio.Event()
+        asyncio.get_running_loop().call_soon(lambda: asyncio.get_running_loop().call_soon(heard.set))
+        await group_of(Rank(RuntimeError("Connection closed by peer")), Rank(ActorDiedError(), heard)).publish_weights(
+            1
+        )
+
+    with pytest.raises(ActorDiedError) as raised:
+        asyncio.run(use())
+    assert "Connection closed by peer" in str(raised.value.__cause__)
+
+
+def test_a_rank_that_fails_alone_fails_as_itself() -> None:
+    async def use(*ranks: Rank) -> str:
+        return await group_of(*ranks).publish_weights(1)
+
+    assert asyncio.run(use(Rank("checksum"), Rank(""))) == "checksum"
+    with pytest.raises(FloatingPointError, match="not finite"):
+        asyncio.run(use(Rank(""), Rank(FloatingPointError("not finite"))))

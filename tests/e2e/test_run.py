@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
@@ -91,6 +92,19 @@ def left_behind(mark: str) -> list[str]:
     return found
 
 
+def kill_actor(program: int, kind: str) -> None:
+    """Kill the first actor of `kind` that was started by `program`."""
+    children = psutil.Process(program).children(recursive=True)
+    actor = next(child for child in children if child.name().startswith(f"ray::{kind}"))
+    actor.kill()
+
+
+def assert_same_numbers(ran: Ran, whole: Ran) -> None:
+    assert [line["step"] for line in ran.steps] == [line["step"] for line in whole.steps]
+    for name in ("reward/mean_token_reward", "outcome/accuracy", "response/mean_tokens", "trainer/loss"):
+        assert [line[name] for line in ran.steps] == pytest.approx([line[name] for line in whole.steps], abs=1e-4), name
+
+
 def ours(folder: str) -> set[str]:
     return {path.name for path in Path(folder).glob("capo_ray-*")}
 
@@ -147,9 +161,27 @@ def test_a_resumed_run_continues_with_the_same_numbers(whole: Ran, tmp_path: Pat
     shutil.rmtree(again / "checkpoints" / "step_000004")
     ran = run(again, *QUICK, "steps=4", "resume=true")
     assert ran.code == 0, ran.output
-    assert [line["step"] for line in ran.steps] == [0, 1, 2, 3]
-    for name in ("reward/mean_token_reward", "outcome/accuracy", "response/mean_tokens", "trainer/loss"):
-        assert [line[name] for line in ran.steps] == pytest.approx([line[name] for line in whole.steps], abs=1e-4), name
+    assert_same_numbers(ran, whole)
+
+
+def test_a_trainer_rank_that_is_killed_costs_no_numbers(whole: Ran, tmp_path: Path) -> None:
+    """It is killed after step 3 of 4, so all goes back to the checkpoint of step 2."""
+    mark = uuid.uuid4().hex
+    process = start(tmp_path / "run", [*QUICK, "steps=4"], mark)
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if line.startswith("step 3/4"):
+            kill_actor(process.pid, "TrainerActor")
+            break
+    output, _ = process.communicate(timeout=200)
+    ran = Ran(process.returncode, seen + output, tmp_path / "run", mark)
+    assert ran.code == 0, ran.output
+    assert ran.output.count("an actor was lost: ") == 1 and "TrainerActor" in ran.output, ran.output
+    assert [line["run/restarts"] for line in ran.steps] == [0, 0, 1, 1]
+    assert_same_numbers(ran, whole)
+    assert left_behind(ran.mark) == []
 
 
 def test_a_run_directory_is_never_mixed(whole: Ran) -> None:

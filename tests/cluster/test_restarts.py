@@ -1,0 +1,177 @@
+"""A crew that is lost is hired again; whatever else goes wrong is not, and a loss one too many is the run's end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OwnerDiedError, RayTaskError
+
+from capo_ray.cluster.faults import cause_of, is_loss
+from capo_ray.cluster.restarts import outlive
+from capo_ray.critics import CriticsFailed
+from capo_ray.driver import StaleSample, train
+from capo_ray.types import Batch, GroupSummary, Metrics, Update
+
+GONE = OwnerDiedError("ab" * 28, "", "")
+
+
+def in_an_actor(cause: Exception) -> Exception:
+    """As Ray raises it where an actor's method raised `cause`."""
+    return RayTaskError("score", "the actor's traceback", cause).as_instanceof_cause()
+
+
+@dataclass
+class Run:
+    """What outlives a crew, and the crews: weights are an integer to which each step adds its number, plus one."""
+
+    losses: list[tuple[str, int, Exception]]
+    """(method, step, error): what crews meet, each once, in this order."""
+    disk: dict[int, int] = field(default_factory=dict)
+    metrics: dict[int, int] = field(default_factory=dict)
+    hired: int = 0
+    dismissed: int = 0
+    restarts: list[int] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def hire(self) -> AsyncIterator[Crew]:
+        assert self.hired == self.dismissed, "the old crew is still there"
+        self.hired += 1
+        try:
+            yield Crew(self)
+        finally:
+            self.dismissed += 1
+
+    def go(self, *, max_restarts: int = 3) -> None:
+        async def work(crew: Crew) -> None:
+            await train(crew, steps=5, max_staleness=0, checkpoint_every=2)
+
+        asyncio.run(outlive(self.hire, work, max_restarts=max_restarts, on_restart=self.restarts.append))
+
+
+class Crew:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._weights = 0
+
+    def _meet(self, method: str, step: int) -> None:
+        if self._run.losses and self._run.losses[0][:2] == (method, step):
+            raise self._run.losses.pop(0)[2]
+
+    async def restore(self) -> int:
+        step = max(self._run.disk, default=0)
+        self._weights = self._run.disk.get(step, 0)
+        self._run.metrics = {s: value for s, value in self._run.metrics.items() if s < step}
+        return step
+
+    async def collect(self, step: int) -> Batch:
+        self._meet("collect", step)
+        group = GroupSummary(
+            prompt_id="p", prompt_tokens=1, lengths=(2, 2), oldest_version=step, has_credit=True, tally={}, handle=None
+        )
+        return Batch(step=step, groups=(group,), seconds=0.0)
+
+    async def update(self, batch: Batch) -> Update:
+        self._meet("update", batch.step)
+        self._weights += batch.step + 1
+        return Update(metrics={}, version=batch.step + 1)
+
+    async def sync(self, version: int) -> None:
+        self._meet("sync", version)
+
+    async def evaluate(self, step: int) -> None: ...
+
+    async def record(self, batch: Batch, update: Update, seconds: Metrics) -> None:
+        self._run.metrics[batch.step] = self._weights
+
+    async def save(self, step: int) -> None:
+        self._meet("save", step)
+        self._run.disk[step] = self._weights
+
+
+UNDISTURBED = {0: 1, 1: 3, 2: 6, 3: 10, 4: 15}
+
+
+def test_an_undisturbed_run_is_hired_for_once() -> None:
+    run = Run([])
+    run.go()
+    assert (run.metrics, run.hired, run.restarts) == (UNDISTURBED, 1, [])
+
+
+@pytest.mark.parametrize("where", ["collect", "update", "sync", "save"])
+def test_a_loss_leads_back_to_the_checkpoint_and_to_the_same_numbers(
+    where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run([(where, 4, ActorDiedError())])
+    run.go()
+    assert (run.metrics, run.hired, run.dismissed, run.restarts) == (UNDISTURBED, 2, 2, [1])
+    assert caplog.messages == [
+        "an actor was lost: The actor died unexpectedly before finishing this task.. Everything is started again from "
+        "the newest checkpoint (restart 1, at most 3: cluster.max_restarts)"
+    ]
+
+
+def test_a_loss_before_the_first_checkpoint_leads_back_to_the_start() -> None:
+    run = Run([("update", 1, ActorDiedError()), ("update", 0, GONE)])
+    run.go()
+    assert (run.metrics, run.restarts) == (UNDISTURBED, [1, 2])
+
+
+def test_one_loss_too_many_ends_the_run() -> None:
+    run = Run([("update", 3, ActorDiedError())] * 3)
+    with pytest.raises(ActorDiedError):
+        run.go(max_restarts=2)
+    assert run.restarts == [1, 2] and run.hired == run.dismissed == 3
+    none = Run([("update", 3, ActorDiedError())])
+    with pytest.raises(ActorDiedError):
+        none.go(max_restarts=0)
+    assert none.hired == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CriticsFailed("9 of the last 9 critiques failed"),
+        StaleSample("prompt p was sampled by an old version"),
+        ValueError("the data are odd"),
+        in_an_actor(CriticsFailed("9 of the last 9 critiques failed")),
+        in_an_actor(RuntimeError("rollout-0 confirms version 1")),
+        ExceptionGroup("groups", [ActorDiedError(), CriticsFailed("9 of the last 9 critiques failed")]),
+    ],
+    ids=repr,
+)
+def test_nothing_but_a_loss_is_tried_again(error: Exception) -> None:
+    run = Run([("collect", 2, error)])
+    with pytest.raises(type(error)):
+        run.go()
+    assert run.hired == run.dismissed == 1 and run.restarts == []
+
+
+def test_what_a_loss_is() -> None:
+    died = ActorDiedError()
+    losses = [died, ActorUnavailableError("gone", b"1" * 16), GONE, in_an_actor(died), in_an_actor(in_an_actor(GONE))]
+    losses.append(ExceptionGroup("groups", [died, ExceptionGroup("more", [GONE])]))
+    assert all(map(is_loss, losses))
+    assert cause_of(losses[-1]) == cause_of(died)
+
+
+def test_interrupting_is_no_loss() -> None:
+    async def interrupted() -> None:
+        run = Run([])
+        begun = asyncio.Event()
+
+        async def work(crew: Crew) -> None:
+            begun.set()
+            await asyncio.sleep(3600)
+
+        task = asyncio.create_task(outlive(run.hire, work, max_restarts=3, on_restart=run.restarts.append))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert run.hired == run.dismissed == 1
+
+    asyncio.run(interrupted())
