@@ -1,6 +1,7 @@
 """The run directory and its checkpoints: complete or absent, never mixed.
 
-    RUN_DIR/config.yaml  metrics.jsonl  samples/  critiques/  responses/  tensorboard/  wandb/  checkpoints/step_000020/{state.json, trainer/}
+    RUN_DIR/config.yaml  metrics.jsonl  samples/  critiques/  responses/  tensorboard/  wandb/
+    RUN_DIR/checkpoints/step_000020/{state.json, trainer/}
 
 A checkpoint is written beside its place and renamed; one that goes is renamed before it is removed. Whoever is killed
 in between leaves a folder whose name begins with a dot: never read, removed by the next checkpoint. Leaves out what the

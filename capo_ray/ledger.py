@@ -17,6 +17,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,27 +157,31 @@ class RecordedGroup:
 
 
 def read(run_dir: Path) -> Iterator[tuple[Scheme, list[RecordedGroup]]]:
-    """The groups of each pair of files, by step, and how the run scored them. Raises LedgerError."""
-    try:
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise LedgerError(f"reading a ledger needs pyarrow ({error}); pip install pyarrow") from error
+    """The groups of each step of the run, and how it scored them. Raises LedgerError."""
     folder = run_dir / RESPONSES
-    paths = sorted(path for path in folder.glob("*") if _NAME.fullmatch(path.name))
-    if not paths:
+    found = {path: int(name[1]) for path in folder.glob("*") if (name := _NAME.fullmatch(path.name))}
+    if not found:
         raise LedgerError(
             f"{run_dir} holds no ledger (no {folder / 'STEP-SHARD.parquet'}): name the directory of a run with critics "
             "that was made with tracking.ledger=true and has finished a step"
         )
-    for path in paths:
-        beside = run_dir / CRITIQUES / path.name
-        try:
-            responses, critiques = pq.read_table(path), pq.read_table(beside)
-            scheme = scheme_from_json(responses.schema.metadata[b"scheme"])
-            groups = _groups(responses.to_pylist(), critiques.to_pylist())
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise LedgerError(f"{path} and {beside} cannot be read: {type(error).__name__}: {error}") from error
-        yield scheme, groups
+    for _, paths in groupby(sorted(found, key=lambda path: (found[path], path)), key=lambda path: found[path]):
+        files = [_read(path, run_dir / CRITIQUES / path.name) for path in paths]
+        yield files[0][0], [group for _, groups in files for group in groups]
+
+
+def _read(responses: Path, critiques: Path) -> tuple[Scheme, list[RecordedGroup]]:
+    """What one shard wrote of one step."""
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise LedgerError(f"reading a ledger needs pyarrow ({error}); pip install capo-ray[ledger]") from error
+    try:
+        tables = pq.read_table(responses), pq.read_table(critiques)
+        scheme = scheme_from_json(tables[0].schema.metadata[b"scheme"])
+        return scheme, _groups(tables[0].to_pylist(), tables[1].to_pylist())
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise LedgerError(f"{responses} and {critiques} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _groups(responses: Sequence[JsonDict], critiques: Sequence[JsonDict]) -> list[RecordedGroup]:

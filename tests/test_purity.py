@@ -145,7 +145,9 @@ def test_learn_imports_with_torch_alone() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("prefix", ["config", "plan", "data", "grade", "tasks.math", "tasks.verify", "tasks.registry"])
+@pytest.mark.parametrize(
+    "prefix", ["config", "plan", "data", "grade", "tasks.math", "tasks.verify", "tasks.registry", "revote"]
+)
 def test_the_core_imports_without_engines(prefix: str) -> None:
     done = import_blocked((*ENGINES, "torch"), of(prefix))
     assert done.returncode == 0, done.stderr
