@@ -23,7 +23,7 @@ from capo_ray.types import JsonDict, Metrics
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 20
-"""Seconds that a wandb server may take to answer before a run is written offline."""
+"""Seconds that a wandb server may take: to answer before a run is written offline, to take the rest at the end."""
 
 
 class Sink(Protocol):
@@ -84,8 +84,20 @@ class Wandb:
     def close(self) -> None:
         import wandb
 
-        self._try("did not finish", lambda: self._run.finish())
+        self._try("did not finish", self._finish)
         wandb.teardown()  # its process would outlive the run
+
+    def _finish(self) -> None:
+        try:
+            self._run.finish()
+        except TimeoutError:
+            folder = Path(self._run.settings.sync_dir)
+            log.warning(
+                "wandb did not take everything within %d s; all of it is in %s: pass it on with `wandb sync %s`",
+                PATIENCE_S,
+                folder,
+                folder,
+            )
 
     def _try(self, what: str, call: Callable[[], None]) -> None:
         """The boundary: what wandb raises ends wandb and not the run."""
@@ -107,7 +119,13 @@ def start_wandb(
 
         mode = _mode(config)
         settings = wandb.Settings(
-            silent=True, console="off", save_code=False, disable_git=True, init_timeout=PATIENCE_S
+            silent=True,
+            console="off",
+            save_code=False,
+            disable_git=True,
+            init_timeout=PATIENCE_S,
+            finish_timeout=PATIENCE_S,
+            finish_timeout_raises=True,
         )
         init = partial(
             wandb.init,

@@ -256,6 +256,23 @@ def test_wandb_that_breaks_is_left_out(caplog: pytest.LogCaptureFixture) -> None
     ]
 
 
+def test_wandb_that_does_not_end_in_time_says_where_its_files_are(caplog: pytest.LogCaptureFixture) -> None:
+    class Slow:
+        class settings:
+            sync_dir = "/runs/a/wandb/run-1"
+
+        def define_metric(self, name: str, **more: Any) -> None: ...
+
+        def finish(self) -> None:
+            raise TimeoutError("Timed out finishing run.")
+
+    Wandb(Slow()).close()
+    assert caplog.messages == [
+        "wandb did not take everything within 20 s; all of it is in /runs/a/wandb/run-1: pass it on with "
+        "`wandb sync /runs/a/wandb/run-1`"
+    ]
+
+
 @pytest.mark.parametrize(
     ("asked", "environment", "mode"),
     [
