@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from capo_ray.types import JsonDict
@@ -24,8 +25,8 @@ class RunDirError(ValueError):
     """The run directory cannot be used as asked; the message says what to do."""
 
 
-def claim(run_dir: Path, *, resume: bool) -> None:
-    """Make `run_dir` for a new run, or check that there is a run to resume."""
+def claim(run_dir: Path, *, resume: bool) -> list[Path]:
+    """Make `run_dir` for a new run, or check that there is a run to resume. The folders made, innermost first."""
     if run_dir.exists() and not run_dir.is_dir():
         raise RunDirError(f"the run directory {run_dir} is a file; pass another run_dir")
     begun = (run_dir / "config.yaml").is_file()
@@ -38,13 +39,19 @@ def claim(run_dir: Path, *, resume: bool) -> None:
             f"the run directory {run_dir} exists and is not empty: pass resume=true to continue that run, "
             "or another run_dir (or none) to start a new one"
         )
+    made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
+    return made
 
 
-def abandon(run_dir: Path) -> None:
-    """Remove what a run left that never began: one without a config.yaml. A run that began stays as it is."""
+def abandon(run_dir: Path, made: Sequence[Path] = ()) -> None:
+    """Remove what a run left that never began: one without a config.yaml, and what `claim` made above it, where nothing
+    else stands in it by now. A run that began stays as it is."""
     if run_dir.is_dir() and not (run_dir / "config.yaml").is_file():
         shutil.rmtree(run_dir)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 class Checkpoints:

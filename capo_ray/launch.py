@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     warnings.simplefilter("default", UserWarning)
+    warnings.formatwarning = lambda message, *where, **more: str(message)  # a user's fault is in no line of code
     try:
         return launch(compose(arguments))
     except (ConfigError, DataError, RunDirError) as error:
@@ -65,11 +66,11 @@ def launch(config: Config) -> int:
         return 0
     refuse_unfit(config)
     run_dir = run_dir_of(config)
-    claim(run_dir, resume=config.resume)
+    made = claim(run_dir, resume=config.resume)
     try:
         asyncio.run(run(config, run_dir))
     except (ConfigError, DataError):
-        abandon(run_dir)
+        abandon(run_dir, made)
         raise
     except KeyboardInterrupt:
         print(f"\ninterrupted. {_where_to_go_on(run_dir)}", file=sys.stderr)

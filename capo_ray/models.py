@@ -56,9 +56,8 @@ class ModelFiles:
 def find_model(model: Model, field: str, run_dir: Path, *, seed: int) -> ModelFiles:
     """The files of `model`; a random one is made under `run_dir`. Raises ConfigError that names `field`."""
     folder = _folder(model, field, run_dir, seed)
-    tokenizer = Path(model.tokenizer) if model.tokenizer and model.path != "random" else folder
-    if not tokenizer.is_dir():
-        tokenizer = _download(str(tokenizer), f"{field}.tokenizer")
+    own = model.tokenizer is None or model.path == "random"
+    tokenizer = folder if own else _here(str(model.tokenizer), f"{field}.tokenizer")
     shape = _read_json(folder / "config.json", field)
     _check_vocabulary(tokenizer, int(shape["vocab_size"]), field)
     return ModelFiles(folder=folder, tokenizer=tokenizer, window=int(shape["max_position_embeddings"]))
@@ -73,8 +72,7 @@ def _folder(model: Model, field: str, run_dir: Path, seed: int) -> Path:
             there = ", ".join(sorted(path.name for path in ASSETS.iterdir())) if ASSETS.is_dir() else "none"
             raise ConfigError(f"{field}.path: no model {model.path!r} ships with this package; there are: {there}")
         return folder
-    folder = Path(model.path).expanduser()
-    return folder if folder.is_dir() else _download(model.path, f"{field}.path")
+    return _here(model.path, f"{field}.path")
 
 
 def _random(model: Model, field: str, folder: Path, seed: int) -> Path:
@@ -83,9 +81,7 @@ def _random(model: Model, field: str, folder: Path, seed: int) -> Path:
     if model.shape is None or model.tokenizer is None:
         raise ConfigError(f"{field}.path: a random model needs {field}.shape and {field}.tokenizer")
     if not (folder / "config.json").is_file():
-        tokenizer = Path(model.tokenizer)
-        if not tokenizer.is_dir():
-            tokenizer = _download(model.tokenizer, f"{field}.tokenizer")
+        tokenizer = _here(model.tokenizer, f"{field}.tokenizer")
         try:
             make_random_model(folder, model.shape, tokenizer=str(tokenizer), dtype=model.dtype, seed=seed)
         except ValueError as error:
@@ -93,8 +89,10 @@ def _random(model: Model, field: str, folder: Path, seed: int) -> Path:
     return folder
 
 
-def _download(name: str, field: str) -> Path:
-    """A Hugging Face id's files, from the cache or the hub."""
+def _here(name: str, field: str) -> Path:
+    """A folder, or a Hugging Face id's files from the cache or the hub."""
+    if (folder := Path(name).expanduser()).is_dir():
+        return folder
     message = f"{field}: {name!r} is no folder here"
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ConfigError(f"{message}; name a folder or a Hugging Face id (owner/name)")

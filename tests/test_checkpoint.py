@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.checkpoint import Checkpoints, RunDirError, claim, read_state
+from capo_ray.checkpoint import Checkpoints, RunDirError, abandon, claim, read_state
 
 
 def write(checkpoints: Checkpoints, step: int, **state: object) -> Path:
@@ -47,6 +47,23 @@ def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
     assert not absent.exists()
     (tmp_path / "config.yaml").touch()
     claim(tmp_path, resume=True)
+
+
+def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "new" / "a"
+    made = claim(run_dir, resume=False)
+    (run_dir / "models").mkdir()
+    (tmp_path / "runs" / "another").mkdir()  # begun by somebody else meanwhile
+    abandon(run_dir, made)
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs", "another"]
+
+
+def test_a_run_that_began_stays(tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "a"
+    made = claim(run_dir, resume=False)
+    (run_dir / "config.yaml").touch()
+    abandon(run_dir, made)
+    assert (run_dir / "config.yaml").is_file()
 
 
 def test_a_run_directory_that_is_a_file(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""What a user meets who asks for what cannot run: one error, exit code 2, and nothing left behind."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from capo_ray.launch import BAD_INPUT, main
+
+TINY = "+experiment=tiny_cpu"
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the program sets its own
+    yield
+    logging.captureWarnings(False)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one message; checked that it is one and that no folder was left."""
+    before = sorted(Path.cwd().rglob("*"))
+    assert main(list(arguments)) == BAD_INPUT
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("error: ") == 1
+    assert "Traceback" not in printed.err
+    assert sorted(Path.cwd().rglob("*")) == before
+    return printed.err.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stepz=3", "stepz: no such key; see docs/configuration.md for the keys there are"),
+        ("steps=many", "steps: Input should be a valid integer"),
+        ("policy.path=/nowhere", "policy.path: '/nowhere' is no folder here; name a folder or a Hugging Face id"),
+        ("data.max_prompt_tokens=10 data.limit=50", "50 of 50 prompts are longer than data.max_prompt_tokens 10"),
+        ("rollout.max_response_tokens=9999", "configuration: `trainer.tokens_per_micro_batch`"),
+        ("resume=true", "resume: name the run to resume with run_dir=DIR"),
+        ("rollout.workers=50", "tiny_cpu does not fit this machine."),
+    ],
+)
+def test_what_cannot_run(capsys: pytest.CaptureFixture[str], override: str, message: str) -> None:
+    assert refused(capsys, TINY, *override.split()).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "data.path: there is no file {path}; pass data.path=FILE.jsonl"),
+        ("", "data.path: {path} is empty; it must hold one JSON object a line"),
+        ('{"question": "q", "answer": "1"}\n{\n', "data.jsonl, line 2: not JSON ("),
+        ('{"question": "q"}\n', "data.jsonl, line 1: no field 'answer'; there are question: set data.answer_field"),
+    ],
+    ids=["missing", "empty", "not JSON", "no field"],
+)
+def test_data_that_cannot_be_used(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str | None, message: str
+) -> None:
+    path = tmp_path / "data.jsonl"
+    if content is not None:
+        path.write_text(content)
+    assert refused(capsys, TINY, "data.kind=jsonl", f"data.path={path}").startswith(message.format(path=path))
+
+
+def test_a_run_directory_is_not_mixed(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run").mkdir()
+    Path("run/metrics.jsonl").touch()
+    folder = Path("run").resolve()
+    assert refused(capsys, TINY, "run_dir=run").startswith(f"the run directory {folder} exists and is not empty: pass")
+    assert refused(capsys, TINY, "run_dir=run", "resume=true").startswith(f"{folder} holds no run to resume")
+
+
+def test_a_weight_of_critiques_above_that_of_outcomes_is_warned_of(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main([TINY, "reward.process_weight=3", "dry_run=true"]) == 0
+    (warning,) = [m for m in caplog.messages if "reward.process_weight" in m]
+    assert warning.startswith("reward.process_weight P = 3 >= reward.outcome_weight C = 2: ")
+    assert warning.endswith("Use P < C.")

@@ -1,0 +1,104 @@
+"""What is wrong with a model's files, told before anything is loaded."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capo_ray.config import ConfigError, Model
+from capo_ray.models import ASSETS, find_model
+
+POLICY = ASSETS / "tiny_policy"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The shipped policy, to be broken."""
+    return Path(shutil.copytree(POLICY, tmp_path / "model"))
+
+
+def mend(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def fault(tmp_path: Path, **model: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        find_model(Model(**model), "policy", tmp_path / "run", seed=0)
+    return str(error.value)
+
+
+def test_a_shipped_model_is_whole(tmp_path: Path) -> None:
+    found = find_model(Model(path="asset:tiny_policy"), "policy", tmp_path, seed=0)
+    assert found.folder == found.tokenizer == POLICY and found.window == 512
+    assert found.encoder(None)("Start with 17. Add 5.")
+
+
+@pytest.mark.parametrize("path", ["/nowhere/model", "./model", "~/no/such/model", "model"])
+def test_no_such_folder(tmp_path: Path, path: str) -> None:
+    remedy = "is no folder here; name a folder or a Hugging Face id (owner/name)"
+    assert fault(tmp_path, path=path) == f"policy.path: '{path}' {remedy}"
+    assert fault(tmp_path, path="asset:tiny_policy", tokenizer=path) == (f"policy.tokenizer: '{path}' {remedy}")
+
+
+def test_an_id_that_the_hub_does_not_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = fault(tmp_path, path="nobody/no-such-model")
+    assert message.startswith(
+        "policy.path: 'nobody/no-such-model' is no folder here, and the Hugging Face hub did not "
+    )
+    assert "`hf auth login` for gated models; or download it and name its folder" in message
+
+
+def test_no_such_asset(tmp_path: Path) -> None:
+    assert fault(tmp_path, path="asset:huge") == (
+        "policy.path: no model 'asset:huge' ships with this package; there are: tiny_critic, tiny_policy"
+    )
+
+
+def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    message = fault(tmp_path, path=str(tmp_path / "empty"))
+    assert message.startswith(f"policy.path: {tmp_path}/empty/config.json cannot be read as a model's configuration: ")
+
+
+def test_a_random_model_needs_a_shape(tmp_path: Path) -> None:
+    assert fault(tmp_path, path="random") == ("policy.path: a random model needs policy.shape and policy.tokenizer")
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path, copy: Path) -> None:
+    mend(copy / "config.json", vocab_size=50)
+    largest = max(json.loads((copy / "tokenizer.json").read_text())["model"]["vocab"].values())
+    message = fault(tmp_path, path=str(copy))
+    assert message.startswith(f"policy.tokenizer: {copy} has ids up to ")
+    assert message.endswith("the model's vocabulary ends at 49: this tokenizer belongs to another model")
+    assert int(message.split("ids up to ")[1].split(",")[0]) >= largest
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path, copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    assert fault(tmp_path, path=str(copy)).startswith(f"policy.tokenizer: no tokenizer.json in {copy}")
+
+
+def test_a_tokenizer_without_a_chat_template(tmp_path: Path, copy: Path) -> None:
+    (copy / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError) as error:
+        find_model(Model(path=str(copy)), "policy", tmp_path, seed=0).encoder(None)
+    assert str(error.value) == (
+        f"policy.tokenizer: {copy} has no chat template; use an instruction-tuned model's tokenizer"
+    )
+
+
+def test_the_policys_own_window(tmp_path: Path) -> None:
+    found = find_model(Model(path="asset:tiny_policy"), "policy", tmp_path, seed=0)
+    found.check_window(512, "the policy")
+    with pytest.raises(ConfigError) as error:
+        found.check_window(513, "the policy")
+    assert str(error.value) == (
+        f"the policy at {POLICY} has a window of 512 tokens; data.max_prompt_tokens + rollout.max_response_tokens = "
+        "513 do not fit. Lower one of them."
+    )
