@@ -156,23 +156,6 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """The kept responses of one prompt, with the advantages of their tokens."""
-
-    prompt: Prompt
-    members: tuple[Scored, ...]
-    advantages: tuple[tuple[float, ...], ...]  # [member][T]
-
-    def __post_init__(self) -> None:
-        lengths = [len(member.rollout.token_ids) for member in self.members]
-        given = [len(row) for row in self.advantages]
-        if lengths != given:
-            raise ValueError(
-                f"group {self.prompt.id!r}: advantages of lengths {given} for responses of lengths {lengths}"
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSequence:
     """What the trainer needs of one response; the mask is explicit: prompt tokens carry no loss, response tokens do."""
 

@@ -15,7 +15,7 @@ from typing import Literal
 from capo_ray.credit.advantage import ALGORITHMS, Advantage
 from capo_ray.credit.reward import token_rewards
 from capo_ray.credit.vote import Vote, vote
-from capo_ray.types import Answer, Critique, Group, Prompt, Rollout, Scored, Step, Verdict
+from capo_ray.types import Answer, Critique, Rollout, Scored, Step, Verdict
 
 Unjudged = Literal["drop", "outcome_only"]
 
@@ -60,13 +60,6 @@ class GroupScore:
     def has_credit(self) -> bool:
         """Whether any token has an advantage; without one the group teaches nothing."""
         return any(any(row) for row in self.advantages if row is not None)
-
-    def group(self, prompt: Prompt) -> Group:
-        """The kept members, for the trainer."""
-        kept = [(scored, row) for scored, row in zip(self.members, self.advantages, strict=True) if row is not None]
-        return Group(
-            prompt=prompt, members=tuple(scored for scored, _ in kept), advantages=tuple(row for _, row in kept)
-        )
 
 
 def score_group(members: Sequence[Member], scheme: Scheme) -> GroupScore:
