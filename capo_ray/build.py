@@ -139,6 +139,7 @@ def make_aggregator(config: Config, critics: Sequence[tuple[str, Any]], samples:
         critics=judge,
         reference=config.critic.reference if config.critic else "none",
         find_truth=task.find_truth,
+        close_verifier=task.close,
         samples=samples,
     )
     ledger = None

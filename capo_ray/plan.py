@@ -8,7 +8,7 @@ Leaves out asking Ray for anything (cluster.placement) and looking at the machin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,7 +70,21 @@ class Plan:
     """What can run nowhere, whatever the number of machines."""
 
     def needs(self, resource: str) -> float:
-        return round(sum(bundle.get(resource, 0.0) for bundle in self.bundles), 6)
+        return needs(self.bundles).get(resource, 0.0)
+
+
+def needs(bundles: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What all `bundles` together ask for, by resource."""
+    asked: Counter[str] = Counter()
+    for bundle in bundles:
+        asked.update(bundle)  # type: ignore[arg-type]  # a Counter adds floats too
+    return {resource: round(number, 6) for resource, number in asked.items()}
+
+
+def shortages(bundles: Sequence[Mapping[str, float]], there: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Resource -> (asked for, there), of which there is too little; GPUs first."""
+    asked = needs(bundles)
+    return {r: (asked[r], there.get(r, 0)) for r in sorted(asked, reverse=True) if asked[r] > there.get(r, 0)}
 
 
 def seats(config: Config) -> tuple[list[dict[str, float]], list[Seat]]:
@@ -203,10 +217,9 @@ def _trainer_faults(memory: Mapping[str, float], config: Config, gpu_gib: float)
 
 def fits(plan: Plan, machine: Machine) -> list[str]:
     """What is missing for `plan` on `machine`; empty when it fits."""
-    missing = []
-    for resource, there, unit in (("GPU", machine.gpus, "GPUs"), ("CPU", machine.cpus, "cores")):
-        if plan.needs(resource) > there:
-            missing.append(f"{plan.needs(resource):g} {unit} (here: {there:g})")
+    short = shortages(plan.bundles, {"GPU": machine.gpus, "CPU": machine.cpus})
+    units = {"GPU": "GPUs", "CPU": "cores"}
+    missing = [f"{asked:g} {units[resource]} (here: {there:g})" for resource, (asked, there) in short.items()]
     if plan.memory_gib > machine.memory_gib:
         missing.append(f"about {plan.memory_gib:.1f} GiB of memory (here: {machine.memory_gib:.1f})")
     return [*missing, *plan.faults]

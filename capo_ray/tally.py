@@ -20,6 +20,7 @@ class Truth:
 
     answer_right: bool
     steps_right: tuple[bool, ...]
+    """One entry per step of the response."""
 
     @property
     def process_right(self) -> bool:

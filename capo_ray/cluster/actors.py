@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
+from capo_ray.cluster.lifeline import Lifeline
 from capo_ray.engines.protocols import Message, Replies, UpdateBatch, WeightReceipt
 from capo_ray.types import GroupSummary, Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
 
@@ -16,28 +17,35 @@ from capo_ray.types import GroupSummary, Metrics, Prompt, Rollout, Sampling, Tra
 class RolloutActor:
     def __init__(self, factory: Callable[[], Any]) -> None:
         self._engine = factory()
+        self._alive = Lifeline(self._engine)
 
     async def ready(self) -> str:
         return self._engine.name
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
-        async for rollout in self._engine.generate(prompt, sampling, seeds):
-            yield rollout
+        with self._alive():
+            async for rollout in self._engine.generate(prompt, sampling, seeds):
+                yield rollout
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        await self._engine.init_weight_transfer_engine(init_info)
+        with self._alive():
+            await self._engine.init_weight_transfer_engine(init_info)
 
     async def start_weight_update(self) -> None:
-        await self._engine.start_weight_update()
+        with self._alive():
+            await self._engine.start_weight_update()
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
-        await self._engine.update_weights(update_info)
+        with self._alive():
+            await self._engine.update_weights(update_info)
 
     async def finish_weight_update(self, version: int) -> None:
-        await self._engine.finish_weight_update(version)
+        with self._alive():
+            await self._engine.finish_weight_update(version)
 
     async def receipt(self) -> WeightReceipt:
-        return await self._engine.receipt()
+        with self._alive():
+            return await self._engine.receipt()
 
     async def metrics(self) -> Metrics:
         return await self._engine.metrics()
@@ -49,12 +57,14 @@ class RolloutActor:
 class CriticActor:
     def __init__(self, factory: Callable[[], Any]) -> None:
         self._engine = factory()
+        self._alive = Lifeline(self._engine)
 
     async def ready(self) -> str:
         return self._engine.name
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, n: int, seed: int) -> Replies:
-        return await self._engine.complete(messages, sampling, n=n, seed=seed)
+        with self._alive():
+            return await self._engine.complete(messages, sampling, n=n, seed=seed)
 
     async def metrics(self) -> Metrics:
         return await self._engine.metrics()
@@ -131,7 +141,7 @@ class AggregatorActor:
     async def check(self, prompt: Prompt, rollout: Rollout) -> tuple[int, Metrics]:
         return await self._aggregator.check(prompt, rollout)
 
-    async def close(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
+    async def close_group(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
         return self._aggregator.close(prompt, step, num_samples)
 
     async def write_samples(self, step: int) -> None:
@@ -139,3 +149,6 @@ class AggregatorActor:
 
     async def metrics(self) -> Metrics:
         return self._aggregator.metrics()
+
+    async def close(self) -> None:
+        await self._aggregator.end()

@@ -41,6 +41,8 @@ class AggregatorParts:
     critics: Critics | None
     reference: ReferenceKind
     find_truth: FindTruth | None
+    close_verifier: Callable[[], Awaitable[None]] | None = None
+    """Ends what `verify` has started."""
     samples: Path
     """Folder of the sample files."""
 
@@ -125,6 +127,11 @@ class Aggregator:
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
         partial.rename(path)
+
+    async def end(self) -> None:
+        """Nothing is verified afterwards."""
+        if self._parts.close_verifier is not None:
+            await self._parts.close_verifier()
 
     def metrics(self) -> Metrics:
         return self._parts.critics.metrics() if self._parts.critics else {}

@@ -99,7 +99,7 @@ class RayCrew:
 
         seeds = {index: seed_of(seed, step, prompt.id, index) for index in range(self._settings.responses_per_prompt)}
         await self._rollouts.generate(prompt, self._settings.sampling, seeds, judge)
-        return await shard.close.remote(prompt, step, num_samples)
+        return await shard.close_group.remote(prompt, step, num_samples)
 
     def _shard(self, prompt: Prompt) -> Any:
         shards = self._parts.aggregators

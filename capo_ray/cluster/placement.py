@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -22,7 +21,7 @@ from capo_ray.cluster.actors import AggregatorActor, CriticActor, RolloutActor, 
 from capo_ray.cluster.faults import cause_of
 from capo_ray.cluster.patience import with_patience
 from capo_ray.config import Config
-from capo_ray.plan import Role, seats
+from capo_ray.plan import Role, seats, shortages
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class Hire:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        closing = [actor.close.remote() for name, actor in self._actors if not name.startswith("aggregator")]
+        closing = [actor.close.remote() for _, actor in self._actors]
         if closing:
             await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=10)
         for _, actor in self._actors:
@@ -123,12 +122,9 @@ class Hire:
 
 def refuse_too_much(bundles: Sequence[dict[str, float]], there: dict[str, float]) -> None:
     """Raises NotEnough when the cluster as a whole has less than the bundles ask for."""
-    asked: Counter[str] = Counter()
-    for bundle in bundles:
-        asked.update(bundle)
-    short = {name: need for name, need in asked.items() if need > there.get(name, 0) + 1e-6}
+    short = shortages(bundles, there)
     if short:
-        faults = ", ".join(f"{need:g} {name} (there are {there.get(name, 0):g})" for name, need in short.items())
+        faults = ", ".join(f"{asked:g} {name} (there are {found:g})" for name, (asked, found) in short.items())
         raise NotEnough(
             f"this run needs {faults}. Ask for fewer workers, join a larger cluster with cluster.address=auto, "
             "or start with +experiment=tiny_cpu"

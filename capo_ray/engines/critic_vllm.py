@@ -19,6 +19,7 @@ class VllmCritic:
         self.name = name
         self._engine = open_engine(settings)
         self._requests = Requests(self._engine)
+        self._closed = False
         tokenizer = self._engine.get_tokenizer()
         if tokenizer is None or not getattr(tokenizer, "chat_template", None):
             raise ValueError(
@@ -55,5 +56,11 @@ class VllmCritic:
     async def metrics(self) -> Metrics:
         return self._requests.metrics()
 
+    @property
+    def dead(self) -> bool:
+        """Whether vLLM's own process ended without having been told to."""
+        return self._engine.errored and not self._closed
+
     def close(self) -> None:
+        self._closed = True
         self._engine.shutdown()

@@ -30,6 +30,7 @@ class VllmRollout:
         """-1 until the first sync: nothing may be sampled from weights that the trainer did not send."""
         self._engine = open_engine(settings)
         self._requests = Requests(self._engine)
+        self._closed = False
         self._table = TokenTable.load(settings.tokenizer)
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
@@ -92,7 +93,13 @@ class VllmRollout:
     async def metrics(self) -> Metrics:
         return self._requests.metrics()
 
+    @property
+    def dead(self) -> bool:
+        """Whether vLLM's own process ended without having been told to."""
+        return self._engine.errored and not self._closed
+
     def close(self) -> None:
+        self._closed = True
         self._engine.shutdown()
 
 

@@ -19,6 +19,8 @@ class Task:
     """(prompt, response) -> verdict; never raises for what a response says."""
     find_truth: Callable[[Prompt, str], Truth] | None
     """(prompt, response) -> the truth of every step; None where nobody knows."""
+    close: Callable[[], Awaitable[None]] | None = None
+    """Ends what verifying has started."""
 
 
 def arithmetic(config: Config) -> Task:
@@ -28,8 +30,7 @@ def arithmetic(config: Config) -> Task:
         return "correct" if check(prompt.question, response).answer_right else "wrong"
 
     def find_truth(prompt: Prompt, response: str) -> Truth:
-        found = check(prompt.question, response)
-        return Truth(answer_right=found.answer_right, steps_right=found.steps_right)
+        return check(prompt.question, response)
 
     return Task(verify, find_truth)
 
@@ -42,7 +43,7 @@ def mathematics(config: Config) -> Task:
     async def verify(prompt: Prompt, response: str) -> Answer:
         return (await verifier.verify(prompt.answer, response)).answer
 
-    return Task(verify, None)
+    return Task(verify, None, verifier.close)
 
 
 TASKS: dict[str, Callable[[Config], Task]] = {"arithmetic": arithmetic, "jsonl": mathematics}

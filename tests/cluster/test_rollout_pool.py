@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class FakeEngine:
 
     def __init__(self, name: str, fuse: str = "") -> None:
         self.name = name
+        self.dead = False
         self._fuse = Path(fuse) if fuse else None
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
@@ -66,20 +67,6 @@ class Broken:
 
 def make(name: str, fuse: str = "") -> FakeEngine:
     return FakeEngine(name, fuse)
-
-
-@pytest.fixture(scope="module")
-def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    import ray
-
-    from capo_ray.cluster.session import ray_session
-    from capo_ray.config import Cluster
-
-    cluster = Cluster(device="cpu", weight_transfer="shm", cpus=2, object_store_gib=0.2, dashboard=False)
-    here = str(Path(__file__).resolve().parent)
-    os.environ["PYTHONPATH"] = here + os.pathsep + os.environ.get("PYTHONPATH", "")
-    with ray_session(cluster, logs=tmp_path_factory.mktemp("logs")):
-        yield ray
 
 
 def worker(ray: Any, name: str, fuse: str = "", **options: Any) -> Any:

@@ -92,11 +92,27 @@ def left_behind(mark: str) -> list[str]:
     return found
 
 
-def kill_actor(program: int, kind: str) -> None:
-    """Kill the first actor of `kind` that was started by `program`."""
-    children = psutil.Process(program).children(recursive=True)
-    actor = next(child for child in children if child.name().startswith(f"ray::{kind}"))
-    actor.kill()
+def run_and_kill(run_dir: Path, path: Sequence[str], after: str, *overrides: str) -> Ran:
+    """A run in which a process is killed once a line that begins with `after` is printed: the first below the program
+    with these beginnings of names, from the outermost."""
+    mark = uuid.uuid4().hex
+    process = start(run_dir, overrides, mark)
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if line.startswith(after):
+            victim = psutil.Process(process.pid)
+            for name in path:
+                below = victim.children(recursive=True)
+                victim = next(child for child in below if child.name().startswith(name))
+            victim.kill()
+            break
+    output, _ = process.communicate(timeout=400)
+    ran = Ran(process.returncode, seen + output, run_dir, mark)
+    assert ran.code == 0, ran.output
+    assert left_behind(mark) == []
+    return ran
 
 
 def assert_same_numbers(ran: Ran, whole: Ran) -> None:
@@ -166,22 +182,18 @@ def test_a_resumed_run_continues_with_the_same_numbers(whole: Ran, tmp_path: Pat
 
 def test_a_trainer_rank_that_is_killed_costs_no_numbers(whole: Ran, tmp_path: Path) -> None:
     """It is killed after step 3 of 4, so all goes back to the checkpoint of step 2."""
-    mark = uuid.uuid4().hex
-    process = start(tmp_path / "run", [*QUICK, "steps=4"], mark)
-    assert process.stdout is not None
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if line.startswith("step 3/4"):
-            kill_actor(process.pid, "TrainerActor")
-            break
-    output, _ = process.communicate(timeout=200)
-    ran = Ran(process.returncode, seen + output, tmp_path / "run", mark)
-    assert ran.code == 0, ran.output
+    ran = run_and_kill(tmp_path / "run", ("ray::TrainerActor",), "step 3/4", *QUICK, "steps=4")
     assert ran.output.count("an actor was lost: ") == 1 and "TrainerActor" in ran.output, ran.output
     assert [line["run/restarts"] for line in ran.steps] == [0, 0, 1, 1]
     assert_same_numbers(ran, whole)
-    assert left_behind(ran.mark) == []
+
+
+def test_an_engine_that_is_killed_below_its_worker_costs_no_numbers(whole: Ran, tmp_path: Path) -> None:
+    """vLLM's own process dies, the worker ends with it, Ray starts both again, and nothing goes back."""
+    ran = run_and_kill(tmp_path / "run", ("ray::RolloutActor", "VLLM::"), "step 2/4", *QUICK, "steps=4")
+    assert "rollout worker 0 died: " in ran.output, ran.output
+    assert [line["run/restarts"] for line in ran.steps] == [0, 0, 0, 0]
+    assert_same_numbers(ran, whole)
 
 
 def test_a_run_directory_is_never_mixed(whole: Ran) -> None:

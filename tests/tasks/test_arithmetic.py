@@ -13,10 +13,10 @@ import pytest
 
 from capo_ray.credit.reply import parse as parse_reply
 from capo_ray.credit.tokens import TokenTable
+from capo_ray.tally import Truth
 from capo_ray.tasks.arithmetic import flaws, lessons, measure
 from capo_ray.tasks.arithmetic.flaws import Rates, write
 from capo_ray.tasks.arithmetic.world import (
-    Check,
     Difficulty,
     check,
     judge,
@@ -64,7 +64,7 @@ def response(*steps: str) -> str:
     ],
 )
 def test_every_step_has_its_truth(name: str, steps: tuple[str, ...], answer_right: bool, steps_right: str) -> None:
-    truth = Check(answer_right, tuple(mark == "r" for mark in steps_right))
+    truth = Truth(answer_right, tuple(mark == "r" for mark in steps_right))
     assert check(QUESTION, response(*steps)) == truth
 
 
@@ -78,7 +78,7 @@ def test_question_and_solution_agree_with_the_checker(difficulty: Difficulty) ->
         assert parse(problem.question) == problem
         assert all(0 <= value <= 99 for value in problem.values)
         assert difficulty.operations[0] <= len(problem.operations) <= difficulty.operations[1]
-        assert check(problem.question, problem.solution) == Check(True, (True,) * (len(problem.operations) + 1))
+        assert check(problem.question, problem.solution) == Truth(True, (True,) * (len(problem.operations) + 1))
 
 
 def test_a_problem_is_a_pure_function_of_seed_and_index() -> None:

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from capo_ray.credit.steps import segment
+from capo_ray.tally import Truth
 
 Split = Literal["train", "held_out"]
 Sign = Literal["+", "-"]
@@ -88,19 +89,6 @@ class Problem:
     def solution(self) -> str:
         values = self.values
         return render(list(zip(values, self.operations, values[1:], strict=False)), values[-1])
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """The truth about one response."""
-
-    answer_right: bool
-    steps_right: tuple[bool, ...]
-    """One entry per step of `credit.steps.segment`."""
-
-    @property
-    def process_right(self) -> bool:
-        return all(self.steps_right)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,9 +211,9 @@ def _find(operations: tuple[Operation, ...], operation: Operation, first: int) -
     return next((index for index in range(first, len(operations)) if operations[index] == operation), None)
 
 
-def check(problem: Problem | str, response: str) -> Check:
+def check(problem: Problem | str, response: str) -> Truth:
     """The truth about a response to a problem, or to the text of its question. Rules: see the module."""
     problem = parse(problem) if isinstance(problem, str) else problem
     steps = judge(problem, response)
     boxed = [step.said for step in steps if step.closing]
-    return Check(bool(boxed) and boxed[-1] == problem.values[-1], tuple(step.right for step in steps))
+    return Truth(bool(boxed) and boxed[-1] == problem.values[-1], tuple(step.right for step in steps))
