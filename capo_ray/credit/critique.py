@@ -43,20 +43,21 @@ def reference_of(prompt: Prompt, kind: ReferenceKind) -> Reference:
 
 
 _TAG = (
-    r"(?:\s*+(?:/\s*+)?(?:step_|incorrect_steps)"  # our own
-    r"|[|｜][^<>|｜\s]{1,40}[|｜]>|/?s>|(?:start|end)_of_turn>)"  # control tokens of chat models
+    r"(?:\s*+(?:/\s*+)?(?:step_|incorrect[_ ]steps)"  # our own
+    r"|[|｜][^<>|｜\s]{1,40}[|｜]>|/?(?:s|bos|eos|pad|unk|think|tool_call|tool_response)>|(?:start|end)_of_turn>"
+    r"|/?SYS>>|/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])"  # control tokens of chat models
 )
-_IMITATION = re.compile(rf"<(?=\\*{_TAG})", re.IGNORECASE)
-_ESCAPED = re.compile(rf"<\\(?=\\*{_TAG})", re.IGNORECASE)
+_IMITATION = re.compile(rf"[<\[](?=\\*{_TAG})", re.IGNORECASE)
+_ESCAPED = re.compile(rf"([<\[])\\(?=\\*{_TAG})", re.IGNORECASE)
 
 
 def escape(text: str) -> str:
     """Put a backslash into whatever in `text` could be taken for a tag of ours or a control token."""
-    return _IMITATION.sub(r"<\\", text)
+    return _IMITATION.sub(r"\g<0>\\", text)
 
 
 def unescape(text: str) -> str:
-    return _ESCAPED.sub("<", text)
+    return _ESCAPED.sub(r"\1", text)
 
 
 def wrap(steps: Sequence[str]) -> str:

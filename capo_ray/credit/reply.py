@@ -15,7 +15,7 @@ from capo_ray.types import Critique, CritiqueOutcome
 _TAG = re.compile(r"<\s{0,3}(/?)\s{0,3}incorrect[_ ]steps\s{0,3}>", re.IGNORECASE)
 _YES_NO = re.compile(
     r"(?:^[\W_]{0,12}+|\b(?:correct|answer|verdict|judge?ment)\b[^\w\n]{1,12})"
-    r"(?:(yes)|no)\b(?!\s{1,3}(?:error|mistake|incorrect|wrong|issue|problem|step))",
+    r"(?:(yes)|no)\b(?![^\S\n]{1,3}(?:error|mistake|incorrect|wrong|issue|problem|step))",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -26,7 +26,7 @@ _STEP_WORD = re.compile(r"\bsteps?[ _#:]{0,3}(?=[0-9])")
 _ITEM = re.compile(
     r"(?<![\w.])(-?)([0-9]++)(?:[ \t]{0,2}(?:[-–—~]|to|through)[ \t]{0,2}([0-9]++))?(?!\w|\.[0-9])"  # 5, -1, 5-7
 )
-_LEFT = re.compile(r"(?:[^\W\d_]++|[\s,;:.\-–—<>/_#*`'\"()\[\]{}&|$\\•∅]++)*+")
+_LEFT = re.compile(r"(?:[^\W\d_]++|[\s,;:.\-–—<>/_#*`'\"()\[\]{}&|$\\•∅，、；：。]++)*+")
 _WORD = re.compile(r"[^\W\d_]+")
 _BESIDE = frozenset(("step", "steps", "index", "indices", "number", "numbers", "the", "of", "and", "is", "are", "only"))
 _BESIDE |= {"incorrect", "wrong", "erroneous", "boxed"}

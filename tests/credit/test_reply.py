@@ -2,8 +2,11 @@
 
 import json
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from credit_inputs import shared
 from hypothesis import given
 from hypothesis import strategies as st
@@ -243,13 +246,70 @@ NOISE = [
 NOISE += ["yes\n", "1, ", "1-9,", "1-", "1 ", "- ", "< ", "<<", "correct ", "1. ", "1. <", "0.", "n/a "]
 
 
+def cpu_seconds(reply: str) -> float:
+    """The lesser of two, with a floor below which a clock says little."""
+    taken = []
+    for _ in range(2):
+        start = time.process_time()
+        parse(reply, 10_000)  # so many that no list here is refused for its length
+        taken.append(time.process_time() - start)
+    return max(min(taken), 0.002)
+
+
 @pytest.mark.parametrize("piece", NOISE)
-def test_a_megabyte_of_nonsense_takes_no_second(piece: str) -> None:
-    noise = piece * (1_000_000 // len(piece))
-    for reply in (noise, listed(noise)):
-        start = time.perf_counter()
-        parse(reply, 1000)
-        assert time.perf_counter() - start < 1
+def test_time_grows_with_the_length_and_not_with_its_square(piece: str) -> None:
+    """Eight times the nonsense may take eight times as long, and not sixty-four."""
+    for dress in (str, listed, lambda noise: listed(f"{noise}=")):
+        short, long = (dress(piece * (length // len(piece))) for length in (20_000, 160_000))
+        assert cpu_seconds(long) < 24 * cpu_seconds(short)
+
+
+REPLIES = yaml.safe_load((Path(__file__).parent / "replies.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", REPLIES, ids=[case["id"] for case in REPLIES])
+def test_replies_in_the_styles_of_real_models(case: dict[str, Any]) -> None:
+    critique = parse(case["reply"], case["steps"], truncated=case.get("cut", False))
+    read = list(critique.wrong_steps) if critique.outcome == "ok" else critique.outcome
+    assert read == case["expect"]
+    if "says" in case:
+        assert critique.says_correct is case["says"]
+
+
+def test_the_corpus_is_large_and_its_names_are_its_own() -> None:
+    assert len(REPLIES) == len({case["id"] for case in REPLIES}) >= 150
+    assert all(set(case) <= {"id", "steps", "reply", "expect", "says", "cut"} for case in REPLIES)
+
+
+TEXTS = st.sampled_from([case["reply"] for case in REPLIES])
+
+
+@st.composite
+def spliced(draw: st.DrawFn) -> str:
+    """Pieces of real replies, cut anywhere and put together."""
+    pieces = []
+    for text in draw(st.lists(TEXTS, min_size=1, max_size=4)):
+        start, end = sorted((draw(st.integers(0, len(text))), draw(st.integers(0, len(text)))))
+        pieces.append(text[start:end])
+    return draw(st.text(max_size=2)).join(pieces)
+
+
+@given(spliced(), st.integers(1, 40), st.booleans())
+def test_replies_cut_and_spliced(reply: str, num_steps: int, truncated: bool) -> None:
+    critique = parse(reply, num_steps, truncated=truncated)
+    assert critique.outcome in ("ok", "unreadable", "truncated", "out_of_range")
+    assert critique.outcome != "truncated" or truncated
+    assert all(0 <= step < num_steps for step in critique.wrong_steps)
+    assert critique.outcome == "ok" or critique.wrong_steps == ()
+    assert critique.outcome != "out_of_range" or critique.num_dropped > 0
+
+
+@given(TEXTS, st.text().filter(lambda text: "<" not in text and ">" not in text))
+def test_prose_around_a_reply_changes_nothing(reply: str, prose: str) -> None:
+    plain = parse(reply, 9)
+    for text in (f"{prose}\n{reply}", f"{reply}\n{prose}"):
+        critique = parse(text, 9)
+        assert (critique.outcome, critique.wrong_steps) == (plain.outcome, plain.wrong_steps)
 
 
 def test_a_copied_response_does_not_close_the_list() -> None:
