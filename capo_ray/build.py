@@ -9,20 +9,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capo_ray.config import Config
+from capo_ray.config import Config, Voter
 from capo_ray.models import ModelFiles, find_model
-from capo_ray.plan import optimizer_steps_per_batch
+from capo_ray.plan import critics_here, optimizer_steps_per_batch
 from capo_ray.types import Prompt, Sampling
 
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import RayCrew
+    from capo_ray.critics import Critics
+    from capo_ray.engines.critic_http import HttpCritic
     from capo_ray.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -33,8 +37,9 @@ class Prepared:
     """What was found and checked before anything was started."""
 
     policy: ModelFiles
-    critic: ModelFiles | None
-    prompts_for: Callable[[int], Sequence[Prompt]]
+    critics: Sequence[ModelFiles]
+    """Of the critics that this run starts engines for."""
+    prompts_for: Callable[[int, int], Sequence[Prompt]]
     held_out: Sequence[Prompt]
 
 
@@ -43,10 +48,14 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
     from capo_ray.data import load_prompts
 
     policy = find_model(config.policy, "policy", run_dir, seed=config.seed)
-    critic = find_model(config.critic.model, "critic.model", run_dir, seed=config.seed + 1) if config.critic else None
+    critics = [
+        find_model(voter.model, f"{place}.model", run_dir, seed=config.seed + 1 + n)
+        for n, (place, voter) in enumerate(critics_here(config))
+        if voter.model
+    ]
     policy.check_window(config.data.max_prompt_tokens + config.rollout.max_response_tokens, "the policy")
     prompts = load_prompts(config, policy.encoder(config.policy.system_prompt))
-    return Prepared(policy=policy, critic=critic, prompts_for=prompts.for_step, held_out=prompts.held_out)
+    return Prepared(policy=policy, critics=critics, prompts_for=prompts.for_step, held_out=prompts.held_out)
 
 
 def sampling_of(config: Config) -> Sampling:
@@ -111,39 +120,79 @@ def make_sender(config: Config, handles: Sequence[Any], *, engine: Any, rank: in
     )
 
 
+def make_critics(config: Config, actors: Sequence[tuple[str, Any]]) -> Critics | None:
+    """The judging service over the `actors` of the critics that run here, in their order, and over servers."""
+    from capo_ray.cluster.critic_pool import RemoteCritic
+    from capo_ray.critics import Critics
+    from capo_ray.critics import Voter as Engines
+
+    if config.critic is None:
+        return None
+    left = iter(actors)
+    voters = [
+        Engines(
+            engines=tuple(RemoteCritic(*actor) for actor in islice(left, voter.workers))
+            if voter.kind == "vllm"
+            else http_critics(voter),
+            max_sequences=voter.max_sequences,
+        )
+        for voter in config.critic.voters
+    ]
+    return Critics(voters[0].engines, critic_settings(config), others=voters[1:])
+
+
+def http_critics(voter: Voter) -> tuple[HttpCritic, ...]:
+    from capo_ray.engines.critic_http import HttpCritic, HttpSettings, server_name
+
+    return tuple(
+        HttpCritic(
+            HttpSettings(endpoint=endpoint, model=voter.served_model or "", api_key_env=voter.api_key_env),
+            name=f"{voter.served_model} at {server_name(endpoint)}",
+        )
+        for endpoint in voter.endpoints
+    )
+
+
 def make_aggregator(config: Config, critics: Sequence[tuple[str, Any]], samples: Path, *, shard: int, put: Any) -> Any:
     from capo_ray.cluster.aggregator import Aggregator, AggregatorParts
-    from capo_ray.cluster.critic_pool import RemoteCritic
     from capo_ray.credit.group import Scheme
+    from capo_ray.credit.reward import Outcome
     from capo_ray.credit.steps import delimiter
-    from capo_ray.critics import Critics
+    from capo_ray.ledger import Ledger
     from capo_ray.tasks.registry import task_of
 
-    from capo_ray.ledger import Ledger
     task = task_of(config)
     reward = config.reward
-    judge = (
-        Critics([RemoteCritic(name, actor) for name, actor in critics], critic_settings(config)) if critics else None
-    )
     parts = AggregatorParts(
         scheme=Scheme(
             vote=reward.vote,
             outcome_weight=reward.outcome_weight,
             process_weight=reward.process_weight,
+            error_set=reward.error_set,
+            returns=reward.returns,
+            outcome=Outcome(
+                source=reward.outcome,
+                format_weight=reward.format_weight,
+                format_pattern=re.compile(reward.format_pattern),
+                overlong_tokens=reward.overlong_tokens,
+                overlong_weight=reward.overlong_weight,
+                max_response_tokens=config.rollout.max_response_tokens,
+            ),
             advantage=config.algorithm.advantage,
+            mask_cut_off=config.algorithm.mask_cut_off,
             min_valid_critiques=reward.min_valid_critiques,
             unjudged=reward.unjudged,
         ),
         between=delimiter(reward.segmenter, reward.segmenter_pattern),
         verify=task.verify,
-        critics=judge,
+        critics=make_critics(config, critics),
         reference=config.critic.reference if config.critic else "none",
         find_truth=task.find_truth,
         close_verifier=task.close,
         samples=samples,
     )
     ledger = None
-    if config.critic is not None and judge is not None and config.tracking.ledger:
+    if config.critic is not None and config.tracking.ledger:
         sampling = critic_settings(config).sampling
         ledger = Ledger(samples.parent, shard=shard, scheme=parts.scheme, sampling=sampling)
     return Aggregator(parts, shard=shard, put=put, ledger=ledger)
@@ -162,7 +211,11 @@ def critic_settings(config: Config) -> Any:
         top_p=critic.top_p,
         max_sequences=critic.max_sequences,
         deadline_s=critic.deadline_s,
+        deadline_floor_s=critic.deadline_floor_s,
         attempts=critic.attempts,
+        outage_s=critic.outage_s,
+        on_outage=critic.on_outage,
+        outage_limit_s=critic.outage_limit_s,
         max_failed_share=critic.max_failed_share,
         failure_window=critic.failure_window,
     )
@@ -187,17 +240,17 @@ def rollout_settings(config: Config, policy: ModelFiles) -> dict[str, Any]:
     }
 
 
-def critic_engine_settings(config: Config, critic: ModelFiles) -> dict[str, Any]:
-    assert config.critic is not None
+def critic_engine_settings(config: Config, voter: Voter, critic: ModelFiles) -> dict[str, Any]:
+    assert voter.model is not None
     return {
         "model": str(critic.folder),
         "tokenizer": str(critic.tokenizer),
-        "dtype": config.critic.model.dtype,
-        "window": config.critic.window,
-        "tensor_parallel": config.critic.tensor_parallel,
-        "max_sequences": config.critic.max_sequences,
-        "gpu_memory_share": config.critic.gpu_memory_share,
-        "eager": config.critic.eager,
+        "dtype": voter.model.dtype,
+        "window": voter.window,
+        "tensor_parallel": voter.tensor_parallel,
+        "max_sequences": voter.max_sequences,
+        "gpu_memory_share": voter.gpu_memory_share,
+        "eager": voter.eager,
         "device": config.cluster.device,
     }
 
@@ -209,24 +262,28 @@ async def running_crew(config: Config, found: Prepared, run_dir: Path, tracker: 
     from capo_ray.cluster.crew import CrewParts, CrewSettings, RayCrew
     from capo_ray.cluster.placement import Hire
     from capo_ray.cluster.trainer_group import TrainerGroup
+    from capo_ray.credit.advantage import ALGORITHMS
 
     async with Hire(config) as hire:
         workers = hire.rollouts([
             partial(make_rollout, rollout_settings(config, found.policy), f"rollout-{n}")
             for n in range(config.rollout.workers)
         ])  # fmt: skip
-        critics: list[Any] = []
-        if config.critic is not None and found.critic is not None:
-            critics = hire.critics([
-                partial(make_critic, critic_engine_settings(config, found.critic), f"critic-{n}")
-                for n in range(config.critic.workers)
-            ])  # fmt: skip
+        here = [
+            critic_engine_settings(config, voter, files)
+            for (_, voter), files in zip(critics_here(config), found.critics, strict=True)
+            for _ in range(voter.workers)
+        ]
+        critics = hire.critics([
+            partial(make_critic, settings, f"critic-{n}") for n, settings in enumerate(here)
+        ])  # fmt: skip
         trainers = TrainerGroup(
             hire.trainers(partial(make_trainer, config, str(found.policy.folder)), partial(make_sender, config)),
             tokens_per_micro_batch=config.trainer.tokens_per_micro_batch,
             responses_per_update=config.trainer.responses_per_update,
             aggregation=config.algorithm.aggregation,
             max_response_tokens=config.rollout.max_response_tokens,
+            over_batch=ALGORITHMS[config.algorithm.advantage].over_batch,
         )
         named = [(f"critic-{n}", critic) for n, critic in enumerate(critics)]
         aggregators = hire.aggregators(partial(make_aggregator, config, named, run_dir / "samples"))
@@ -248,6 +305,7 @@ async def running_crew(config: Config, found: Prepared, run_dir: Path, tracker: 
             responses_per_prompt=config.responses_per_prompt,
             sampling=sampling_of(config),
             max_dropped_share=config.max_dropped_share,
+            refills=config.algorithm.refills,
             samples_per_step=config.tracking.samples_per_step,
         )
         yield RayCrew(parts, settings)

@@ -11,10 +11,17 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Vote = Literal["intersection", "majority", "strict_majority", "union", "average", "greedy"]
+ErrorSet = Literal["all", "from_first", "first"]
+Returns = Literal["none", "suffix_sum", "suffix_min"]
+OutcomeSource = Literal["verifier", "critic"]
+Advantage = Literal["capo", "capo_mean", "capo_channels", "capo_batch", "grpo", "dr_grpo", "rloo", "reinforce_pp"]
+PAYS_FOR_STEPS = ("capo", "capo_mean", "capo_channels", "capo_batch")
+"""Advantages that see step penalties."""
 
 
 class ConfigError(ValueError):
@@ -89,28 +96,108 @@ class Rollout(Block):
     eager: bool = Field(False, description="no CUDA graphs and no compilation")
 
 
-class Critic(Block):
+class Voter(Block):
+    """A critic: the frozen model that judges, and what runs it. Either vLLM engines of this run or servers."""
+
+    kind: Literal["vllm", "http"] = Field(
+        "vllm", description="`vllm`: engines that this run starts; `http`: servers that speak OpenAI's chat completions"
+    )
+    model: Model | None = Field(None, description="the frozen model that judges (vllm only)")
+    workers: int = Field(1, ge=1, description="engines that judge (vllm only)")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs per worker (vllm only)")
+    endpoints: tuple[str, ...] = Field(
+        (), description="base addresses of the servers, such as http://host:8000/v1 (http only)"
+    )
+    served_model: str | None = Field(None, description="name that the servers have for the model (http only)")
+    api_key_env: str | None = Field(
+        "OPENAI_API_KEY", description="environment variable of the key; null, or unset: no key is sent (http only)"
+    )
+    max_sequences: int = Field(256, gt=0, description="sequences in flight per worker or server")
+    window: int | None = Field(None, gt=0, description="context window in tokens; null: the model's own")
+    gpu_memory_share: float = Field(0.9, gt=0, le=1, description="share of a GPU that an engine may take (vllm only)")
+    kv_cache_gib: int = Field(1, gt=0, description="KV cache of a worker on CPU, GiB (vllm only)")
+    eager: bool = Field(False, description="no CUDA graphs and no compilation (vllm only)")
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        (_check_http if self.kind == "http" else _check_vllm)(self)
+        return self
+
+    @property
+    def known_window(self) -> int | None:
+        """Tokens of the context window, where the configuration says so."""
+        return self.window or (self.model.shape.window if self.model and self.model.shape else None)
+
+
+def _check_vllm(voter: Voter) -> None:
+    if voter.model is None:
+        raise ValueError("`model` must be set when `kind` is vllm; pass model.path=FOLDER_OR_ID, or kind: http")
+    if voter.endpoints or voter.served_model:
+        raise ValueError("`endpoints` and `served_model` are for kind http, and `kind` is vllm; start from critic=http")
+
+
+def _check_http(voter: Voter) -> None:
+    if voter.model is not None or (voter.workers, voter.tensor_parallel) != (1, 1):
+        raise ValueError(
+            "`model`, `workers` and `tensor_parallel` are for kind vllm, and `kind` is http, whose servers run the "
+            "model; leave them out, or start from critic=http"
+        )
+    if not voter.endpoints or not voter.served_model:
+        raise ValueError(
+            "`endpoints` and `served_model` must be set when `kind` is http; pass "
+            "critic.endpoints=[http://HOST:8000/v1] critic.served_model=NAME"
+        )
+    for endpoint in voter.endpoints:
+        address = urlsplit(endpoint)
+        if address.scheme not in ("http", "https") or not address.hostname or address.query or address.fragment:
+            raise ValueError(f"`endpoints` must be base addresses such as http://host:8000/v1, got {endpoint!r}")
+        if address.username is not None:
+            raise ValueError(
+                f"`endpoints` must hold no credentials ({address.hostname} has some): the key goes into the "
+                "environment, see `api_key_env`"
+            )
+    if len(set(voter.endpoints)) < len(voter.endpoints):
+        raise ValueError(f"`endpoints` names a server twice: {list(voter.endpoints)}")
+
+
+class Critic(Voter):
     """The critic pool: frozen models that write critiques (CAPO.md section 3)."""
 
-    kind: Literal["vllm"] = "vllm"
-    model: Model
-    workers: int = Field(1, ge=1)
-    tensor_parallel: int = Field(1, ge=1, description="GPUs per worker")
+    others: tuple[Voter, ...] = Field(
+        (), description="more critics, which vote beside this one: of m critics critique i is written by number i mod m"
+    )
     critiques: int = Field(4, ge=1, description="k: critiques per response")
     template: Literal["paper", "brief"] = "paper"
     reference: Literal["solution", "answer", "none"] = "solution"
     max_critique_tokens: int = Field(2048, gt=0)
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(0.9, gt=0, le=1)
-    max_sequences: int = Field(256, gt=0, description="sequences in flight per worker")
-    window: int | None = Field(None, gt=0, description="context window in tokens; null: the model's own")
-    gpu_memory_share: float = Field(0.9, gt=0, le=1)
-    kv_cache_gib: int = Field(1, gt=0, description="KV cache of a worker on CPU, GiB")
-    eager: bool = Field(False, description="no CUDA graphs and no compilation")
-    deadline_s: float = Field(600.0, gt=0, description="seconds that one request may take")
+    deadline_s: float = Field(
+        600.0, gt=0, description="most seconds that one try may take; less once the engine's speed has been measured"
+    )
+    deadline_floor_s: float = Field(30.0, gt=0, description="least seconds that one try is given, however fast it was")
     attempts: int = Field(3, ge=1, description="engines that one request is tried on before it fails")
+    outage_s: float = Field(60.0, gt=0, description="seconds that every engine may be down before `on_outage` acts")
+    on_outage: Literal["wait", "outcome_only"] = "wait"
+    outage_limit_s: float = Field(
+        3600.0, gt=0, description="seconds after which an outage that is waited for stops the run"
+    )
     max_failed_share: float = Field(0.5, gt=0, le=1, description="failed critiques above this share stop the run")
     failure_window: int = Field(256, ge=1, description="critiques over which the failed share is taken")
+
+    @model_validator(mode="after")
+    def _check_others(self) -> Self:
+        if len(self.voters) > self.critiques:
+            raise ValueError(
+                f"`others` makes {len(self.voters)} critics and `critiques` is {self.critiques}: some would never be "
+                "asked; raise `critiques` or name fewer"
+            )
+        return self
+
+    @property
+    def voters(self) -> tuple[Voter, ...]:
+        """This critic and the others."""
+        return (self, *self.others)
 
 
 class Reward(Block):
@@ -119,6 +206,17 @@ class Reward(Block):
     vote: Vote = "intersection"
     outcome_weight: float = Field(2.0, ge=0, description="C")
     process_weight: float = Field(1.0, ge=0, description="P")
+    error_set: ErrorSet = "all"
+    returns: Returns = "none"
+    outcome: OutcomeSource = Field(
+        "verifier", description="`critic`: GenORM, the share of critiques that say Yes in place of the verifier"
+    )
+    format_weight: float = Field(0.0, ge=0, description="reward of a response in which `format_pattern` is found")
+    format_pattern: str = Field(r"\boxed\{", description="regular expression")
+    overlong_tokens: int = Field(
+        0, ge=0, description="tokens before the limit on which a response is punished for its length; 0: off"
+    )
+    overlong_weight: float = Field(1.0, ge=0, description="punishment of a response of full length")
     min_valid_critiques: int = Field(1, ge=1)
     unjudged: Literal["drop", "outcome_only"] = "drop"
     segmenter: Literal["blank_line", "line", "regex"] = "blank_line"
@@ -144,12 +242,29 @@ class Reward(Block):
 class Algorithm(Block):
     """From token rewards to a gradient (CAPO.md sections 6 and 7)."""
 
-    advantage: Literal["capo", "grpo", "dr_grpo", "rloo"] = "capo"
-    clip_low: float = Field(0.2, gt=0, lt=1)
+    advantage: Advantage = "capo"
+    surrogate: Literal["clip", "cispo", "gspo", "gspo_token"] = "clip"
+    clip_low: float = Field(0.2, gt=0, le=1)
     clip_high: float = Field(0.2, gt=0)
+    clip_dual: float | None = Field(
+        None, gt=1, description="where the advantage is negative no token loses more than this times it; null: no bound"
+    )
     aggregation: Literal["response_mean", "token_mean", "constant"] = "response_mean"
     kl_weight: float = Field(0.01, ge=0, description="beta; 0 loads no reference model")
-    kl_estimator: Literal["k2", "k3", "abs"] = "k3"
+    kl_estimator: Literal["k1", "k2", "k3", "abs"] = "k3"
+    kl_place: Literal["loss", "reward"] = Field(
+        "loss", description="`reward`: the KL of a token lowers its advantage, before the first pass"
+    )
+    entropy_weight: float = Field(0.0, ge=0, description="weight of an entropy bonus; 0: none")
+    refills: int = Field(
+        0,
+        ge=0,
+        description="dynamic sampling: how often the groups of a batch in which no token has an advantage are replaced "
+        "by groups of other problems",
+    )
+    mask_cut_off: bool = Field(
+        False, description="responses that were cut off are compared with the others and not trained on"
+    )
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     importance_cap: float | None = Field(
         None, gt=0, description="truncated importance correction: weight min(pi_trainer / pi_sampler, cap) per token"
@@ -201,6 +316,9 @@ class Tracking(Block):
     wandb_project: str = "capo_ray"
     tensorboard: bool = True
     samples_per_step: int = Field(32, ge=0, description="responses per step written to samples/STEP-SHARD.jsonl")
+    ledger: bool = Field(
+        True, description="write every critique to `critiques/` and every judged response to `responses/`"
+    )
 
 
 class Config(Block):
@@ -232,13 +350,10 @@ class Config(Block):
     trainer: Trainer
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
-    ledger: bool = Field(
-        True, description="write every critique to `critiques/` and every judged response to `responses/`"
-    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for check in (_check_logprobs, _check_batch, _check_credit, _check_windows, _check_cluster):
+        for check in (_check_logprobs, _check_objective, _check_batch, _check_credit, _check_windows, _check_cluster):
             check(self)
         return self
 
@@ -261,6 +376,22 @@ def _check_logprobs(config: Config) -> None:
         raise ValueError("`rollout.temperature` must be > 0 for training: a group of equal responses teaches nothing")
 
 
+def _check_objective(config: Config) -> None:
+    algorithm = config.algorithm
+    if algorithm.surrogate == "gspo" and algorithm.advantage in PAYS_FOR_STEPS:
+        raise ValueError(
+            f"`algorithm.surrogate` gspo gives a response one ratio and one advantage, and advantage "
+            f"{algorithm.advantage} has one per token; use gspo_token"
+        )
+    if algorithm.kl_estimator == "k1" and algorithm.kl_place == "loss" and algorithm.kl_weight:
+        raise ValueError(
+            "`algorithm.kl_estimator` k1 has a gradient of 0 on average, so it does nothing in the loss; set "
+            "algorithm.kl_place=reward, or use k2 or k3"
+        )
+    if algorithm.clip_dual is not None and algorithm.surrogate == "cispo":
+        raise ValueError("`algorithm.clip_dual` has no meaning with surrogate cispo, which clips no token's loss")
+
+
 def _check_batch(config: Config) -> None:
     responses = config.prompts_per_step * config.responses_per_prompt
     per_update = config.trainer.responses_per_update
@@ -278,12 +409,30 @@ def _check_batch(config: Config) -> None:
 
 
 def _check_credit(config: Config) -> None:
+    advantage, reward = config.algorithm.advantage, config.reward
+    pays = advantage in PAYS_FOR_STEPS
+    if config.critic is None and pays:
+        raise ValueError(
+            f"`algorithm.advantage` {advantage} needs a `critic`: without critiques it has no process rewards; "
+            "set `critic`, or use advantage grpo"
+        )
+    if config.critic is None and reward.outcome == "critic":
+        raise ValueError("`reward.outcome` critic needs a `critic`: it is the critic's Yes or No that is paid")
+    if reward.outcome == "critic" and reward.unjudged == "outcome_only":
+        raise ValueError(
+            "`reward.unjudged` outcome_only has nothing to fall back on where `reward.outcome` is critic; use drop"
+        )
+    if not pays and (reward.error_set, reward.returns) != ("all", "none"):
+        raise ValueError(
+            f"`reward.error_set` {reward.error_set} and `reward.returns` {reward.returns} shape step penalties, and "
+            f"`algorithm.advantage` {advantage} has none; use one of {', '.join(PAYS_FOR_STEPS)}"
+        )
+    if reward.overlong_tokens > config.rollout.max_response_tokens:
+        raise ValueError(
+            f"`reward.overlong_tokens` {reward.overlong_tokens} must be at most rollout.max_response_tokens "
+            f"{config.rollout.max_response_tokens}"
+        )
     if config.critic is None:
-        if config.algorithm.advantage == "capo":
-            raise ValueError(
-                "`algorithm.advantage` capo needs a `critic`: without critiques it has no process rewards; "
-                "set `critic`, or use advantage grpo"
-            )
         return
     if config.reward.vote == "greedy" and (config.critic.critiques != 1 or config.critic.temperature != 0):
         raise ValueError(
@@ -307,13 +456,19 @@ def _check_windows(config: Config) -> None:
         )
     if config.critic is None:
         return
-    window = config.critic.window or (config.critic.model.shape and config.critic.model.shape.window)
     needed = longest + config.critic.max_critique_tokens
-    if window and needed > window:
-        raise ValueError(
-            f"the critic's window of {window} tokens cannot hold a question and a response ({longest}) and "
-            f"critic.max_critique_tokens {config.critic.max_critique_tokens}; lower one or set a larger critic.window"
-        )
+    for n, voter in enumerate(config.critic.voters):
+        if voter.known_window and needed > voter.known_window:
+            raise ValueError(
+                f"the critic's window of {voter.known_window} tokens cannot hold a question and a response ({longest}) "
+                f"and critic.max_critique_tokens {config.critic.max_critique_tokens}; lower one or set a larger "
+                f"{voter_field(n)}.window"
+            )
+
+
+def voter_field(number: int) -> str:
+    """Where critic `number` stands in the configuration."""
+    return f"critic.others[{number - 1}]" if number else "critic"
 
 
 def _check_cluster(config: Config) -> None:

@@ -34,27 +34,28 @@ MEANINGS: dict[str, str] = {
     "Rollout.temperature": "of sampling; the trainer scales its logits by it too",
     "Rollout.top_p": "nucleus of sampling; 1: off",
     "Rollout.gpu_memory_share": "share of a GPU that an engine may take",
-    "Critic.kind": "engine of the critics",
-    "Critic.model": "the frozen model that judges",
-    "Critic.workers": "vLLM engines that judge",
     "Critic.template": "`paper`: the full instructions; `brief`: what the tiny critic was taught",
     "Critic.reference": "what the critic is shown of the right solution; where the data lacks it, the next best",
     "Critic.max_critique_tokens": "tokens after which a critique is cut off",
+    "Critic.on_outage": "`wait`: training waits for a critic to come back; `outcome_only`: it goes on, and a group "
+    "with responses that nobody could judge gets outcome rewards alone",
     "Critic.temperature": "of sampling; 0: greedy",
     "Critic.top_p": "nucleus of sampling; 1: off",
-    "Critic.gpu_memory_share": "share of a GPU that an engine may take",
     "Reward.vote": "when a step counts as wrong; the table is in algorithm.md, section 4",
     "Reward.min_valid_critiques": "a response with fewer is unjudged",
     "Reward.unjudged": "`drop`: an unjudged response leaves its group; `outcome_only`: its whole group gets outcome "
     "rewards alone",
     "Reward.segmenter": "what stands between two steps: a blank line, a line break, or `segmenter_pattern`",
-    "Algorithm.advantage": "how rewards of a group become advantages; all but `capo` ignore the critiques",
+    "Reward.error_set": "which of the steps found wrong pay: all, all from the first on, or the first alone",
+    "Reward.returns": "what a step's penalty becomes: itself, the sum of it and those after it, or the largest of them",
+    "Algorithm.advantage": "how rewards become advantages; only those called `capo...` see step penalties; the table "
+    "is in algorithm.md, section 6",
+    "Algorithm.surrogate": "what is made of ratio and advantage; the table is in algorithm.md, section 7",
     "Algorithm.clip_low": "the ratio is clipped at 1 - this",
     "Algorithm.clip_high": "the ratio is clipped at 1 + this",
     "Algorithm.aggregation": "mean over a response's tokens, then over responses; over all tokens; or over responses x "
     "`rollout.max_response_tokens`",
-    "Algorithm.kl_estimator": "of the KL loss to the reference; r = log reference - log policy: r^2/2, e^r - r - 1, "
-    "|r|",
+    "Algorithm.kl_estimator": "of the KL to the reference; r = log reference - log policy: -r, r^2/2, e^r - r - 1, |r|",
     "Algorithm.old_logprobs": "what the ratio is taken against",
     "Trainer.ranks": "DeepSpeed processes; on GPU each has one GPU",
     "Trainer.zero_stage": "what DeepSpeed shards over the ranks: nothing, optimizer, gradients too, weights too",
@@ -101,7 +102,9 @@ BLOCKS: dict[str, str] = {
     "Config": "The run",
     "Model": "`policy`, and `critic.model`",
     "Shape": "`policy.shape`, and `critic.model.shape`",
-    **{name.capitalize(): f"`{name}`" for name in ("data", "rollout", "critic", "reward")},
+    **{name.capitalize(): f"`{name}`" for name in ("data", "rollout", "critic")},
+    "Voter": "`critic.others`",
+    "Reward": "`reward`",
     **{name.capitalize(): f"`{name}`" for name in ("algorithm", "trainer", "cluster", "tracking")},
 }
 """Model -> title of its table."""
@@ -155,6 +158,8 @@ def _type(spec: dict[str, Any]) -> str:
         return " or ".join(_type(part) for part in spec["anyOf"])
     if "enum" in spec or "const" in spec:
         return " | ".join(f"`{choice}`" for choice in spec.get("enum", [spec.get("const")]))
+    if "items" in spec:
+        return f"list of {_type(spec['items'])}s"
     if "prefixItems" in spec:
         return f"[{', '.join(_type(part) for part in spec['prefixItems'])}]"
     ranges = [text.format(f"{spec[key]:g}") for key, text in RANGES.items() if key in spec]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from capo_ray.config import Config, Critic, Rollout, Shape
+from capo_ray.config import Config, Rollout, Shape, Voter
 
 GIB = 1 << 30
 ENGINE_GPU_GIB = 2.5
@@ -19,7 +19,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def engine_memory(
-    config: Config, engine: Rollout | Critic, shape: Shape | None, dtype: str, window: int, gpu_gib: float, role: str
+    config: Config, engine: Rollout | Voter, shape: Shape | None, dtype: str, window: int, gpu_gib: float, role: str
 ) -> tuple[dict[str, float], str, list[str]]:
     """(GiB by purpose, note, faults) of one GPU of an engine, or of one engine process on CPU."""
     on_cpu = config.cluster.device == "cpu"

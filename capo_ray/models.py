@@ -65,7 +65,7 @@ def find_model(model: Model, field: str, run_dir: Path, *, seed: int) -> ModelFi
 
 def _folder(model: Model, field: str, run_dir: Path, seed: int) -> Path:
     if model.path == "random":
-        return _random(model, field, run_dir / "models" / field.split(".")[0], seed)
+        return _random(model, field, run_dir / "models" / field.removesuffix(".model"), seed)
     if model.path.startswith("asset:"):
         folder = ASSETS / model.path.removeprefix("asset:")
         if not folder.is_dir():

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from capo_ray.config import Config, ConfigError, Shape, compose, conf_dir
+from capo_ray.config import Config, ConfigError, Shape, Voter, compose, conf_dir, voter_field
 from capo_ray.machine import Machine, shape_of, this_machine
 from capo_ray.memory import engine_memory, trainer_memory
 
@@ -107,13 +107,20 @@ def seats(config: Config) -> tuple[list[dict[str, float]], list[Seat]]:
 
     for _ in range(config.rollout.workers):
         seat("rollout", 0.5 if shared else config.rollout.tensor_parallel)
-    for _ in range(config.critic.workers if config.critic else 0):
-        seat("critic", config.critic.tensor_parallel if config.critic else 0)
+    for _, voter in critics_here(config):
+        for _ in range(voter.workers):
+            seat("critic", voter.tensor_parallel)
     for rank in range(config.trainer.ranks):
         seat("trainer", 0.5 if shared else 1, bundle=rank if shared else None)
     for _ in range(config.reward.aggregators):
         seat("aggregator", 0)
     return bundles, made
+
+
+def critics_here(config: Config) -> list[tuple[str, Voter]]:
+    """The critics that this run starts engines for, with their places in the configuration; servers are elsewhere."""
+    voters = config.critic.voters if config.critic else ()
+    return [(voter_field(n), voter) for n, voter in enumerate(voters) if voter.kind == "vllm"]
 
 
 def optimizer_steps_per_batch(config: Config) -> int:
@@ -143,24 +150,23 @@ def derived_numbers(config: Config) -> dict[str, int]:
 def plan_for(
     config: Config, shapes: Mapping[str, Shape | None] | None = None, *, gpu_gib: float = ASSUMED_GPU_GIB
 ) -> Plan:
-    """What `config` needs. `shapes`: "policy" and "critic" where the configuration names none."""
+    """What `config` needs. `shapes`: of "policy" and of each critic's place where the configuration names none."""
     bundles, made = seats(config)
     memory, notes, faults = _memory(config, shapes or {}, gpu_gib)
-    order: tuple[Role, ...] = ("rollout", "critic", "trainer", "aggregator")
     roles = []
-    for role in order:
-        mine = [seat.resources for seat in made if seat.role == role]
-        if mine:
-            roles.append(
-                RolePlan(
-                    role=role,
-                    processes=len(mine),
-                    cpus_each=mine[0]["CPU"],
-                    gpus_each=mine[0].get("GPU", 0),
-                    memory=memory.get(role, {}),
-                    note=notes.get(role, ""),
-                )
+    left = {role: [seat.resources for seat in made if seat.role == role] for role in get_args(Role)}
+    for role, place, processes in _processes(config):
+        mine, left[role] = left[role][:processes], left[role][processes:]
+        roles.append(
+            RolePlan(
+                role=role,
+                processes=processes,
+                cpus_each=mine[0]["CPU"],
+                gpus_each=mine[0].get("GPU", 0),
+                memory=memory.get(place, {}),
+                note=notes.get(place, ""),
             )
+        )
     everything = RAY_CPU_GIB + (config.cluster.object_store_gib or 0) + sum(r.processes * r.total_gib for r in roles)
     return Plan(
         name=config.name,
@@ -175,10 +181,20 @@ def plan_for(
     )
 
 
+def _processes(config: Config) -> list[tuple[Role, str, int]]:
+    """(role, place in the configuration, number of processes), in the order of `seats` within a role."""
+    return [
+        ("rollout", "rollout", config.rollout.workers),
+        *(("critic", place, voter.workers) for place, voter in critics_here(config)),
+        ("trainer", "trainer", config.trainer.ranks),
+        ("aggregator", "aggregator", config.reward.aggregators),
+    ]
+
+
 def _memory(
     config: Config, shapes: Mapping[str, Shape | None], gpu_gib: float
 ) -> tuple[dict[str, dict[str, float]], dict[str, str], list[str]]:
-    """Of each role: GiB by purpose and a note; and what cannot work."""
+    """Of each place in the configuration that has processes: GiB by purpose and a note; and what cannot work."""
     policy = config.policy.shape or shapes.get("policy")
     memory = {"trainer": trainer_memory(config, policy)}
     notes: dict[str, str] = {}
@@ -186,12 +202,12 @@ def _memory(
     memory["rollout"], notes["rollout"], faults = engine_memory(
         config, config.rollout, policy, config.policy.dtype, window, gpu_gib, "rollout"
     )
-    if config.critic is not None:
-        model = config.critic.model
-        critic = model.shape or shapes.get("critic")
-        window = config.critic.window or (critic.window if critic else 0)
-        memory["critic"], notes["critic"], more = engine_memory(
-            config, config.critic, critic, model.dtype, window, gpu_gib, "critic"
+    for place, voter in critics_here(config):
+        assert voter.model is not None
+        critic = voter.model.shape or shapes.get(place)
+        window = voter.window or (critic.window if critic else 0)
+        memory[place], notes[place], more = engine_memory(
+            config, voter, critic, voter.model.dtype, window, gpu_gib, place
         )
         faults += more
     if config.cluster.device == "gpu":
@@ -252,8 +268,7 @@ def _parts(memory: Mapping[str, float]) -> str:
 
 def _plan_here(config: Config, machine: Machine) -> Plan:
     shapes = {"policy": shape_of(config.policy)}
-    if config.critic is not None:
-        shapes["critic"] = shape_of(config.critic.model)
+    shapes |= {place: shape_of(voter.model) for place, voter in critics_here(config) if voter.model}
     return plan_for(config, shapes, gpu_gib=machine.gpu_gib or ASSUMED_GPU_GIB)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 
 from capo_ray.credit.group import GroupScore
 from capo_ray.types import FAILED_OUTCOMES, Metrics, Scored
@@ -60,12 +61,18 @@ def count_group(score: GroupScore, truths: Sequence[Truth | None]) -> Metrics:
     total: Counter[str] = Counter()
     for scored, truth in zip(score.members, truths, strict=True):
         total.update(count_response(scored, truth))
-    kept = sum(row is not None for row in score.advantages)
+    rows = [row for row in score.advantages if row is not None]
+    kept = len(rows)
     total.update(
         groups=1, groups_with_credit=score.has_credit and kept >= 2, groups_dropped=kept < 2, trained_responses=kept,
         unjudged=score.num_unjudged,
     )  # fmt: skip
-    return {name: float(value) for name, value in total.items()}
+    spread = {
+        "trained_tokens": float(sum(map(len, rows))),
+        "advantage": fsum(value for row in rows for value in row),
+        "advantage_squared": fsum(value * value for row in rows for value in row),
+    }
+    return {name: float(value) for name, value in total.items()} | spread
 
 
 def count_response(scored: Scored, truth: Truth | None) -> Metrics:

@@ -220,6 +220,8 @@ class Batch:
 
     step: int
     groups: tuple[GroupSummary, ...]
+    spare: tuple[GroupSummary, ...] = ()
+    """Groups that were sampled too and are not trained on, since no token of theirs has an advantage."""
     seconds: float
     """From the first request to the last verdict."""
 

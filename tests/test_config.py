@@ -10,6 +10,7 @@ from capo_ray.config import Config, ConfigError, compose, conf_dir, validate
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 TINY = "+experiment=tiny_cpu"
+HTTP = "critic=http critic.endpoints=[http://h:1/v1] critic.served_model=m"
 PAPER = {
     "llama1b": (1_235_814_400, 5e-8),
     "llama3b": (3_212_749_824, 2e-8),
@@ -135,6 +136,37 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "rollout.max_response_tokens = 128",
         ),
         (
+            "algorithm.surrogate=gspo",
+            "`algorithm.surrogate` gspo gives a response one ratio and one advantage, and advantage capo has one per "
+            "token; use gspo_token",
+        ),
+        (
+            "algorithm.kl_estimator=k1 algorithm.kl_weight=0.1",
+            "`algorithm.kl_estimator` k1 has a gradient of 0 on average, so it does nothing in the loss; set "
+            "algorithm.kl_place=reward, or use k2 or k3",
+        ),
+        (
+            "algorithm.surrogate=cispo algorithm.clip_dual=2",
+            "`algorithm.clip_dual` has no meaning with surrogate cispo, which clips no token's loss",
+        ),
+        (
+            "algorithm.advantage=grpo reward.error_set=first",
+            "`reward.error_set` first and `reward.returns` none shape step penalties, and `algorithm.advantage` grpo "
+            "has none; use one of capo, capo_mean, capo_channels, capo_batch",
+        ),
+        (
+            "algorithm.advantage=grpo reward.outcome=critic critic=null",
+            "`reward.outcome` critic needs a `critic`: it is the critic's Yes or No that is paid",
+        ),
+        (
+            "reward.outcome=critic reward.unjudged=outcome_only",
+            "`reward.unjudged` outcome_only has nothing to fall back on where `reward.outcome` is critic; use drop",
+        ),
+        (
+            "reward.overlong_tokens=65",
+            "`reward.overlong_tokens` 65 must be at most rollout.max_response_tokens 64",
+        ),
+        (
             "critic=null",
             "`algorithm.advantage` capo needs a `critic`: without critiques it has no process rewards; set `critic`, "
             "or use advantage grpo",
@@ -142,6 +174,57 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         (
             "reward.vote=greedy",
             "`reward.vote` greedy needs critic.critiques 1 and critic.temperature 0, got 4 and 0.7",
+        ),
+        (
+            "critic=http",
+            "critic: `endpoints` and `served_model` must be set when `kind` is http; pass "
+            "critic.endpoints=[http://HOST:8000/v1] critic.served_model=NAME",
+        ),
+        (
+            "critic.kind=http critic.endpoints=[http://h:1/v1] critic.served_model=m",
+            "critic: `model`, `workers` and `tensor_parallel` are for kind vllm, and `kind` is http, whose servers run "
+            "the model; leave them out, or start from critic=http",
+        ),
+        (
+            f"{HTTP} critic.workers=2",
+            "critic: `model`, `workers` and `tensor_parallel` are for kind vllm, and `kind` is http, whose servers run "
+            "the model; leave them out, or start from critic=http",
+        ),
+        (
+            "critic.endpoints=[http://h:1/v1]",
+            "critic: `endpoints` and `served_model` are for kind http, and `kind` is vllm; start from critic=http",
+        ),
+        (
+            f"{HTTP} critic.kind=vllm critic.endpoints=[] critic.served_model=null",
+            "critic: `model` must be set when `kind` is vllm; pass model.path=FOLDER_OR_ID, or kind: http",
+        ),
+        (
+            f"{HTTP} critic.endpoints=[h:8000/v1]",
+            "critic: `endpoints` must be base addresses such as http://host:8000/v1, got 'h:8000/v1'",
+        ),
+        (
+            f"{HTTP} critic.endpoints=['http://me:secret@h/v1']",
+            "critic: `endpoints` must hold no credentials (h has some): the key goes into the environment, see "
+            "`api_key_env`",
+        ),
+        (
+            f"{HTTP} critic.endpoints=[http://h/v1,http://h/v1]",
+            "critic: `endpoints` names a server twice: ['http://h/v1', 'http://h/v1']",
+        ),
+        (
+            "critic.critiques=1 critic.others=[{kind:http,endpoints:[http://h/v1],served_model:m}]",
+            "critic: `others` makes 2 critics and `critiques` is 1: some would never be asked; raise `critiques` or "
+            "name fewer",
+        ),
+        (
+            "critic.others=[{kind:http}]",
+            "critic.others.0: `endpoints` and `served_model` must be set when `kind` is http; pass "
+            "critic.endpoints=[http://HOST:8000/v1] critic.served_model=NAME",
+        ),
+        (
+            "critic.others=[{kind:http,endpoints:[http://h/v1],served_model:m,window:100}]",
+            "the critic's window of 100 tokens cannot hold a question and a response (128) and "
+            "critic.max_critique_tokens 64; lower one or set a larger critic.others[0].window",
         ),
         (
             "reward.min_valid_critiques=5",

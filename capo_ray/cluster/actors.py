@@ -101,13 +101,21 @@ class TrainerActor:
         self._engine.connect(self._make_sender(handles, engine=self._engine, rank=self._rank))
 
     def update(
-        self, layout: Sequence[Sequence[Sequence[tuple[int, int]]]], denominators: Sequence[float], *groups: Any
+        self,
+        scale: tuple[float, float],
+        layout: Sequence[Sequence[Sequence[tuple[int, int]]]],
+        denominators: Sequence[float],
+        *groups: Any,
     ) -> Update:
-        """`layout` says [optimizer step][micro-batch] which (group, member) of `groups` this rank trains on."""
+        """`layout` says [optimizer step][micro-batch] which (group, member) of `groups` this rank trains on; `scale` is
+        (centre, spread) of the advantages."""
         chosen: list[list[list[TrainSequence]]] = [
             [[groups[group][member] for group, member in micro_batch] for micro_batch in step] for step in layout
         ]
-        return self._engine.update(UpdateBatch(micro_batches=chosen, denominators=denominators))
+        centre, spread = scale
+        return self._engine.update(
+            UpdateBatch(micro_batches=chosen, denominators=denominators, centre=centre, spread=spread)
+        )
 
     def publish_weights(self, version: int) -> str:
         return self._engine.publish_weights(version)

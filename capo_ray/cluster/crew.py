@@ -37,6 +37,8 @@ class CrewSettings:
     responses_per_prompt: int
     sampling: Sampling
     max_dropped_share: float
+    refills: int
+    """How often groups in which no token has an advantage are replaced by others."""
     samples_per_step: int
 
 
@@ -50,8 +52,8 @@ class CrewParts:
     trainers: TrainerGroup
     tracker: Tracker
     checkpoints: Checkpoints
-    prompts_for: Callable[[int], Sequence[Prompt]]
-    """Step -> the prompts of its batch; a pure function."""
+    prompts_for: Callable[[int, int], Sequence[Prompt]]
+    """(step, attempt) -> the prompts of its batch; a pure function."""
     held_out: Sequence[Prompt]
     export_to: Path
     """Folder of the trained policy."""
@@ -82,14 +84,27 @@ class RayCrew:
 
     async def collect(self, step: int) -> Batch:
         start = monotonic()
-        prompts = self._parts.prompts_for(step)
-        samples = _spread(self._settings.samples_per_step, len(prompts))
+        groups = await self._groups(self._parts.prompts_for(step, 0), step, self._settings.samples_per_step)
+        spare: list[GroupSummary] = []
+        for attempt in range(1, self._settings.refills + 1):
+            silent = [place for place, group in enumerate(groups) if not group.has_credit]
+            if not silent:
+                break
+            fresh = await self._groups(self._parts.prompts_for(step, attempt)[: len(silent)], step, 0)
+            for place, group in zip(silent, fresh, strict=True):
+                if group.has_credit:
+                    groups[place], group = group, groups[place]
+                spare.append(group)
+        return Batch(step=step, groups=tuple(groups), spare=tuple(spare), seconds=monotonic() - start)
+
+    async def _groups(self, prompts: Sequence[Prompt], step: int, num_samples: int) -> list[GroupSummary]:
+        samples = _spread(num_samples, len(prompts))
         async with asyncio.TaskGroup() as tasks:
             groups = [
                 tasks.create_task(self._group(prompt, step, kept))
                 for prompt, kept in zip(prompts, samples, strict=True)
             ]
-        return Batch(step=step, groups=tuple(group.result() for group in groups), seconds=monotonic() - start)
+        return [group.result() for group in groups]
 
     async def _group(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
         shard, seed = self._shard(prompt), self._settings.seed
@@ -154,13 +169,15 @@ class RayCrew:
         await self._rollouts.generate(prompt, self._settings.sampling, seeds, check)
 
     async def record(self, batch: Batch, update: Update, seconds: Metrics) -> None:
-        tally = add(group.tally for group in batch.groups)
+        tally = add(group.tally for group in (*batch.groups, *batch.spare))
         for shard in self._parts.aggregators:
             await shard.write_samples.remote(batch.step)
         metrics = rates(tally) | {f"trainer/{name}": value for name, value in update.metrics.items()}
         metrics |= await self._speeds() | self._trainer_speed(batch, seconds)
         metrics |= {f"seconds/{name}": value for name, value in (seconds | {"collect": batch.seconds}).items()}
         metrics["staleness"] = float(batch.step - batch.oldest_version)
+        if self._settings.refills:
+            metrics["group/refilled"] = float(len(batch.spare))
         self._parts.tracker.step(batch.step, metrics)
 
     async def _speeds(self) -> Metrics:

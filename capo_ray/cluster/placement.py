@@ -21,7 +21,7 @@ from capo_ray.cluster.actors import AggregatorActor, CriticActor, RolloutActor, 
 from capo_ray.cluster.faults import cause_of
 from capo_ray.cluster.patience import with_patience
 from capo_ray.config import Config
-from capo_ray.plan import Role, seats, shortages
+from capo_ray.plan import Role, critics_here, seats, shortages
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ def environment(config: Config, role: Role) -> dict[str, str]:
     if config.cluster.device == "gpu":
         return {}
     variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    kv_cache = {"rollout": config.rollout.kv_cache_gib, "critic": config.critic.kv_cache_gib if config.critic else 1}
+    most = max((voter.kv_cache_gib for _, voter in critics_here(config)), default=1)
+    kv_cache = {"rollout": config.rollout.kv_cache_gib, "critic": most}
     if role in kv_cache:
         variables |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache[role]), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     return variables

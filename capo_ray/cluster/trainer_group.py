@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 
 from capo_ray.cluster.faults import cause_of, is_loss
 from capo_ray.cluster.patience import with_patience
-from capo_ray.learn.batch import Aggregation, Plan, denominators, plan
+from capo_ray.learn.batch import Aggregation, Plan, centre_and_spread, denominators, plan
 from capo_ray.types import Batch, GroupSummary, Update
 
 Place = tuple[int, int]
@@ -33,12 +33,15 @@ class TrainerGroup:
         responses_per_update: int | None,
         aggregation: Aggregation,
         max_response_tokens: int,
+        over_batch: bool = False,
     ) -> None:
+        """`over_batch`: whether advantages are standardised over the whole batch before they are trained on."""
         self._actors = list(actors)
         self._tokens_per_micro_batch = tokens_per_micro_batch
         self._responses_per_update = responses_per_update
         self._aggregation: Aggregation = aggregation
         self._max_response_tokens = max_response_tokens
+        self._over_batch = over_batch
 
     async def start(self) -> None:
         try:
@@ -62,8 +65,9 @@ class TrainerGroup:
             responses_per_update=self._responses_per_update,
         )
         divisors = denominators(loss_lengths, made, self._aggregation, max_response_tokens=self._max_response_tokens)
+        scale = centre_and_spread(group.tally for group in groups) if self._over_batch else (0.0, 1.0)
         calls = [
-            actor.update.remote(*_share(made, rank, places, divisors, groups))
+            actor.update.remote(scale, *_share(made, rank, places, divisors, groups))
             for rank, actor in enumerate(self._actors)
         ]
         updates: list[Update] = await _together(calls)

@@ -1,7 +1,9 @@
 """From the rewards of one prompt's responses to token advantages (CAPO.md section 6).
 
 An algorithm is a normaliser and whether step penalties enter the token rewards that it sees. A group without any
-difference has advantage 0, exactly. Sums are correctly rounded, so the order of a group changes nothing.
+difference has advantage 0, exactly. Sums are correctly rounded, so the order of a group changes nothing. An algorithm
+that normalises over the whole batch leaves that to whoever sees the batch (see `learn.batch`); here its rewards stay as
+they are.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from itertools import chain
 from math import fsum, sqrt
 from typing import Literal
 
-Advantage = Literal["capo", "grpo", "dr_grpo", "rloo"]
+Advantage = Literal["capo", "capo_mean", "capo_channels", "capo_batch", "grpo", "dr_grpo", "rloo", "reinforce_pp"]
 Rows = Sequence[Sequence[float]]
 """[member][T]"""
 
@@ -31,12 +33,43 @@ def _mean_and_std(values: Counter[float]) -> tuple[float, float]:
 
 def pooled_tokens(token_rewards: Rows, outcome_rewards: Sequence[float]) -> list[tuple[float, ...]]:
     """CAPO, Eq. 2: every token against the mean and std of all tokens of all members."""
-    values = Counter(chain.from_iterable(token_rewards))
+    return _pooled(token_rewards, divide=True)
+
+
+def pooled_centred(token_rewards: Rows, outcome_rewards: Sequence[float]) -> list[tuple[float, ...]]:
+    """CAPO without the division: every token against the mean of all tokens of all members (VPPO's normaliser)."""
+    return _pooled(token_rewards, divide=False)
+
+
+def _pooled(rows: Rows, *, divide: bool) -> list[tuple[float, ...]]:
+    values = Counter(chain.from_iterable(rows))
     if not values:
-        return [() for _ in token_rewards]
+        return [() for _ in rows]
     mean, std = _mean_and_std(values)
-    advantages = {value: (value - mean) / (std + EPSILON) for value in values}
-    return [tuple([advantages[reward] for reward in row]) for row in token_rewards]
+    scale = std + EPSILON if divide else 1.0
+    advantages = {value: (value - mean) / scale for value in values}
+    return [tuple([advantages[reward] for reward in row]) for row in rows]
+
+
+def channels(token_rewards: Rows, outcome_rewards: Sequence[float]) -> list[tuple[float, ...]]:
+    """GDPO, PAPO: outcomes as GRPO does and step penalties over all tokens as CAPO does, each by itself, then added.
+
+    Normalising a channel takes its weight away, so that C and P play no part unless they are 0.
+    """
+    outcome = standard_scores(token_rewards, outcome_rewards)
+    # Rounded, because equal penalties must stay equal: 1.1 - 2.1 and 0 - 1 differ in the last bit.
+    process = [
+        [round(reward - whole, 12) for reward in row] for row, whole in zip(token_rewards, outcome_rewards, strict=True)
+    ]
+    return [
+        tuple([a + b for a, b in zip(*rows, strict=True)])
+        for rows in zip(outcome, _pooled(process, divide=True), strict=True)
+    ]
+
+
+def as_they_are(token_rewards: Rows, outcome_rewards: Sequence[float]) -> list[tuple[float, ...]]:
+    """REINFORCE++: nothing is compared within the group."""
+    return [tuple(row) for row in token_rewards]
 
 
 def standard_scores(token_rewards: Rows, outcome_rewards: Sequence[float]) -> list[tuple[float, ...]]:
@@ -70,11 +103,17 @@ class Algorithm:
     """(token rewards, outcome rewards), at least one member, to advantages of the same shape."""
     step_penalties: bool
     """Whether flagged steps pay; without, nobody needs to be judged."""
+    over_batch: bool = False
+    """Whether the tokens of the whole batch are standardised together, after `normalise`."""
 
 
 ALGORITHMS: dict[Advantage, Algorithm] = {
     "capo": Algorithm(pooled_tokens, step_penalties=True),
+    "capo_mean": Algorithm(pooled_centred, step_penalties=True),
+    "capo_channels": Algorithm(channels, step_penalties=True),
+    "capo_batch": Algorithm(as_they_are, step_penalties=True, over_batch=True),
     "grpo": Algorithm(standard_scores, step_penalties=False),
     "dr_grpo": Algorithm(centred, step_penalties=False),
     "rloo": Algorithm(leave_one_out, step_penalties=False),
+    "reinforce_pp": Algorithm(as_they_are, step_penalties=False, over_batch=True),
 }

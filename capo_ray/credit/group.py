@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from capo_ray.credit.advantage import ALGORITHMS, Advantage
-from capo_ray.credit.reward import token_rewards
+from capo_ray.credit.penalty import ErrorSet, Returns, penalties
+from capo_ray.credit.reward import ANSWER_ONLY, Outcome, outcome_reward, token_rewards
 from capo_ray.credit.vote import Vote, vote
 from capo_ray.types import Answer, Critique, Rollout, Scored, Step, Verdict
 
@@ -29,10 +30,20 @@ class Scheme:
     """C"""
     process_weight: float = 1.0
     """P"""
+    error_set: ErrorSet = "all"
+    returns: Returns = "none"
+    outcome: Outcome = ANSWER_ONLY
     advantage: Advantage = "capo"
     min_valid_critiques: int = 1
     """A response with fewer is unjudged."""
     unjudged: Unjudged = "drop"
+    mask_cut_off: bool = False
+    """Whether a response that was cut off teaches nothing; the others are compared with it all the same."""
+
+    @property
+    def needs_judge(self) -> bool:
+        """Whether a response that no critic has judged is lacking something."""
+        return ALGORITHMS[self.advantage].step_penalties or self.outcome.source == "critic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,25 +77,26 @@ def score_group(members: Sequence[Member], scheme: Scheme) -> GroupScore:
     """Vote, reward and normalise one prompt's responses."""
     algorithm = ALGORITHMS[scheme.advantage]
     verdicts = [_verdict(member, scheme) for member in members]
-    verifiable = [m for m, member in enumerate(members) if member.answer != "unverifiable"]
-    unjudged = [m for m in verifiable if verdicts[m] is None] if algorithm.step_penalties else []
-    dropped = set(unjudged) if scheme.unjudged == "drop" else set()
+    outcomes = [_outcome(member, scheme) for member in members]
+    by_verifier = scheme.outcome.source == "verifier"
+    verifiable = [m for m, member in enumerate(members) if not by_verifier or member.answer != "unverifiable"]
+    unjudged = [m for m in verifiable if outcomes[m] is None or (algorithm.step_penalties and verdicts[m] is None)]
+    dropped = set(unjudged) if scheme.unjudged == "drop" else {m for m in unjudged if outcomes[m] is None}
     kept = [m for m in verifiable if m not in dropped]
 
-    penalties = algorithm.step_penalties and not (unjudged and scheme.unjudged == "outcome_only")
-    process_weight = scheme.process_weight if penalties else 0.0
-    scored = tuple(_score(*pair, scheme.outcome_weight, process_weight) for pair in zip(members, verdicts, strict=True))
+    pays = algorithm.step_penalties and not (unjudged and scheme.unjudged == "outcome_only")
+    scored = tuple(_score(*row, scheme, pays) for row in zip(members, verdicts, outcomes, strict=True))
 
     advantages: list[tuple[float, ...] | None] = [None] * len(members)
     if kept:
-        outcome_rewards = [_outcome_reward(members[m], scheme.outcome_weight) for m in kept]
-        rows = algorithm.normalise([scored[m].token_rewards for m in kept], outcome_rewards)
+        rows = algorithm.normalise([scored[m].token_rewards for m in kept], [outcomes[m] or 0.0 for m in kept])
         for m, row in zip(kept, rows, strict=True):
-            advantages[m] = row
+            masked = scheme.mask_cut_off and members[m].rollout.finish == "length"
+            advantages[m] = None if masked else row
     return GroupScore(
         members=scored,
         advantages=tuple(advantages),
-        num_unverifiable=len(members) - len(verifiable),
+        num_unverifiable=sum(member.answer == "unverifiable" for member in members),
         num_unjudged=len(unjudged),
     )
 
@@ -94,12 +106,15 @@ def _verdict(member: Member, scheme: Scheme) -> Verdict | None:
     return verdict if verdict.num_valid >= max(scheme.min_valid_critiques, 1) else None
 
 
-def _outcome_reward(member: Member, outcome_weight: float) -> float:
-    return outcome_weight * (member.answer == "correct")
+def _outcome(member: Member, scheme: Scheme) -> float | None:
+    return outcome_reward(
+        member.rollout, member.answer, member.critiques, weight=scheme.outcome_weight, outcome=scheme.outcome
+    )
 
 
-def _score(member: Member, verdict: Verdict | None, outcome_weight: float, process_weight: float) -> Scored:
+def _score(member: Member, verdict: Verdict | None, outcome: float | None, scheme: Scheme, pays: bool) -> Scored:
     """An unjudged response has its outcome reward, so that the gap to judged ones can be told."""
+    weights = penalties(verdict.weights, scheme.error_set, scheme.returns) if verdict and pays else ()
     return Scored(
         rollout=member.rollout,
         steps=member.steps,
@@ -108,9 +123,9 @@ def _score(member: Member, verdict: Verdict | None, outcome_weight: float, proce
         answer=member.answer,
         token_rewards=token_rewards(
             len(member.rollout.token_ids),
-            member.steps if verdict else (),
-            verdict.weights if verdict else (),
-            outcome_reward=_outcome_reward(member, outcome_weight),
-            process_weight=process_weight,
+            member.steps if weights else (),
+            weights,
+            outcome_reward=outcome or 0.0,
+            process_weight=scheme.process_weight,
         ),
     )

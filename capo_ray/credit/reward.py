@@ -1,10 +1,57 @@
-"""Token rewards (CAPO.md section 5, Eq. 1): the outcome on every token, less the penalty on those of flagged steps."""
+"""Token rewards (CAPO.md section 5, Eq. 1): the outcome on every token, less the penalty on those of flagged steps.
+
+Leaves out: which steps pay what (see `credit.penalty`) and how rewards become advantages (see `credit.advantage`).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from capo_ray.types import Step
+from capo_ray.types import Answer, Critique, Rollout, Step
+
+OutcomeSource = Literal["verifier", "critic"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a response as a whole is paid for, beside its answer."""
+
+    source: OutcomeSource = "verifier"
+    """Who says whether the answer is right. `critic`: GenORM, the share of critiques that say Yes."""
+    format_weight: float = 0.0
+    format_pattern: re.Pattern[str] | None = None
+    """Searched in the response; paid with `format_weight` where it is found."""
+    overlong_tokens: int = 0
+    """The last so many tokens before the limit are punished, linearly up to 1 (DAPO, arXiv 2503.14476, Eq. 13)."""
+    overlong_weight: float = 0.0
+    max_response_tokens: int = 0
+
+
+ANSWER_ONLY = Outcome()
+
+
+def outcome_reward(
+    rollout: Rollout, answer: Answer, critiques: Sequence[Critique], *, weight: float, outcome: Outcome
+) -> float | None:
+    """The reward that every token of a response gets, `weight` is C; None where no critique says what is needed."""
+    right: float
+    if outcome.source == "verifier":
+        right = float(answer == "correct")
+    else:
+        said = [c.says_correct for c in critiques if c.outcome == "ok" and c.says_correct is not None]
+        if not said:
+            return None
+        right = sum(said) / len(said)
+    reward = weight * right
+    if outcome.format_weight and outcome.format_pattern and outcome.format_pattern.search(rollout.text):
+        reward += outcome.format_weight
+    if outcome.overlong_tokens:
+        excess = len(rollout.token_ids) - (outcome.max_response_tokens - outcome.overlong_tokens)
+        reward -= outcome.overlong_weight * min(max(excess / outcome.overlong_tokens, 0.0), 1.0)
+    return reward
 
 
 def token_rewards(

@@ -56,15 +56,16 @@ def without_dropout(model: Any) -> Any:
 class Scorer(nn.Module):
     """Log-probabilities of the tokens of a micro-batch. The head sees the tokens that carry loss and no others."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, entropy_gradient: bool = False) -> None:
         super().__init__()
         self.model = model
+        self._entropy_gradient = entropy_gradient
 
     def forward(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy, [N] each, in float32."""
         hidden = self.model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         logits = self.model.get_output_embeddings()(hidden.flatten(0, 1)[batch.places])
-        return token_logprobs(logits, batch.targets, temperature)
+        return token_logprobs(logits, batch.targets, temperature, entropy_gradient=self._entropy_gradient)
 
 
 def shapes(model: Any) -> dict[str, tuple[int, ...]]:

@@ -29,7 +29,7 @@ from capo_ray.engines.trainer_metrics import Sums
 from capo_ray.engines.trainer_settings import decay_groups, deepspeed_config, learning_rate, objective_of
 from capo_ray.engines.trainer_state import TrainerState, read_random_state, read_state, write_random_state
 from capo_ray.engines.weights import Sender
-from capo_ray.learn.batch import Aggregation, MicroBatch, collate
+from capo_ray.learn.batch import Aggregation, MicroBatch, collate, standardised
 from capo_ray.learn.loss import Loss, Objective, nll, policy_loss
 from capo_ray.types import Metrics, TrainSequence, Update
 
@@ -93,7 +93,7 @@ class DeepSpeedEngine:
             betas=self._trainer.betas,
         )
         engine, *_ = deepspeed.initialize(
-            model=causal_model.Scorer(self._model),
+            model=causal_model.Scorer(self._model, entropy_gradient=self._objective.entropy_weight > 0),
             optimizer=optimizer,
             config=deepspeed_config(self._trainer, self._model, self.world_size),
             dist_init_required=False,
@@ -122,7 +122,10 @@ class DeepSpeedEngine:
         num_steps = len(batch.micro_batches)
         passes = self._trainer.optimisation_passes
         steps = [
-            [self._collate(sequences, denominator) for sequences in micro_batches]
+            [
+                standardised(self._collate(sequences, denominator), batch.centre, batch.spread)
+                for sequences in micro_batches
+            ]
             for micro_batches, denominator in zip(batch.micro_batches, batch.denominators, strict=True)
         ]
         teaching = self._teaching(steps)
@@ -167,7 +170,7 @@ class DeepSpeedEngine:
 
     def _teaching(self, steps: Sequence[Sequence[MicroBatch]]) -> list[bool]:
         """Which optimizer steps have anything to learn from, on any rank; AdamW would move on a zero gradient too."""
-        if self._algorithm is None or self._objective.kl_weight or not steps:
+        if self._algorithm is None or self._objective.kl_weight or self._objective.entropy_weight or not steps:
             return [True] * len(steps)
         largest = torch.tensor(
             [max(float(batch.advantages.abs().max()) for batch in step) for step in steps], device=self._device
@@ -240,6 +243,7 @@ class DeepSpeedEngine:
             reference=reference,
             advantages=batch.advantages,
             weights=batch.weights,
+            rows=batch.rows,
             objective=self._objective,
             entropy=entropy,
         )
@@ -251,7 +255,7 @@ class DeepSpeedEngine:
             input_ids=one,
             places=one,
             targets=one,
-            rows=one,
+            rows=torch.zeros(1, dtype=torch.long, device=self._device),
             weights=one,
             advantages=one,
             sampler_logprobs=one,

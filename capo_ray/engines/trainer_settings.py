@@ -9,6 +9,7 @@ import torch
 
 from capo_ray.config import Algorithm, Trainer
 from capo_ray.learn.loss import Objective
+from capo_ray.learn.surrogate import Clip
 
 
 def learning_rate(trainer: Trainer, step: int, total_steps: int) -> float:
@@ -44,10 +45,12 @@ def deepspeed_config(trainer: Trainer, model: Any, world_size: int) -> dict[str,
 
 def objective_of(algorithm: Algorithm) -> Objective:
     return Objective(
-        clip_low=algorithm.clip_low,
-        clip_high=algorithm.clip_high,
+        surrogate=algorithm.surrogate,
+        bounds=Clip(low=algorithm.clip_low, high=algorithm.clip_high, dual=algorithm.clip_dual),
         kl_weight=algorithm.kl_weight,
         kl_estimator=algorithm.kl_estimator,
+        kl_place=algorithm.kl_place,
+        entropy_weight=algorithm.entropy_weight,
         importance_cap=algorithm.importance_cap,
     )
 

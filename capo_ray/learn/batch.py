@@ -7,9 +7,9 @@ Leaves out: the loss (see `learn.loss`) and whoever sends the shares to the rank
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import isfinite
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite, sqrt
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from capo_ray.types import TrainSequence
@@ -138,6 +138,19 @@ def loss_length(sequence: TrainSequence) -> int:
     return sum(sequence.loss_mask) if sequence.loss_mask else len(sequence.token_ids)
 
 
+def centre_and_spread(tallies: Iterable[Mapping[str, float]]) -> tuple[float, float]:
+    """Mean and population standard deviation (plus 1e-6) of the advantages of a whole batch, from the sums of its
+    groups' tallies; (0, 1) where they do not differ. REINFORCE++, arXiv 2501.03262."""
+    count = total = squares = 0.0
+    for tally in tallies:
+        count += tally.get("trained_tokens", 0.0)
+        total += tally.get("advantage", 0.0)
+        squares += tally.get("advantage_squared", 0.0)
+    mean = total / max(count, 1.0)
+    variance = squares / max(count, 1.0) - mean * mean
+    return (mean, sqrt(variance) + 1e-6) if variance > 1e-12 else (mean, 1.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
     """Right-padded sequences [B, T] for the forward pass; flat [N], what the loss needs of each token that carries it.
@@ -217,3 +230,10 @@ def collate(
         sampler_logprobs=real(logprobs),
         empty=empty,
     )
+
+
+def standardised(batch: MicroBatch, centre: float, spread: float) -> MicroBatch:
+    """The same with every advantage as (advantage - centre) / spread (see `centre_and_spread`)."""
+    if batch.empty or (centre, spread) == (0.0, 1.0):
+        return batch
+    return replace(batch, advantages=(batch.advantages - centre) / spread)

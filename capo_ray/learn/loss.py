@@ -2,14 +2,13 @@
 
 Everything is flat: one entry per token that carries loss, [N]. The loss of a micro-batch is the sum of its tokens'
 losses times their weights; the weights hold the aggregation (see `learn.batch`). Metrics come beside the loss, as sums
-over tokens, so that whoever adds them up over micro-batches and ranks divides once. An objective is a surrogate
-(log-ratio and advantage to a loss per token) and its settings: another one is another function here.
-Leaves out: the model, the optimizer and how numbers travel between ranks.
+over tokens, so that whoever adds them up over micro-batches and ranks divides once. An objective is a surrogate (see
+`learn.surrogate`) and its settings. Leaves out: the model, the optimizer and how numbers travel between ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,7 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-KlEstimator = Literal["k2", "k3", "abs"]
+from capo_ray.learn.surrogate import SURROGATES, Clip, SurrogateName, Tokens
+
+KlEstimator = Literal["k1", "k2", "k3", "abs"]
+KlPlace = Literal["loss", "reward"]
 
 MAX_LOG_RATIO = 20.0
 """exp(20) is 5e8: far outside any clip range, but finite in every precision. Without the clamp one token that the
@@ -27,26 +29,28 @@ _CHUNK_ELEMENTS = 2**27
 """Logits scored at a time; float32 copies of all logits at once would be the largest tensor of a run."""
 
 
-def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    logits: Tensor, targets: Tensor, temperature: float = 1.0, *, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution [N], of logits [N, V] divided by `temperature`.
 
-    Computed in float32 whatever the logits are. The entropy carries no gradient.
+    Computed in float32 whatever the logits are. The entropy carries a gradient only if it is asked for.
     """
     rows = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
     if len(logits) <= rows:
-        return _score(logits, targets, temperature)
+        return _score(logits, targets, temperature, entropy_gradient)
     parts = [
-        checkpoint(_score, part, target, temperature, use_reentrant=False)
+        checkpoint(_score, part, target, temperature, entropy_gradient, use_reentrant=False)
         for part, target in zip(logits.split(rows), targets.split(rows), strict=True)
     ]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
-def _score(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _score(logits: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     log_normaliser = scaled.logsumexp(-1)
     chosen = scaled.gather(-1, targets[:, None])[:, 0] - log_normaliser
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = log_normaliser - ((scaled - log_normaliser[:, None]).exp() * scaled).sum(-1)
     return chosen, entropy
 
@@ -56,8 +60,11 @@ def clamped(log_ratio: Tensor) -> Tensor:
 
 
 def kl_penalty(logprobs: Tensor, reference: Tensor, estimator: KlEstimator) -> Tensor:
-    """Estimate of KL(policy || reference) per token, r = log reference - log policy: k2 r^2/2, k3 e^r-r-1, abs |r|."""
+    """Estimate of KL(policy || reference) per token, r = log reference - log policy: k1 -r, k2 r^2/2,
+    k3 e^r-r-1, abs |r|. The gradient of k1 is 0 on average: it is of use in a reward only."""
     r = clamped(reference - logprobs)
+    if estimator == "k1":
+        return -r
     if estimator == "k2":
         return r * r / 2
     if estimator == "k3":
@@ -69,30 +76,13 @@ def kl_penalty(logprobs: Tensor, reference: Tensor, estimator: KlEstimator) -> T
 class Objective:
     """Settings of the policy objective; see config.Algorithm."""
 
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    surrogate: SurrogateName = "clip"
+    bounds: Clip = field(default_factory=Clip)
     kl_weight: float = 0.0
     kl_estimator: KlEstimator = "k3"
+    kl_place: KlPlace = "loss"
+    entropy_weight: float = 0.0
     importance_cap: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surrogate:
-    """What a surrogate makes of the tokens: their losses, and which of them it holds back (a metric)."""
-
-    losses: Tensor  # [N]
-    clipped: Tensor  # [N] bool
-
-
-def clipped_ratio(log_ratio: Tensor, advantages: Tensor, objective: Objective) -> Surrogate:
-    """PPO's: -min(ratio A, clip(ratio) A) per token. A token that counts as clipped has no gradient."""
-    ratio = log_ratio.exp()
-    free = ratio * advantages
-    held = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high) * advantages
-    return Surrogate(losses=-torch.minimum(free, held), clipped=held < free)
-
-
-SurrogateFn = Callable[[Tensor, Tensor, Objective], Surrogate]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,19 +105,23 @@ def policy_loss(
     reference: Tensor | None,
     advantages: Tensor,
     weights: Tensor,
+    rows: Tensor,
     objective: Objective,
     entropy: Tensor,
-    surrogate: SurrogateFn = clipped_ratio,
 ) -> Loss:
-    """Sum over tokens of weight x (importance x surrogate + kl_weight x KL to the reference). All tensors are [N].
+    """Sum over tokens of weight x (importance x surrogate + kl_weight x KL - entropy_weight x entropy). All [N].
 
-    `old` are the frozen log-probabilities that the ratio is taken against, `sampler` those the tokens were drawn with.
-    With `importance_cap` each token's surrogate counts min(old / sampler, cap): 1 where old is the sampler's own. The
-    KL term is an expectation under the policy, taken over samples of `old`, so it is weighted by the ratio (1 in the
-    first pass), which gets no gradient.
+    `old` are the frozen log-probabilities that the ratio is taken against, `sampler` those the tokens were drawn with,
+    `rows` the response of each token. With `importance_cap` each token's surrogate counts min(old / sampler, cap): 1
+    where old is the sampler's own. The KL term is an expectation under the policy, taken over samples of `old`, so it
+    is weighted by the ratio (1 in the first pass), which gets no gradient. In the reward it is taken at `old` and
+    lowers the token's advantage by kl_weight x KL.
     """
     log_ratio = clamped(logprobs - old)
-    made = surrogate(log_ratio, advantages, objective)
+    if reference is not None and objective.kl_place == "reward":
+        advantages = advantages - objective.kl_weight * kl_penalty(old, reference, objective.kl_estimator)
+    tokens = Tokens(logprobs=logprobs, log_ratio=log_ratio, advantages=advantages, rows=rows)
+    made = SURROGATES[objective.surrogate](tokens, objective.bounds)
     losses = made.losses
     gap = clamped(old - sampler)
     importance = None
@@ -136,18 +130,19 @@ def policy_loss(
         losses = losses * importance
     policy = (weights * losses).sum()
     value = policy
-    if reference is not None:
+    if objective.entropy_weight:
+        value = value - objective.entropy_weight * (weights * entropy).sum()
+    if reference is not None and objective.kl_place == "loss":
         kl = kl_penalty(logprobs, reference, objective.kl_estimator) * log_ratio.detach().exp()
-        value = policy + objective.kl_weight * (weights * kl).sum()
+        value = value + objective.kl_weight * (weights * kl).sum()
     with torch.no_grad():
-        ratio = log_ratio.exp()
         mismatch = ((logprobs if old is sampler else old) - sampler).abs()  # before the policy moves, where known
         sums = {
-            "clip_fraction": made.clipped.float().sum(),
-            "ratio_mean": ratio.sum(),
-            "kl_old": (log_ratio.expm1() - log_ratio).sum(),  # k3 under samples of `old`
-            "entropy": entropy.sum(),
+            "clip_fraction": made.held.float().sum(),
             "sampler_gap_mean": mismatch.sum(),
+            "entropy": entropy.detach().sum(),
+            "ratio_mean": log_ratio.exp().sum(),
+            "kl_old": (log_ratio.expm1() - log_ratio).sum(),  # k3 under samples of `old`
             "advantage_abs": advantages.abs().sum(),
         }
         if importance is not None:
@@ -155,7 +150,7 @@ def policy_loss(
             sums["importance_capped"] = (importance < gap.exp()).float().sum()
         if reference is not None:
             sums["kl_reference"] = kl_penalty(logprobs, reference, "k3").sum()
-        maxima = {"ratio_max": ratio.max(), "sampler_gap_max": mismatch.max()}
+        maxima = {"ratio_max": log_ratio.max().exp(), "sampler_gap_max": mismatch.max()}
         totals = {"loss": value.detach(), "policy_loss": policy.detach()}
     return Loss(value=value, tokens=len(logprobs), sums=sums, maxima=maxima, totals=totals)
 

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from capo_ray.learn.batch import (
     Aggregation,
     assert_plan,
+    centre_and_spread,
     collate,
     denominators,
     loss_length,
     plan,
     select,
+    standardised,
     token_weight,
 )
 from capo_ray.types import TrainSequence
@@ -142,3 +144,24 @@ def test_nothing_predicts_the_first_token() -> None:
     with pytest.raises(ValueError, match="without a prompt cannot carry loss"):
         collate([sequence(0, 2)], "token_mean", 1)
     assert collate([sequence(0, 2, (False, True))], "token_mean", 1).places.tolist() == [0]
+
+
+def test_a_batch_is_standardised_from_the_sums_of_its_groups() -> None:
+    """REINFORCE++: mean 0 and variance 1 over all tokens, whatever group they are in."""
+    groups = [[2.0, 2.0, -1.0], [0.0], [1.0, 0.5, 0.25]]
+    tallies = [
+        {"trained_tokens": len(g), "advantage": sum(g), "advantage_squared": sum(v * v for v in g)} for g in groups
+    ]
+    centre, spread = centre_and_spread(tallies)
+    values = [(value - centre) / spread for group in groups for value in group]
+    assert sum(values) == pytest.approx(0, abs=1e-9)
+    assert sum(value**2 for value in values) / len(values) == pytest.approx(1, abs=1e-5)
+    assert centre_and_spread([{"trained_tokens": 4, "advantage": 8.0, "advantage_squared": 16.0}]) == (2.0, 1.0)
+    assert centre_and_spread([]) == (0.0, 1.0)
+
+
+def test_advantages_are_centred_and_scaled() -> None:
+    sequence = TrainSequence(prompt_ids=(1,), token_ids=(2, 3), advantages=(3.0, -1.0), logprobs=(0.0, 0.0))
+    made = standardised(collate([sequence], "token_mean", 2.0), 1.0, 2.0)
+    assert made.advantages.tolist() == [1.0, -1.0]
+    assert standardised(collate([], "token_mean", 2.0), 1.0, 2.0).advantages.tolist() == [0.0]

@@ -13,22 +13,31 @@ from capo_ray.learn.loss import (
     KlEstimator,
     Loss,
     Objective,
-    clipped_ratio,
     kl_penalty,
     nll,
     policy_loss,
     token_logprobs,
 )
+from capo_ray.learn.surrogate import SURROGATES, Clip, SurrogateName, Tokens, clip
 
+SURROGATE_NAMES: list[SurrogateName] = list(SURROGATES)
 OBJECTIVES = [
-    Objective(),
-    Objective(clip_low=0.1, clip_high=0.4, kl_weight=0.05, kl_estimator="k2"),
+    *(Objective(surrogate=name) for name in SURROGATE_NAMES),
+    *(Objective(surrogate=name, bounds=Clip(low=0.1, high=0.28), importance_cap=1.2) for name in SURROGATE_NAMES),
+    Objective(bounds=Clip(dual=1.5)),
+    Objective(surrogate="gspo_token", bounds=Clip(low=0.05, high=0.05, dual=1.2)),
+    Objective(bounds=Clip(low=0.1, high=0.4), kl_weight=0.05, kl_estimator="k2"),
     Objective(kl_weight=0.05, kl_estimator="k3", importance_cap=1.2),
     Objective(kl_weight=0.05, kl_estimator="abs", importance_cap=0.8),
+    Objective(kl_weight=0.05, kl_estimator="k1", kl_place="reward"),
+    Objective(surrogate="cispo", kl_weight=0.05, kl_estimator="k3", kl_place="reward"),
 ]
+LENGTHS = [1, 7, 12, 1, 19]
+"""Ragged, with responses of one token."""
 
 
-def case(seed: int, count: int = 40) -> dict[str, Tensor]:
+def case(seed: int) -> dict[str, Tensor]:
+    count = sum(LENGTHS)
     generator = torch.Generator().manual_seed(seed)
 
     def noise(scale: float) -> Tensor:
@@ -42,6 +51,7 @@ def case(seed: int, count: int = 40) -> dict[str, Tensor]:
         "reference": logprobs + noise(0.4),
         "advantages": noise(1.0),
         "weights": torch.rand(count, generator=generator, dtype=torch.float64),
+        "rows": torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS)),
     }
 
 
@@ -50,25 +60,65 @@ def run(given: dict[str, Tensor], objective: Objective) -> Loss:
     return policy_loss(**fields, objective=objective, entropy=torch.zeros_like(given["logprobs"]))
 
 
-def slow(given: dict[str, Tensor], objective: Objective) -> dict[str, float]:
-    """The objective of CAPO.md section 7, a token at a time."""
-    rows = list(zip(*(given[name].tolist() for name in sorted(given)), strict=True))
+def slow(given: dict[str, Tensor], objective: Objective, frozen: dict[str, Tensor] | None = None) -> dict[str, float]:
+    """The objective of CAPO.md section 7 and of the papers that `learn.surrogate` names, a token at a time.
+
+    `frozen` is the point at which factors without gradient are held; it is the same point unless the gradient is taken.
+    """
+    at = frozen or given
+    bounds, name = objective.bounds, objective.surrogate
+    tokens = [{field: given[field][t].item() for field in given} for t in range(sum(LENGTHS))]
+    held_at = [at["logprobs"][t].item() for t in range(sum(LENGTHS))]
+    sequences = [[t for t in range(sum(LENGTHS)) if tokens[t]["rows"] == row] for row in range(len(LENGTHS))]
+
+    def hold(ratio: float) -> float:
+        return min(max(ratio, 1 - bounds.low), 1 + bounds.high)
+
+    def kl(r: float) -> float:
+        return {"k1": -r, "k2": r * r / 2, "k3": math.exp(r) - r - 1, "abs": abs(r)}[objective.kl_estimator]
+
     loss = clipped = capped = kl_old = ratios = kl_reference = largest = 0.0
-    for advantage, logprob, old, reference, sampler, weight in rows:
-        ratio = math.exp(logprob - old)
-        held = min(max(ratio, 1 - objective.clip_low), 1 + objective.clip_high)
-        gain = min(ratio * advantage, held * advantage)
-        if objective.importance_cap is not None:
-            true = math.exp(old - sampler)
-            gain *= min(true, objective.importance_cap)
-            capped += true > objective.importance_cap
-        r = reference - logprob
-        kl = {"k2": r * r / 2, "k3": math.exp(r) - r - 1, "abs": abs(r)}[objective.kl_estimator]
-        loss += weight * (-gain + (objective.kl_weight * ratio * kl if objective.kl_weight else 0))
-        clipped += (advantage > 0 and ratio > held) or (advantage < 0 and ratio < held)
-        ratios, largest = ratios + ratio, max(largest, ratio)
-        kl_old += ratio - 1 - math.log(ratio)
-        kl_reference += math.exp(r) - r - 1
+    for members in sequences:
+        advantages = [
+            tokens[t]["advantages"]
+            - (
+                objective.kl_weight * kl(tokens[t]["reference"] - tokens[t]["old"])
+                if objective.kl_place == "reward"
+                else 0.0
+            )
+            for t in members
+        ]
+        mean_now = sum(tokens[t]["logprobs"] - tokens[t]["old"] for t in members) / len(members)
+        mean_held = sum(held_at[t] - tokens[t]["old"] for t in members) / len(members)
+        for t, own in zip(members, advantages, strict=True):
+            token = tokens[t]
+            advantage = sum(advantages) / len(members) if name == "gspo" else own
+            ratio = math.exp(token["logprobs"] - token["old"])
+            used = {
+                "clip": ratio,
+                "gspo": math.exp(mean_now),
+                "gspo_token": math.exp(mean_held + token["logprobs"] - held_at[t]),
+                "cispo": math.exp(held_at[t] - token["old"]),
+            }[name]
+            if name == "cispo":
+                gain = hold(used) * advantage * token["logprobs"]
+                clipped += hold(used) != used
+            else:
+                gain = min(used * advantage, hold(used) * advantage)
+                if bounds.dual is not None and advantage < 0:
+                    gain = max(gain, bounds.dual * advantage)
+                clipped += gain != used * advantage
+            if objective.importance_cap is not None:
+                true = math.exp(token["old"] - token["sampler"])
+                gain *= min(true, objective.importance_cap)
+                capped += true > objective.importance_cap
+            loss -= token["weights"] * gain
+            r = token["reference"] - token["logprobs"]
+            if objective.kl_weight and objective.kl_place == "loss":
+                loss += token["weights"] * objective.kl_weight * math.exp(held_at[t] - token["old"]) * kl(r)
+            ratios, largest = ratios + ratio, max(largest, ratio)
+            kl_old += ratio - 1 - math.log(ratio)
+            kl_reference += math.exp(r) - r - 1
     return {
         "loss": loss,
         "clip_fraction": clipped,
@@ -80,13 +130,13 @@ def slow(given: dict[str, Tensor], objective: Objective) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
 @pytest.mark.parametrize("seed", range(5))
 def test_loss_and_metrics_equal_a_loop_over_tokens(objective: Objective, seed: int) -> None:
     given = case(seed)
     made, expected = run(given, objective), slow(given, objective)
     assert made.value.item() == pytest.approx(expected["loss"], rel=1e-12)
-    assert made.tokens == 40 and made.totals["loss"].item() == made.value.item()
+    assert made.tokens == sum(LENGTHS) and made.totals["loss"].item() == made.value.item()
     for name, value in {**made.sums, **made.maxima}.items():
         if name in expected:
             assert value.item() == pytest.approx(expected[name], rel=1e-9), name
@@ -95,29 +145,64 @@ def test_loss_and_metrics_equal_a_loop_over_tokens(objective: Objective, seed: i
     assert made.maxima["sampler_gap_max"].item() == pytest.approx(gap.max().item())
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
 def test_gradient_equals_finite_differences(objective: Objective) -> None:
-    """The ratio that weights the KL term has no gradient, so the slow loss freezes it at the point."""
+    """Of the slow loss, whose factors without gradient are frozen at the point."""
     given = case(7)
     logprobs = given["logprobs"].clone().requires_grad_()
     run(given | {"logprobs": logprobs}, objective).value.backward()
-    frozen = (given["logprobs"] - given["old"]).exp()
     assert logprobs.grad is not None
-
-    def value(at: Tensor) -> float:
-        policy = run(given | {"logprobs": at}, Objective(**{**settings(objective), "kl_weight": 0.0})).value
-        kl = kl_penalty(at, given["reference"], objective.kl_estimator)
-        return float(policy + objective.kl_weight * (given["weights"] * frozen * kl).sum())
-
-    for index in range(40):
-        step = torch.zeros(40, dtype=torch.float64)
+    for index in range(sum(LENGTHS)):
+        step = torch.zeros(sum(LENGTHS), dtype=torch.float64)
         step[index] = 1e-6
-        slope = (value(given["logprobs"] + step) - value(given["logprobs"] - step)) / 2e-6
-        assert logprobs.grad[index].item() == pytest.approx(slope, abs=1e-7)
+        ahead, behind = (
+            slow(given | {"logprobs": given["logprobs"] + side * step}, objective, frozen=given)["loss"]
+            for side in (1, -1)
+        )
+        assert logprobs.grad[index].item() == pytest.approx((ahead - behind) / 2e-6, abs=1e-7)
 
 
-def settings(objective: Objective) -> dict[str, Any]:
-    return {name: getattr(objective, name) for name in Objective.__dataclass_fields__}
+def test_gspo_and_gspo_token_agree_where_a_response_has_one_advantage() -> None:
+    """GSPO's paper, section 4.3: value and gradient, response by response."""
+    given = case(11)
+    given["advantages"] = given["advantages"][given["rows"]]
+    given["weights"] = given["weights"][given["rows"]]  # of a response's first tokens, equal within it
+    grads = []
+    for name in ("gspo", "gspo_token"):
+        leaf = given["logprobs"].clone().requires_grad_()
+        made = run(given | {"logprobs": leaf}, Objective(surrogate=name)).value
+        made.backward()
+        grads.append((made.item(), leaf.grad))
+    (one, gradient), (other, same) = grads
+    assert one == pytest.approx(other) and torch.allclose(gradient, same)
+
+
+def test_cispo_teaches_tokens_that_the_clip_silences() -> None:
+    given = case(5)
+    for name, silent in (("clip", True), ("cispo", False)):
+        leaf = given["logprobs"].clone().requires_grad_()
+        run(given | {"logprobs": leaf}, Objective(surrogate=name)).value.backward()
+        assert bool((leaf.grad == 0).any()) is silent
+
+
+def test_an_entropy_bonus_raises_the_entropy() -> None:
+    logits = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
+    logprobs, entropy = token_logprobs(logits, torch.zeros(6, dtype=torch.long), entropy_gradient=True)
+    zeros = torch.zeros(6, dtype=torch.float64)
+    policy_loss(
+        logprobs,
+        old=logprobs.detach(),
+        sampler=zeros,
+        reference=None,
+        advantages=zeros,
+        weights=torch.ones(6, dtype=torch.float64),
+        rows=torch.zeros(6, dtype=torch.long),
+        objective=Objective(entropy_weight=0.5),
+        entropy=entropy,
+    ).value.backward()
+    moved = token_logprobs(logits - 0.1 * logits.grad, torch.zeros(6, dtype=torch.long))[1]
+    assert (moved > entropy).all()
+    assert not token_logprobs(logits, torch.zeros(6, dtype=torch.long))[1].requires_grad
 
 
 def test_on_policy_the_gradient_is_reinforce() -> None:
@@ -134,9 +219,11 @@ def test_on_policy_the_gradient_is_reinforce() -> None:
 )
 def test_clipped_tokens_have_no_gradient(advantage: float, log_ratio: float, moves: bool) -> None:
     at = torch.tensor([log_ratio], requires_grad=True)
-    made = clipped_ratio(at, torch.tensor([float(advantage)]), Objective())
+    rows = torch.zeros(1, dtype=torch.long)
+    tokens = Tokens(logprobs=at, log_ratio=at, advantages=torch.tensor([float(advantage)]), rows=rows)
+    made = clip(tokens, Clip())
     made.losses.sum().backward()
-    assert bool(at.grad) is moves and bool(made.clipped) is not moves
+    assert bool(at.grad) is moves and bool(made.held) is not moves
 
 
 def test_the_samplers_own_logprobs_need_no_importance_weight() -> None:
@@ -159,6 +246,7 @@ def test_a_token_that_was_ruled_out_poisons_nothing() -> None:
         reference=other,
         advantages=torch.tensor([0.0, 0.0, 1.0]),
         weights=torch.ones(3),
+        rows=torch.zeros(3, dtype=torch.long),
         objective=Objective(kl_weight=0.1, importance_cap=2.0),
         entropy=torch.zeros(3),
     )
@@ -166,7 +254,7 @@ def test_a_token_that_was_ruled_out_poisons_nothing() -> None:
     assert made.value.isfinite() and extreme.grad is not None and extreme.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("estimator", get_args(KlEstimator))
+@pytest.mark.parametrize("estimator", [name for name in get_args(KlEstimator) if name != "k1"])
 def test_kl_is_zero_at_the_reference_and_positive_elsewhere(estimator: KlEstimator) -> None:
     logprobs = torch.linspace(-5, -0.1, 20, dtype=torch.float64)
     assert (kl_penalty(logprobs, logprobs, estimator) == 0).all()

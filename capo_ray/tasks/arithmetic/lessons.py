@@ -2,8 +2,9 @@
 
 A critique holds a line per step, which works the step out again, says what the step states beside it and whether that
 is right, and then the reply that `credit.critique` renders. Writing the sum out again is what lets so small a model
-compare: the numbers that it adds stand next to each other, as in the facts that it knows by heart. Its labels are noisy on purpose: some wrong steps pass, some right ones
-are flagged, each by a draw of its own, so that the critic is as unsure as its lessons and votes have something to do.
+compare: the numbers that it adds stand next to each other, as in the facts that it knows by heart. Its labels are noisy
+on purpose: some wrong steps pass, some right ones are flagged, each by a draw of its own, so that the critic is as
+unsure as its lessons and votes have something to do.
 """
 
 from __future__ import annotations

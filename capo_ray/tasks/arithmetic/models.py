@@ -216,9 +216,9 @@ _TEXTS = {
     ),
     "critic": (
         "It reads a question, a reference and a solution in numbered tags (template `brief` of\n"
-        "`capo_ray.credit.critique`) and writes one line per step (the sum worked out again / what the step states, right\n"
-        "or wrong), then Yes or No and the list of wrong steps. Its lessons are noisy on purpose, so that it is wrong\n"
-        "now and then and differently in each sample."
+        "`capo_ray.credit.critique`) and writes one line per step (the sum worked out again / what the step states,\n"
+        "right or wrong), then Yes or No and the list of wrong steps. Its lessons are noisy on purpose, so that it is\n"
+        "wrong now and then and differently in each sample."
     ),
 }
 
