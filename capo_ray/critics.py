@@ -1,11 +1,12 @@
 """The judging service without Ray: what critics are asked, for how long, and what becomes of a failure.
 
 It sees critics as the protocol CriticEngine, so that races and failures are tested on fakes. The k critiques of a
-response are one request to one engine; the responses of one problem prefer the engine that has their common prefix in
-its cache. A failed critique is a typed outcome, never an exception and never a zero; too many of them in a row of
-critiques are an exception, `CriticsFailed`, that stops the run. A request keeps its seed whichever engine answers it.
+response are one request to one engine, or one per critic where several vote; the responses of one problem prefer the
+engine that has their common prefix in its cache. A failed critique is a typed outcome, never an exception and never a
+zero; too many of them in a row of critiques are an exception, `CriticsFailed`, that stops the run.
 
-Leaves out: which engine a request goes to (see `routing`), starting engines (see `cluster`), voting (see `credit`).
+Leaves out: sending and retrying (see `asking`), which engine a request goes to (see `routing`), starting engines (see
+`cluster`), voting (see `credit`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import get_args
+from typing import Literal, get_args
 
+from capo_ray.asking import Failure, Line, Outage, Request, Retrying
 from capo_ray.credit.critique import Messages, Reference, Template, fingerprint, messages
 from capo_ray.credit.reply import contradicts_itself, parse
-from capo_ray.engines.protocols import CriticEngine, PromptTooLong, Replies
-from capo_ray.routing import Member, Pool, Routing, Ticket
+from capo_ray.engines.protocols import CriticEngine
+from capo_ray.routing import Routing
 from capo_ray.types import FAILED_OUTCOMES, Critique, CritiqueOutcome, Metrics, Sampling
 
 log = logging.getLogger(__name__)
@@ -44,66 +46,85 @@ class CriticSettings:
     max_sequences: int = 256
     """Critiques in flight per engine."""
     deadline_s: float = 600.0
-    """Seconds that one try on one engine may take, from when it is sent."""
+    """Most seconds that one try on one engine may take, from when it is sent."""
+    deadline_floor_s: float = 30.0
+    """Least seconds that one try is given, however fast the engine was."""
     attempts: int = 3
     """Tries of one request, each on another engine as long as there are."""
+    backoff_s: float = 0.5
+    """Seconds before the second try; twice as many before each further one."""
     break_after: int = 3
     """Failures in a row after which an engine is left alone."""
     break_pause_s: float = 30.0
     """Seconds until it is tried again, with one request."""
     outage_s: float = 60.0
-    """Seconds that requests wait while every engine is left alone; then they fail."""
+    """Seconds that requests wait while every engine is left alone, before `on_outage` acts."""
+    on_outage: Literal["wait", "outcome_only"] = "wait"
+    """Wait on, or give critiques up as `not_asked` for as long as the outage lasts."""
+    outage_limit_s: float = 3600.0
+    """Seconds that are waited at most; then CriticsFailed."""
     prefix_slack: int = 4
     """Requests by which the engine that has the prefix may be busier than the idlest one."""
     max_failed_share: float = 0.5
     failure_window: int = 256
     """Critiques over which the failed share is taken."""
 
-    @property
-    def routing(self) -> Routing:
+    def routing(self, max_sequences: int, critiques: int) -> Routing:
+        """Of a critic whose engines run `max_sequences` at a time, with `critiques` a request."""
         return Routing(
-            room=max(1, self.max_sequences // max(1, self.critiques)),
+            room=max(1, max_sequences // max(1, critiques)),
             prefix_slack=self.prefix_slack,
             break_after=self.break_after,
             break_pause_s=self.break_pause_s,
-            outage_s=self.outage_s,
+            patience_s=self.outage_s if self.on_outage == "outcome_only" else self.outage_limit_s,
+            deadline_s=self.deadline_s,
+            deadline_floor_s=min(self.deadline_floor_s, self.deadline_s),
         )
+
+    @property
+    def retrying(self) -> Retrying:
+        return Retrying(attempts=self.attempts, backoff_s=self.backoff_s)
 
     @property
     def sampling(self) -> Sampling:
         return Sampling(max_tokens=self.max_critique_tokens, temperature=self.temperature, top_p=self.top_p)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Voter:
+    """One critic: the engines that run it. All give the same critiques."""
+
+    engines: Sequence[CriticEngine]
+    max_sequences: int = 256
+    """Critiques in flight per engine."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Request:
-    """One response to be judged."""
+class _Response:
+    """What is judged."""
 
     messages: Messages
-    num_critiques: int
-    seed: int
+    num_steps: int
     key: str
-    ticket: Ticket
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """Why a request brought no replies."""
-
-    outcome: CritiqueOutcome
-    cause: str
-    critic: str = ""
+    prefix: str
+    seed: int
 
 
 class Critics:
-    """Judges responses with a pool of critic engines."""
+    """Judges responses with one critic, or with several that vote beside one another."""
 
-    def __init__(self, engines: Sequence[CriticEngine], settings: CriticSettings) -> None:
-        if not engines:
-            raise ValueError("critics need at least one engine")
+    def __init__(
+        self, engines: Sequence[CriticEngine], settings: CriticSettings, *, others: Sequence[Voter] = ()
+    ) -> None:
         self._settings = settings
-        self._pool = Pool(engines, settings.routing)
+        voters = [Voter(engines=engines, max_sequences=settings.max_sequences), *others]
+        each = -(-settings.critiques // len(voters))
+        self._lines = [
+            Line(voter.engines, settings.routing(voter.max_sequences, each), settings.retrying) for voter in voters
+        ]
         self._recent: deque[CritiqueOutcome] = deque(maxlen=settings.failure_window)
         self._last_failure = ""
+        self._goes_without = False
         self._totals = _no_totals()
 
     async def judge(
@@ -123,26 +144,73 @@ class Critics:
         """
         num_critiques = self._settings.critiques if k is None else k
         asked = messages(question, reference, steps, template=self._settings.template)
-        tokens = num_critiques * self._settings.max_critique_tokens + sum(len(m["content"]) for m in asked) // 4
-        ticket = Ticket(tokens=tokens, prefix=(question, reference))
-        request = _Request(asked, num_critiques, seed, response_key, ticket)
+        response = _Response(asked, len(steps), response_key, f"{question}\n{reference.text}", seed)
         start = monotonic()
-        answer = await self._ask(request)
+        critiques = await self._critiques(response, range(num_critiques))
         self._totals["seconds"] += monotonic() - start
-        if isinstance(answer, _Failure):
-            failed = Critique(text="", outcome=answer.outcome, critic=answer.critic)
-            critiques = (failed,) * num_critiques
-        else:
-            critic = ticket.tried[-1].engine.name
-            critiques = tuple(
-                parse(reply.text, len(steps), truncated=reply.truncated, critic=critic, num_tokens=reply.num_tokens)
-                for reply in answer.completions
-            )
-        shown = fingerprint(asked)
-        critiques = tuple(replace(c, seed=seed + i, prompt_hash=shown) for i, c in enumerate(critiques))
-        self._count(critiques, answer)
+        self._count(critiques)
         self._check_failures()
         return critiques
+
+    async def _critiques(self, response: _Response, numbers: range) -> tuple[Critique, ...]:
+        """The critiques with these `numbers`: number i is written by critic i mod m, from its own seed."""
+        m = len(self._lines)
+        shares = [range(-((v - numbers.start) // m), -((v - numbers.stop) // m)) for v in range(m)]
+        answers = await asyncio.gather(*(self._ask(v, response, share) for v, share in enumerate(shares)))
+        by_critic = [iter(answer) for answer in answers]
+        return tuple(next(by_critic[number % m]) for number in numbers)
+
+    async def _ask(self, voter: int, response: _Response, own: range) -> list[Critique]:
+        """The critiques of one critic by its own count: number i has the seed `response.seed + i`, whenever asked."""
+        if not own:
+            return []
+        line, n = self._lines[voter], len(own)
+        seed = response.seed + own.start
+        answer = await line.ask(
+            Request(response.messages, self._settings.sampling, n, seed, response.key, response.prefix)
+        )
+        self._totals["retries"] += line.retries
+        line.retries = 0
+        if isinstance(answer, Outage):
+            answer = self._bear(answer)
+        if isinstance(answer, Failure):
+            self._last_failure = answer.cause
+            made = [Critique(text="", outcome=answer.outcome, critic=answer.critic)] * n
+        else:
+            replies, critic = answer
+            self._goes_without = False
+            self._totals["prompt_tokens"] += replies.prompt_tokens
+            self._totals["cached_prompt_tokens"] += replies.cached_tokens
+            made = [
+                parse(
+                    reply.text,
+                    response.num_steps,
+                    truncated=reply.truncated,
+                    critic=critic,
+                    num_tokens=reply.num_tokens,
+                )
+                for reply in replies.completions
+            ]
+        shown = fingerprint(response.messages)
+        return [replace(critique, seed=seed + i, prompt_hash=shown) for i, critique in enumerate(made)]
+
+    def _bear(self, outage: Outage) -> Failure:
+        """What becomes of a request that no engine was up for. Raises CriticsFailed where the run only waits."""
+        settings = self._settings
+        if settings.on_outage == "wait":
+            raise CriticsFailed(
+                f"every critic has been down for {settings.outage_limit_s:g} s (critic.outage_limit_s). "
+                f"Last: {outage.cause}"
+            )
+        if not self._goes_without:
+            self._goes_without = True
+            log.error(
+                "every critic has been down for %g s; training goes on without critiques: groups that cannot be judged "
+                "get outcome rewards alone (critic.on_outage=outcome_only). Last: %s",
+                settings.outage_s,
+                outage.cause,
+            )
+        return Failure("not_asked", outage.cause)
 
     def metrics(self) -> Metrics:
         """Sums since the last call, and the share of critiques that were valid among those that could be."""
@@ -151,65 +219,11 @@ class Critics:
         judged = valid + sum(totals[f"outcome_{outcome}"] for outcome in FAILED_OUTCOMES)
         if judged:
             totals["valid_share"] = valid / judged
-        return totals | {"engines_down": float(self._pool.num_down)}
+        return totals | {"engines_down": float(sum(line.pool.num_down for line in self._lines))}
 
-    async def _ask(self, request: _Request) -> Replies | _Failure:
-        """Send `request` to one engine after the other until one answers."""
-        answer: Replies | _Failure | None = None
-        for _ in range(self._settings.attempts):
-            member = await self._pool.enter(request.ticket)
-            if member is None:
-                return answer or _Failure("engine_error", f"every critic is down; {self._pool.last_failure}")
-            self._totals["retries"] += len(request.ticket.tried) > 1
-            answer = await self._try(request, member)
-            if isinstance(answer, Replies) or answer.outcome == "refused":
-                break
-            log.info("critic %s failed on response %s: %s", member.engine.name, request.key, answer.cause)
-        assert answer is not None
-        return answer
-
-    async def _try(self, request: _Request, member: Member) -> Replies | _Failure:
-        """One try on one engine; frees its seat and tells the pool how the engine did."""
-        try:
-            answer = await self._complete(request, member.engine)
-        except BaseException:
-            self._pool.leave(request.ticket, member)
-            raise
-        if isinstance(answer, Replies):
-            self._pool.leave(request.ticket, member, success=True)
-        else:
-            self._pool.leave(request.ticket, member, failure=None if answer.outcome == "refused" else answer.cause)
-        return answer
-
-    async def _complete(self, request: _Request, engine: CriticEngine) -> Replies | _Failure:
-        """The boundary at which an engine's errors become outcomes."""
-        try:
-            async with asyncio.timeout(self._settings.deadline_s):
-                replies = await engine.complete(
-                    request.messages, self._settings.sampling, n=request.num_critiques, seed=request.seed
-                )
-        except PromptTooLong as error:
-            return _Failure("refused", str(error), engine.name)
-        except TimeoutError:
-            return _Failure("timeout", f"no answer within {self._settings.deadline_s:g} s", engine.name)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            return _Failure("engine_error", "the engine cancelled the request", engine.name)
-        except Exception as error:
-            return _Failure("engine_error", f"{type(error).__name__}: {error}", engine.name)
-        if len(replies.completions) != request.num_critiques:
-            cause = f"asked for {request.num_critiques} completions, it gave {len(replies.completions)}"
-            return _Failure("engine_error", cause, engine.name)
-        return replies
-
-    def _count(self, critiques: Sequence[Critique], answer: Replies | _Failure) -> None:
+    def _count(self, critiques: Sequence[Critique]) -> None:
         totals = self._totals
         totals["responses"] += 1
-        if isinstance(answer, Replies):
-            totals["prompt_tokens"] += answer.prompt_tokens
-            totals["cached_prompt_tokens"] += answer.cached_tokens
         for critique in critiques:
             totals[f"outcome_{critique.outcome}"] += 1
             totals["critique_tokens"] += critique.num_tokens
@@ -217,10 +231,8 @@ class Critics:
             totals["dropped_indices"] += critique.num_dropped
             if critique.outcome == "ok" or critique.outcome in FAILED_OUTCOMES:
                 self._recent.append(critique.outcome)
-            if critique.outcome in FAILED_OUTCOMES:
-                self._last_failure = (
-                    answer.cause if isinstance(answer, _Failure) else f"a reply that ends in {critique.text[-200:]!r}"
-                )
+            if critique.outcome in FAILED_OUTCOMES and critique.text:
+                self._last_failure = f"a reply that ends in {critique.text[-200:]!r}"
 
     def _check_failures(self) -> None:
         settings = self._settings

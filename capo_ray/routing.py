@@ -1,9 +1,9 @@
-"""Which critic engine a request goes to: by load, by prefix and by health.
+"""Which critic engine a request goes to, and how long it may take: by load, by prefix, by speed and by health.
 
 Requests queue together, first come first served, and are seated at engines that are up and have room; so a slow engine
-gets less and a dead one nothing. Load is counted in outstanding tokens. An engine that fails several times in a row is
-left alone for a while, then tried with one request at a time until one succeeds. Leaves out: sending and retrying (see
-`critics`).
+gets less and a dead one nothing. Load is counted in outstanding tokens, speed is measured on the answers. An engine
+that fails several times in a row, or says that it is busy, is left alone for a while, then tried with one request at a
+time until one succeeds. Time is the event loop's. Leaves out: sending and retrying (see `asking`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from time import monotonic
 
 from capo_ray.engines.protocols import CriticEngine
 
@@ -21,6 +20,10 @@ log = logging.getLogger(__name__)
 
 _MOST_HOMES = 4096
 _MARGIN_S = 0.001  # timers may fire early by the clock's resolution
+_NEWS = 0.2
+"""Weight of the newest answer in an engine's measured pace."""
+_SLACK = 4.0
+"""Times the expected time that a request is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,31 +31,52 @@ class Routing:
     """How engines are loaded and left alone."""
 
     room: int
-    """Requests in flight per engine."""
+    """Requests in flight per engine, at most."""
     prefix_slack: int = 4
     """Requests by which the engine that has the prefix may be busier than the idlest one."""
     break_after: int = 3
     """Failures in a row after which an engine is left alone."""
     break_pause_s: float = 30.0
-    """Seconds until it is tried again."""
-    outage_s: float = 60.0
+    """Seconds until it is tried again; also where it is busy and does not say for how long."""
+    patience_s: float = 60.0
     """Seconds that requests queue while every engine is left alone; then they are sent away."""
+    deadline_s: float = 600.0
+    """Most seconds that a request is given; all of them where nothing is known of the engine's pace."""
+    deadline_floor_s: float = 30.0
+    """Least seconds that a request is given."""
 
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One engine and what is known of its load and health."""
+    """One engine and what is known of its load, speed and health."""
 
     engine: CriticEngine
+    room: float
+    """Requests that it takes at a time: fewer after it said that it is busy, then one more for every `room` answers."""
     in_flight: int = 0
     outstanding_tokens: int = 0
     failures_in_row: int = 0
     retry_at: float | None = None
     """Left alone until then; afterwards one request at a time, the probe, until one succeeds. None: healthy."""
     probing: bool = False
+    resting: bool = False
+    """It asked to be left alone: answers to what it was sent before do not end that."""
+    pace_s: float | None = None
+    """Seconds that a token of a reply takes, a running mean over answers; None: no answer yet."""
+    load: float = 0.0
+    """Requests in flight while that was measured, the same mean."""
 
     def admits(self, now: float) -> bool:
         return self.retry_at is None or (now >= self.retry_at and not self.probing)
+
+    def learn(self, seconds: float, tokens: int, in_flight: int) -> None:
+        """An answer whose longest reply had `tokens` took `seconds` while `in_flight` requests ran."""
+        pace = seconds / max(tokens, 1)
+        if self.pace_s is None:
+            self.pace_s, self.load = pace, in_flight
+        else:
+            self.pace_s += _NEWS * (pace - self.pace_s)
+            self.load += _NEWS * (in_flight - self.load)
 
 
 @dataclass(slots=True, eq=False)
@@ -63,17 +87,20 @@ class Ticket:
     """A guess at its size, for comparing loads."""
     prefix: Hashable
     """Equal for requests that share a long prefix."""
+    longest: int = 0
+    """Tokens of the longest reply that it may bring."""
     tried: list[Member] = field(default_factory=list)
     """The members that it was seated at, in order; all but the last failed it."""
     is_probe: bool = False
     """Whether its seat is that of the one request that tries a member again."""
+    seated_at: float = 0.0
 
 
 class Pool:
     """Seats tickets at members. Lives on one event loop."""
 
     def __init__(self, engines: Sequence[CriticEngine], routing: Routing) -> None:
-        self.members = [Member(engine) for engine in engines]
+        self.members = [Member(engine, routing.room) for engine in engines]
         self.last_failure = ""
         self._routing = routing
         self._queue: deque[tuple[Ticket, asyncio.Future[Member | None]]] = deque()
@@ -85,8 +112,16 @@ class Pool:
         """Members that are left alone or being probed."""
         return sum(member.retry_at is not None for member in self.members)
 
+    @property
+    def is_down(self) -> bool:
+        """Whether no member has answered since all of them were left alone."""
+        return self._down_since is not None
+
     async def enter(self, ticket: Ticket) -> Member | None:
-        """Queue for a seat; None when every member has been down for too long. A seat is given back with `leave`."""
+        """Queue for a seat; None when every member has been down for too long.
+
+        A seat is given back with one of `leave`, `answered`, `failed` and `busy`.
+        """
         seat: asyncio.Future[Member | None] = asyncio.get_running_loop().create_future()
         self._queue.append((ticket, seat))
         self._dispatch()
@@ -100,39 +135,72 @@ class Pool:
             ticket.tried.append(member)
         return member
 
-    def leave(self, ticket: Ticket, member: Member, *, success: bool = False, failure: str | None = None) -> None:
-        """Give a seat back; `success` or the cause of a `failure` tell the member's health, neither tells nothing."""
+    def deadline_s(self, ticket: Ticket, member: Member) -> float:
+        """Seconds for a request that was just seated: what its longest reply takes at the member's pace and load."""
+        routing = self._routing
+        if member.pace_s is None:
+            return routing.deadline_s
+        crowd = max(1.0, member.in_flight / max(member.load, 1.0))
+        expected = _SLACK * ticket.longest * member.pace_s * crowd
+        return min(max(expected, routing.deadline_floor_s), routing.deadline_s)
+
+    def leave(self, ticket: Ticket, member: Member) -> None:
+        """Give a seat back without news of the member."""
         member.in_flight -= 1
         member.outstanding_tokens -= ticket.tokens
         if ticket.is_probe:
             member.probing = False
-        if success:
-            if member.retry_at is not None:
-                log.warning("critic %s answers again", member.engine.name)
-            member.failures_in_row, member.retry_at, self._down_since = 0, None, None
-        elif failure is not None:
-            self.last_failure = f"{member.engine.name}: {failure}"
-            member.failures_in_row += 1
-            if ticket.is_probe or member.failures_in_row >= self._routing.break_after:
-                self._leave_alone(member)
         self._dispatch()
 
-    def _leave_alone(self, member: Member) -> None:
-        now, pause, outage = monotonic(), self._routing.break_pause_s, self._routing.outage_s
-        loop = asyncio.get_running_loop()
+    def answered(self, ticket: Ticket, member: Member, *, longest: int) -> None:
+        """The member answered; its longest reply had `longest` tokens."""
+        member.learn(_now() - ticket.seated_at, longest, member.in_flight)
+        member.room = min(self._routing.room, member.room + 1 / member.room)
+        member.failures_in_row, self._down_since = 0, None
+        if member.retry_at is not None and (ticket.is_probe or not member.resting):
+            log.log(logging.INFO if member.resting else logging.WARNING, "critic %s answers again", member.engine.name)
+            member.retry_at, member.resting = None, False
+        self.leave(ticket, member)
+
+    def failed(self, ticket: Ticket, member: Member, cause: str, *, timeout: bool = False) -> None:
+        """The member failed the request. A timeout teaches that it is slower than was thought."""
+        self.last_failure = f"{member.engine.name}: {cause}"
+        member.failures_in_row += 1
+        if timeout and member.pace_s is not None:
+            member.pace_s *= 2
+        if ticket.is_probe or member.failures_in_row >= self._routing.break_after:
+            if member.retry_at is None:
+                pause, failures = self._routing.break_pause_s, member.failures_in_row
+                log.warning(
+                    "left alone for %g s after %d failures in a row: critic %s", pause, failures, self.last_failure
+                )
+            member.resting = False
+            self._leave_alone(member, self._routing.break_pause_s)
+        self.leave(ticket, member)
+
+    def busy(self, ticket: Ticket, member: Member, cause: str, wait_s: float | None) -> None:
+        """The member is well and takes no more for `wait_s`; from then on it gets fewer requests at a time."""
+        self.last_failure = f"{member.engine.name}: {cause}"
         if member.retry_at is None:
-            failures = member.failures_in_row
-            log.warning("left alone for %g s after %d failures in a row: critic %s", pause, failures, self.last_failure)
-        member.retry_at = now + pause
-        loop.call_later(pause + _MARGIN_S, self._dispatch)
+            member.room = max(1.0, min(member.room, member.in_flight) / 2)
+            member.resting = True
+            log.info("critic %s is busy: %s", member.engine.name, cause)
+        self._leave_alone(member, self._routing.break_pause_s if wait_s is None else wait_s)
+        self.leave(ticket, member)
+
+    def _leave_alone(self, member: Member, pause_s: float) -> None:
+        now, loop = _now(), asyncio.get_running_loop()
+        member.retry_at = now + pause_s
+        loop.call_later(pause_s + _MARGIN_S, self._dispatch)
         if self._down_since is None and self.num_down == len(self.members):
-            self._down_since = now
-            loop.call_later(outage + _MARGIN_S, self._dispatch)
-            log.error("every critic is down; requests wait %g s for one to come back", outage)
+            self._down_since, patience = now, self._routing.patience_s
+            loop.call_later(patience + _MARGIN_S, self._dispatch)
+            if not member.resting:
+                log.error("every critic is down; requests wait for one to come back, %g s at most", patience)
 
     def _dispatch(self) -> None:
         """Seat whoever can be seated; when every member has been down for too long, send the others away."""
-        now = monotonic()
+        now = _now()
         waiting: list[tuple[Ticket, asyncio.Future[Member | None]]] = []
         while self._queue and any(self._has_room(member, now) for member in self.members):
             ticket, seat = self._queue.popleft()
@@ -143,17 +211,23 @@ class Pool:
                 continue
             member.in_flight += 1
             member.outstanding_tokens += ticket.tokens
+            ticket.seated_at = now
             ticket.is_probe = member.probing = member.retry_at is not None
             seat.set_result(member)
         self._queue.extendleft(reversed(waiting))
-        if self._down_since is not None and now >= self._down_since + self._routing.outage_s:
+        if self._down_since is not None and now >= self._down_since + self._routing.patience_s:
             while self._queue:
                 _, seat = self._queue.popleft()
                 if not seat.done():
                     seat.set_result(None)
 
     def _has_room(self, member: Member, now: float) -> bool:
-        return member.admits(now) and member.in_flight < self._routing.room
+        return member.admits(now) and member.in_flight < max(1, round(member.room * self._share(member)))
+
+    def _share(self, member: Member) -> float:
+        """The part of its room that a member slower than the fastest uses, so that it is not the last to be done."""
+        paces = [other.pace_s for other in self.members if other.pace_s is not None and other.retry_at is None]
+        return min(paces) / member.pace_s if member.pace_s and paces and min(paces) < member.pace_s else 1.0
 
     def _choose(self, ticket: Ticket, now: float) -> Member | None:
         """The idlest member that has not failed this request, or the one that has its prefix unless that is busier."""
@@ -171,3 +245,7 @@ class Pool:
         if len(self._homes) > _MOST_HOMES:
             self._homes.popitem(last=False)
         return best
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

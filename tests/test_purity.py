@@ -48,8 +48,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "learn": ("credit", "types"),
     "tally": ("credit", "types"),
     "ledger": ("credit", "types"),
-    "routing": ("engines.protocols", "types"),
-    "critics": ("credit", "engines.protocols", "routing", "types"),
+    "routing": ("engines.protocols",),
+    "asking": ("engines.protocols", "routing", "types"),
+    "critics": ("asking", "credit", "engines.protocols", "routing", "types"),
     "driver": ("credit", "engines.protocols", "types"),
     "engines": ("config", "credit", "learn", "types"),
     "checkpoint": ("config", "types"),
@@ -133,7 +134,7 @@ def of(*prefixes: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["credit", "critics", "routing", "types", "driver", "gate", "tally", "seeds", "ledger"]
+    "prefix", ["credit", "critics", "asking", "routing", "types", "driver", "gate", "tally", "seeds", "ledger"]
 )
 def test_the_method_imports_without_any_library(prefix: str) -> None:
     done = import_blocked(NOT_PURE, of(prefix))
