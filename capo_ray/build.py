@@ -53,7 +53,16 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
         for n, (place, voter) in enumerate(critics_here(config))
         if voter.model
     ]
-    policy.check_window(config.data.max_prompt_tokens + config.rollout.max_response_tokens, "the policy")
+    lengths = {
+        "data.max_prompt_tokens": config.data.max_prompt_tokens,
+        "rollout.max_response_tokens": config.rollout.max_response_tokens,
+    }
+    policy.check_window("the policy", lengths)
+    if config.critic:
+        for critic in critics:
+            critic.check_window(
+                "the critic", lengths | {"critic.max_critique_tokens": config.critic.max_critique_tokens}
+            )
     prompts = load_prompts(config, policy.encoder(config.policy.system_prompt))
     return Prepared(policy=policy, critics=critics, prompts_for=prompts.for_step, held_out=prompts.held_out)
 

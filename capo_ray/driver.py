@@ -39,7 +39,8 @@ class Crew(Protocol):
         ...
 
     async def evaluate(self, step: int) -> None:
-        """Measure the policy after `step` steps on held-out prompts, if there are any, and write that down."""
+        """Measure the policy after `step` steps on held-out prompts and write that down, unless there are none or it
+        is written down already."""
         ...
 
     async def record(self, batch: Batch, update: Update, seconds: Metrics) -> None:
@@ -63,10 +64,9 @@ async def train(
     first = await crew.restore()
     if first >= steps:
         log.warning("all %d steps were done before; nothing is left to train. Set steps higher to go on", steps)
-        return
     await crew.sync(first)
-    if first == 0:
-        await crew.evaluate(0)
+    if first == 0 or is_due(first, evaluate_every, steps):  # it may have been saved and not evaluated
+        await crew.evaluate(first)
     in_flight: deque[asyncio.Task[Batch]] = deque()
     try:
         for step in range(first, steps):

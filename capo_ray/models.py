@@ -6,7 +6,7 @@ Reads JSON only. Leaves out loading weights (engines) and what a machine can hol
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ class ModelFiles:
     window: int
     """Tokens of prompt and response together."""
 
-    def check_window(self, tokens: int, what: str) -> None:
-        if tokens > self.window:
+    def check_window(self, what: str, lengths: Mapping[str, int]) -> None:
+        """Raises ConfigError when `lengths`, by the fields that set them, are together more than the window."""
+        if (tokens := sum(lengths.values())) > self.window:
             raise ConfigError(
-                f"{what} at {self.folder} has a window of {self.window} tokens; data.max_prompt_tokens + "
-                f"rollout.max_response_tokens = {tokens} do not fit. Lower one of them."
+                f"{what} at {self.folder} has a window of {self.window} tokens; {' + '.join(lengths)} = {tokens} do "
+                "not fit. Lower one of them."
             )
 
     def encoder(self, system_prompt: str | None) -> Callable[[str], tuple[int, ...]]:

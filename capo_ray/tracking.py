@@ -154,6 +154,10 @@ class Tracker:
         self._evaluations[step] = dict(metrics)
         self._say(f"evaluation after {step} steps", metrics)
 
+    def has_evaluation(self, step: int) -> bool:
+        """Whether it is written down how the policy does after `step` steps."""
+        return step in self._evaluations
+
     def rewind(self, step: int) -> None:
         """Forget what is not part of a run whose next step is `step`: later lines and files, for good.
 

@@ -216,6 +216,17 @@ def test_train_again_goes_back_to_the_last_checkpoint(max_staleness: int) -> Non
         assert crew.trained == run(FakeCrew(), 5).trained
 
 
+@pytest.mark.parametrize("step", [2, 4])
+def test_an_evaluation_that_failed_after_its_checkpoint_is_made_by_the_next_run(step: int) -> None:
+    crew = FakeCrew(fail={("evaluate", step): RuntimeError("shard 0 died")})
+    with pytest.raises(RuntimeError, match="shard 0 died"):
+        run(crew, 4, checkpoint_every=2, evaluate_every=2)
+    crew.events.clear()
+    run(crew, 4, checkpoint_every=2, evaluate_every=2)
+    assert crew.events[:2] == [("sync", step), ("evaluate", step)]
+    assert crew.of("evaluate")[-1] == (4,)
+
+
 @pytest.mark.parametrize("max_staleness", [0, 1, 2])
 @pytest.mark.parametrize("where", ["sync", "collect", "sampling", "update", "record", "save", "evaluate"])
 def test_a_failure_reaches_the_caller(where: str, max_staleness: int) -> None:
@@ -272,7 +283,8 @@ def test_when_it_saves_and_evaluates(every: int, saves: list[int]) -> None:
 def test_a_run_that_is_done_says_so(done: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         crew = run(FakeCrew(disk={done: 1}), 3)
-    assert crew.events == []
+    assert crew.of("collect") == crew.of("save") == []
+    assert crew.of("evaluate") == [(3,)] * (done == 3)
     assert caplog.messages == ["all 3 steps were done before; nothing is left to train. Set steps higher to go on"]
 
 

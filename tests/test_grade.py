@@ -78,30 +78,31 @@ def test_percent_is_right_however_it_is_written(test_data: Path) -> None:
     assert [row["correct"] for row in other] == [False] * len(golds)
 
 
-@pytest.mark.parametrize(
-    ("gold", "answer", "right"),
-    [
-        ("28\\%", "0.28", True),
-        ("0.28", "28\\%", True),
-        ("28", "28\\%", True),
-        ("28\\%", "0.28\\%", False),
-        ("28\\%", "2.8", False),
-        ("0.56 = 56\\%", "0.56", True),
-        ("\\frac{1}{2}", "0.5", True),
-        ("\\frac12", "\\dfrac{1}{2}", True),
-        ("10{,}000", "10000", True),
-        ("\\text{Evelyn}", "Evelyn", True),
-        ("(1,2)", "(2,1)", False),
-        ("[0,1)", "[0,1]", False),
-        ("x^2+1", "1+x^2", True),
-        ("7", "8", False),
-        (7, "7.0", True),
-    ],
+EQUAL: tuple[tuple[Any, str, bool], ...] = (
+    ("28\\%", "0.28", True),
+    ("0.28", "28\\%", True),
+    ("28", "28\\%", True),
+    ("28\\%", "0.28\\%", False),
+    ("28\\%", "2.8", False),
+    ("0.56 = 56\\%", "0.56", True),
+    ("\\frac{1}{2}", "0.5", True),
+    ("\\frac12", "\\dfrac{1}{2}", True),
+    ("10{,}000", "10000", True),
+    ("\\text{Evelyn}", "Evelyn", True),
+    ("(1,2)", "(2,1)", False),
+    ("[0,1)", "[0,1]", False),
+    ("x^2+1", "1+x^2", True),
+    ("7", "8", False),
+    (7, "7.0", True),
 )
-def test_what_is_equal(gold: Any, answer: str, right: bool) -> None:
-    (row,) = grade([{"gold": gold, "answer": answer}])
-    assert row["correct"] is right
-    assert ("reason" in row) is not right
+"""(gold, answer, whether they are equal)"""
+
+
+def test_what_is_equal() -> None:
+    rows = grade([{"gold": gold, "answer": answer} for gold, answer, _ in EQUAL])
+    for case, row in zip(EQUAL, rows, strict=True):
+        assert row["correct"] is case[2], case
+        assert ("reason" in row) is not case[2], case
 
 
 def test_one_line_out_per_line_in_whatever_happens() -> None:

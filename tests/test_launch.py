@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from capo_ray.launch import BAD_INPUT, main
+from capo_ray.models import ASSETS
 
 TINY = "+experiment=tiny_cpu"
 
@@ -40,6 +41,14 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("policy.path=/nowhere", "policy.path: '/nowhere' is no folder here; name a folder or a Hugging Face id"),
         ("data.max_prompt_tokens=10 data.limit=50", "50 of 50 prompts are longer than data.max_prompt_tokens 10"),
         ("rollout.max_response_tokens=9999", "configuration: `trainer.tokens_per_micro_batch`"),
+        (
+            "rollout.max_response_tokens=460 trainer.tokens_per_micro_batch=2048",
+            f"the policy at {ASSETS / 'tiny_policy'} has a window of 512 tokens; data.max_prompt_tokens + rollout.max",
+        ),
+        (
+            "critic.max_critique_tokens=1000",
+            f"the critic at {ASSETS / 'tiny_critic'} has a window of 512 tokens; data.max_prompt_tokens + rollout.max",
+        ),
         ("resume=true", "resume: name the run to resume with run_dir=DIR"),
         ("rollout.workers=50", "tiny_cpu does not fit this machine."),
     ],

@@ -95,9 +95,10 @@ def test_a_tokenizer_without_a_chat_template(tmp_path: Path, copy: Path) -> None
 
 def test_the_policys_own_window(tmp_path: Path) -> None:
     found = find_model(Model(path="asset:tiny_policy"), "policy", tmp_path, seed=0)
-    found.check_window(512, "the policy")
+    lengths = {"data.max_prompt_tokens": 64, "rollout.max_response_tokens": 448}
+    found.check_window("the policy", lengths)
     with pytest.raises(ConfigError) as error:
-        found.check_window(513, "the policy")
+        found.check_window("the policy", lengths | {"rollout.max_response_tokens": 449})
     assert str(error.value) == (
         f"the policy at {POLICY} has a window of 512 tokens; data.max_prompt_tokens + rollout.max_response_tokens = "
         "513 do not fit. Lower one of them."

@@ -112,6 +112,7 @@ def test_going_back(tmp_path: Path) -> None:
     assert sorted(path.name for path in samples.iterdir()) == kept
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "samples"]
     assert "after 2" in columns(made)
+    assert made.has_evaluation(2) and not made.has_evaluation(4)
     made.step(2, {"x": -1.0})
     assert lines(tmp_path)[-1]["x"] == -1.0
     made.rewind(0)

@@ -147,7 +147,7 @@ class RayCrew:
 
     async def evaluate(self, step: int) -> None:
         """One response to each held-out problem, sampled as in training, from the same seeds at every step."""
-        if not self._parts.held_out:
+        if not self._parts.held_out or self._parts.tracker.has_evaluation(step):
             return
         tallies: list[Metrics] = []
         start = monotonic()

@@ -47,6 +47,11 @@ class Ran:
         return [line for line in map(json.loads, lines) if "staleness" in line]
 
     @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        lines = (self.run_dir / "metrics.jsonl").read_text().splitlines()
+        return [line for line in map(json.loads, lines) if "evaluation/responses" in line]
+
+    @property
     def samples(self) -> list[dict[str, Any]]:
         files = sorted((self.run_dir / "samples").glob("*.jsonl"))
         return [json.loads(line) for file in files for line in file.read_text().splitlines()]
@@ -116,6 +121,8 @@ def run_and_kill(run_dir: Path, path: Sequence[str], after: str, *overrides: str
 
 
 def assert_same_numbers(ran: Ran, whole: Ran) -> None:
+    for name in ("step", "evaluation/outcome/accuracy"):
+        assert [line[name] for line in ran.evaluations] == [line[name] for line in whole.evaluations], name
     assert [line["step"] for line in ran.steps] == [line["step"] for line in whole.steps]
     for name in ("reward/mean_token_reward", "outcome/accuracy", "response/mean_tokens", "trainer/loss"):
         assert [line[name] for line in ran.steps] == pytest.approx([line[name] for line in whole.steps], abs=1e-4), name
