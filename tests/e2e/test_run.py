@@ -277,6 +277,7 @@ def test_real_text_with_a_full_size_tokenizer(tmp_path: Path, test_data: Path) -
     )
     assert ran.code == 0, ran.output
     assert all("critic/unreadable_share" in line or line["critic/valid_share"] < 1 for line in ran.steps)
+    assert left_behind(ran.mark) == []  # its answers are verified in child processes
 
 
 def test_it_learns(tmp_path: Path) -> None:
