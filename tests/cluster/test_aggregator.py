@@ -279,6 +279,23 @@ def test_samples_are_written_whole_and_by_step(tmp_path: Path) -> None:
 
 def test_the_ledger_has_dropped_responses_too(tmp_path: Path) -> None:
     shard = Shard(tmp_path)
+    shard.score(group_of(GOOD, ("how long", " is 42"), ("fine\n\n", "or not?")))
+    shard.aggregator.close(PROMPT, 3, num_samples=0)
+    assert not (tmp_path / "responses").exists()
+    shard.aggregator.write_samples(3)
+    ((scheme, (group,)),) = read(tmp_path)
+    assert scheme == CAPO
+    assert [member.answer for member in group.members] == ["correct", "correct", "unverifiable"]
+    assert [[c.outcome for c in member.critiques] for member in group.members] == [
+        ["ok"] * 2, ["unreadable"] * 2, ["ok"] * 2,
+    ]  # fmt: skip
+    first, second = group.members[0].critiques
+    assert first.seed == seed_of(11, 3, "p@3", 0, "critique") and second.seed == first.seed + 1
+    assert first.prompt_hash == second.prompt_hash != group.members[1].critiques[0].prompt_hash
+
+
+def test_no_file_without_samples(tmp_path: Path) -> None:
+    shard = Shard(tmp_path)
     shard.score(group_of(GOOD, LOST))
     shard.aggregator.close(PROMPT, 3, num_samples=0)
     shard.aggregator.write_samples(3)
