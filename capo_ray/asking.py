@@ -42,11 +42,13 @@ class Request:
     """What it is about, for the log."""
     prefix: str
     """Equal for requests that share a long prefix."""
+    prefers: str = ""
+    """Name of the engine that has all of it in its cache."""
 
     def ticket(self) -> Ticket:
         prompt_tokens = sum(len(message["content"]) for message in self.messages) // 4
         tokens = self.n * self.sampling.max_tokens + prompt_tokens
-        return Ticket(tokens=tokens, prefix=self.prefix, longest=self.sampling.max_tokens)
+        return Ticket(tokens=tokens, prefix=self.prefix, prefers=self.prefers, longest=self.sampling.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)

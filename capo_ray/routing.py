@@ -24,6 +24,11 @@ _NEWS = 0.2
 """Weight of the newest answer in an engine's measured pace."""
 _SLACK = 4.0
 """Times the expected time that a request is given."""
+_GROWTH = 0.25
+"""Requests by which an engine's room grows with every answer, after it was cut."""
+_TINY = 1e-9
+_TOLERANCE = 1.5
+"""Times the fastest engine's pace that count as equally fast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +57,7 @@ class Member:
 
     engine: CriticEngine
     room: float
-    """Requests that it takes at a time: fewer after it said that it is busy, then one more for every `room` answers."""
+    """Requests that it takes at a time: fewer where it is slower than others or said that it is busy, then more."""
     in_flight: int = 0
     outstanding_tokens: int = 0
     failures_in_row: int = 0
@@ -87,6 +92,8 @@ class Ticket:
     """A guess at its size, for comparing loads."""
     prefix: Hashable
     """Equal for requests that share a long prefix."""
+    prefers: str = ""
+    """Name of the engine that has the whole prompt in its cache; goes before the prefix, and bears the same slack."""
     longest: int = 0
     """Tokens of the longest reply that it may bring."""
     tried: list[Member] = field(default_factory=list)
@@ -123,7 +130,7 @@ class Pool:
         A seat is given back with one of `leave`, `answered`, `failed` and `busy`.
         """
         seat: asyncio.Future[Member | None] = asyncio.get_running_loop().create_future()
-        self._queue.append((ticket, seat))
+        (self._queue.appendleft if ticket.prefers else self._queue.append)((ticket, seat))  # what was begun goes first
         self._dispatch()
         try:
             member = await seat
@@ -155,7 +162,7 @@ class Pool:
     def answered(self, ticket: Ticket, member: Member, *, longest: int) -> None:
         """The member answered; its longest reply had `longest` tokens."""
         member.learn(_now() - ticket.seated_at, longest, member.in_flight)
-        member.room = min(self._routing.room, member.room + 1 / member.room)
+        member.room = max(1.0, min(self._fair_room(member), member.room + _GROWTH))
         member.failures_in_row, self._down_since = 0, None
         if member.retry_at is not None and (ticket.is_probe or not member.resting):
             log.log(logging.INFO if member.resting else logging.WARNING, "critic %s answers again", member.engine.name)
@@ -215,19 +222,20 @@ class Pool:
             ticket.is_probe = member.probing = member.retry_at is not None
             seat.set_result(member)
         self._queue.extendleft(reversed(waiting))
-        if self._down_since is not None and now >= self._down_since + self._routing.patience_s:
+        probing = any(member.probing for member in self.members)  # its answer decides about the others
+        if self._down_since is not None and now >= self._down_since + self._routing.patience_s and not probing:
             while self._queue:
                 _, seat = self._queue.popleft()
                 if not seat.done():
                     seat.set_result(None)
 
     def _has_room(self, member: Member, now: float) -> bool:
-        return member.admits(now) and member.in_flight < max(1, round(member.room * self._share(member)))
+        return member.admits(now) and member.in_flight < round(member.room)
 
-    def _share(self, member: Member) -> float:
-        """The part of its room that a member slower than the fastest uses, so that it is not the last to be done."""
-        paces = [other.pace_s for other in self.members if other.pace_s is not None and other.retry_at is None]
-        return min(paces) / member.pace_s if member.pace_s and paces and min(paces) < member.pace_s else 1.0
+    def _fair_room(self, member: Member) -> float:
+        """Less than all for a member that is clearly slower than the fastest, so that it is not the last to be done."""
+        fastest = min(other.pace_s for other in self.members if other.pace_s is not None)
+        return self._routing.room * min(1.0, _TOLERANCE * max(fastest, _TINY) / max(member.pace_s or 0.0, _TINY))
 
     def _choose(self, ticket: Ticket, now: float) -> Member | None:
         """The idlest member that has not failed this request, or the one that has its prefix unless that is busier."""
@@ -238,6 +246,7 @@ class Pool:
             return None
         best = min(free, key=lambda member: member.outstanding_tokens)
         home = self._homes.pop(ticket.prefix, best)
+        home = next((member for member in free if member.engine.name == ticket.prefers), home)
         slack = self._routing.prefix_slack * ticket.tokens
         if home in free and home.outstanding_tokens <= best.outstanding_tokens + slack:
             best = home

@@ -3,7 +3,8 @@ line tool both take.
 
 A response whose answer cannot be verified is dropped from its group. One with too few valid critiques is *unjudged*:
 beside judged ones it would be paid for escaping the judge, so it is dropped too, or the whole group gets outcome
-rewards alone. Dropped is not zero: what is dropped takes no part in mean and std and is trained on by nobody.
+rewards alone. The latter whatever is set where no critic was there to be asked: nobody escaped then. Dropped is not
+zero: what is dropped takes no part in mean and std and is trained on by nobody.
 """
 
 from __future__ import annotations
@@ -81,10 +82,11 @@ def score_group(members: Sequence[Member], scheme: Scheme) -> GroupScore:
     by_verifier = scheme.outcome.source == "verifier"
     verifiable = [m for m, member in enumerate(members) if not by_verifier or member.answer != "unverifiable"]
     unjudged = [m for m in verifiable if outcomes[m] is None or (algorithm.step_penalties and verdicts[m] is None)]
-    dropped = set(unjudged) if scheme.unjudged == "drop" else {m for m in unjudged if outcomes[m] is None}
+    without = scheme.unjudged == "outcome_only" or any(_nobody_was_asked(members[m]) for m in unjudged)
+    dropped = {m for m in unjudged if outcomes[m] is None} if without else set(unjudged)
     kept = [m for m in verifiable if m not in dropped]
 
-    pays = algorithm.step_penalties and not (unjudged and scheme.unjudged == "outcome_only")
+    pays = algorithm.step_penalties and not (unjudged and without)
     scored = tuple(_score(*row, scheme, pays) for row in zip(members, verdicts, outcomes, strict=True))
 
     advantages: list[tuple[float, ...] | None] = [None] * len(members)
@@ -99,6 +101,11 @@ def score_group(members: Sequence[Member], scheme: Scheme) -> GroupScore:
         num_unverifiable=sum(member.answer == "unverifiable" for member in members),
         num_unjudged=len(unjudged),
     )
+
+
+def _nobody_was_asked(member: Member) -> bool:
+    """No critic was there to be asked: no escape from the judge, so its group keeps it and does without critiques."""
+    return bool(member.critiques) and all(critique.outcome == "not_asked" for critique in member.critiques)
 
 
 def _verdict(member: Member, scheme: Scheme) -> Verdict | None:

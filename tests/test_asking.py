@@ -1,0 +1,331 @@
+"""One critic's engines on a virtual clock: deadlines, load, retries, rests, outages; every scene is exact."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+from virtual_time import now, play
+
+from capo_ray.asking import Failure, Line, Outage, Request, Retrying
+from capo_ray.engines.protocols import Completion, EngineBusy, Message, PromptTooLong, Replies
+from capo_ray.routing import Member, Pool, Routing, Ticket
+from capo_ray.types import Metrics, Sampling
+
+SAMPLING = Sampling(max_tokens=1000)
+ROUTING = Routing(room=8, break_pause_s=10, patience_s=100, deadline_s=600, deadline_floor_s=5)
+Fault = Callable[["Engine"], Exception | float | None]
+
+
+@dataclass
+class Engine:
+    """Shares `tokens_per_s` among its requests, each of which is answered with `tokens` tokens.
+
+    `fault` may give, per request, an error to raise, or seconds to take instead.
+    """
+
+    name: str = "a"
+    tokens: int = 100
+    tokens_per_s: float = 100.0
+    fault: Fault = lambda engine: None
+    started: list[float] = field(default_factory=list)
+    ended: list[float] = field(default_factory=list)
+    cancelled: int = 0
+    in_flight: int = 0
+    most_in_flight: int = 0
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
+        self.started.append(now())
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            fault = self.fault(self)
+            if isinstance(fault, Exception):
+                await asyncio.sleep(0.001)
+                raise fault
+            await (self._work() if fault is None else asyncio.sleep(fault))
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.in_flight -= 1
+        self.ended.append(now())
+        completion = Completion(text="Yes", truncated=False, num_tokens=self.tokens)
+        return Replies(completions=(completion,) * n, prompt_tokens=10, cached_tokens=0)
+
+    async def _work(self) -> None:
+        left = float(self.tokens)
+        while left > 1e-9:
+            await asyncio.sleep(0.05)
+            left -= 0.05 * self.tokens_per_s / self.in_flight
+
+    async def metrics(self) -> Metrics:
+        return {}
+
+
+def line(*engines: Engine, attempts: int = 3, backoff_s: float = 1.0, **routing: float) -> Line:
+    settings = {name: getattr(ROUTING, name) for name in ROUTING.__slots__} | routing
+    return Line(engines, Routing(**settings), Retrying(attempts=attempts, backoff_s=backoff_s))
+
+
+def request(seed: int = 0, n: int = 1) -> Request:
+    message = {"role": "user", "content": f"question {seed}"}
+    return Request((message,), SAMPLING, n, seed, f"p/{seed}", f"question {seed}")
+
+
+async def ask_many(service: Line, count: int) -> list[object]:
+    return await asyncio.gather(*(service.ask(request(seed)) for seed in range(count)))
+
+
+def always(fault: Exception | float) -> Fault:
+    return lambda engine: fault
+
+
+# ---- load ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_requests", [200, 500, 1000])
+@pytest.mark.parametrize("fast", [1, 3])
+def test_one_member_five_times_slower_does_not_hold_the_others_up(num_requests: int, fast: int) -> None:
+    """The whole takes at most 1.3 of what an ideal split would take."""
+    engines = [Engine("slow", tokens_per_s=20), *(Engine(f"fast {i}") for i in range(fast))]
+
+    async def scene() -> float:
+        await ask_many(line(*engines), num_requests)
+        return now()
+
+    ideal = num_requests * 100 / (20 + 100 * fast)
+    assert ideal <= play(scene()) < 1.3 * ideal
+    assert sum(len(engine.ended) for engine in engines) == num_requests
+
+
+def test_a_member_known_to_be_slow_is_not_the_last_to_be_done() -> None:
+    """With much room per member the slow one would be filled up with what takes it longest."""
+    engines = [Engine("slow", tokens_per_s=20), *(Engine(f"fast {i}") for i in range(3))]
+
+    async def scene() -> float:
+        service = line(*engines, room=32)
+        await ask_many(service, 100)
+        start = now()
+        await ask_many(service, 300)
+        return now() - start
+
+    assert play(scene()) < 1.3 * 300 * 100 / 320
+
+
+def test_a_member_of_fixed_latency_five_times_the_others() -> None:
+    """Engines whose requests do not slow each other down."""
+    engines = [Engine("slow", fault=always(5.0)), *(Engine(f"fast {i}", fault=always(1.0)) for i in range(3))]
+
+    async def scene() -> float:
+        await ask_many(line(*engines), 1000)
+        return now()
+
+    assert play(scene()) < 1.3 * 1000 / (8 * (3 + 1 / 5))
+
+
+# ---- deadlines -------------------------------------------------------------------------------------------------------
+
+
+def seated(pool: Pool, longest: int, in_flight: int = 1) -> tuple[Ticket, Member]:
+    (member,) = pool.members
+    member.in_flight = in_flight
+    return Ticket(tokens=longest, prefix="", longest=longest), member
+
+
+def test_a_deadline_follows_tokens_pace_and_queue() -> None:
+    pool = Pool([Engine()], ROUTING)
+    assert pool.deadline_s(*seated(pool, 1000)) == 600  # nothing is known: all there is
+    pool.members[0].learn(seconds=1.0, tokens=100, in_flight=2)
+    assert pool.deadline_s(*seated(pool, 1000)) == pytest.approx(4 * 10)
+    assert pool.deadline_s(*seated(pool, 2000)) == pytest.approx(4 * 20)
+    assert pool.deadline_s(*seated(pool, 1000, in_flight=6)) == pytest.approx(4 * 10 * 3)
+    assert pool.deadline_s(*seated(pool, 10)) == 5  # the floor
+    assert pool.deadline_s(*seated(pool, 10**6)) == 600
+    for _ in range(100):
+        pool.members[0].learn(seconds=4.0, tokens=100, in_flight=2)
+    assert pool.deadline_s(*seated(pool, 1000)) == pytest.approx(4 * 40)
+
+
+def test_a_hanging_request_is_given_up_as_soon_as_the_pace_tells() -> None:
+    """The first may take all the time there is, as engines start cold; later ones are known to be faster."""
+    hangs: set[int] = {1}
+    engine = Engine(fault=lambda e: 10_000.0 if len(e.started) in hangs else 2.0)
+
+    async def scene() -> list[float]:
+        service = line(engine, backoff_s=0)
+        await service.ask(request())
+        cold = now()
+        hangs.add(len(engine.started) + 1)
+        await service.ask(request())
+        return [cold, now() - cold]
+
+    cold, known = play(scene())
+    assert cold == pytest.approx(600 + 2)
+    assert known == pytest.approx(4 * 1000 * 0.02 + 2)
+    assert engine.cancelled == 2 and len(engine.ended) == 2
+
+
+def test_an_engine_that_becomes_slow_is_given_more_time() -> None:
+    """A member that is merely slower than measured answers after a few tries instead of failing for ever."""
+    engine = Engine(fault=lambda e: 1.0 if len(e.started) <= 5 else 300.0)
+
+    async def scene() -> object:
+        service = line(engine, backoff_s=0, attempts=5, break_after=99)
+        for _ in range(5):
+            await service.ask(request())
+        return await service.ask(request())
+
+    assert isinstance(play(scene()), tuple)
+    assert [round(b - a) for a, b in pairwise(engine.started)][4:] == [1, 40, 80, 160]
+
+
+# ---- retries ---------------------------------------------------------------------------------------------------------
+
+
+def test_retries_go_elsewhere_and_back_off() -> None:
+    engines = [Engine(name, fault=always(ConnectionError("lost"))) for name in "abc"]
+    answer = play(line(*engines, attempts=4).ask(request()))
+    assert answer == Failure("engine_error", "ConnectionError: lost", answer.critic)
+    assert sorted(len(engine.started) for engine in engines) == [1, 1, 2]
+    times = sorted(time for engine in engines for time in engine.started)
+    assert [round(b - a) for a, b in pairwise(times)] == [1, 2, 4]
+
+
+def test_a_retry_is_not_a_second_answer() -> None:
+    """A request that was given up is cancelled where it ran; the replies are those of one engine."""
+    slow, fast = Engine("slow", fault=always(50.0)), Engine("fast", fault=always(1.0))
+
+    async def scene() -> object:
+        service = line(slow, fast, deadline_s=10)
+        return await service.ask(request(n=3))
+
+    replies, critic = play(scene())  # type: ignore[misc]
+    assert (critic, len(replies.completions)) == ("fast", 3)
+    assert (slow.cancelled, slow.ended, slow.in_flight) == (1, [], 0)
+
+
+def test_too_long_is_said_at_once() -> None:
+    engine = Engine(fault=always(PromptTooLong("9000 tokens")))
+    assert play(line(engine).ask(request())) == Failure("refused", "9000 tokens", "a")
+    assert len(engine.started) == 1
+
+
+# ---- rests -----------------------------------------------------------------------------------------------------------
+
+
+def test_retry_after_is_honoured() -> None:
+    """Nothing is sent until then; then one request, and only when that succeeds the others. No attempt is used up."""
+    engine = Engine(fault=lambda e: EngineBusy("slow down", 40.0) if e.started[-1] < 100 else 1.0)
+
+    async def scene() -> list[object]:
+        return await ask_many(line(engine, attempts=1, patience_s=1000), 20)
+
+    assert all(isinstance(answer, tuple) for answer in play(scene()))
+    assert [sum(start <= time < start + 39 for time in engine.started) for start in (0, 40, 80)] == [8, 1, 1]
+    assert engine.started[10] >= 120 and len(engine.started) == 10 + 20
+
+
+def test_without_retry_after_the_pause_is_the_breakers() -> None:
+    engine = Engine(fault=lambda e: EngineBusy("slow down") if now() < 1 else 1.0)
+    play(line(engine).ask(request()))
+    assert [round(time) for time in engine.started] == [0, 10]
+
+
+def test_a_busy_server_gets_fewer_at_a_time_and_slowly_more() -> None:
+    """A server that takes three at a time is soon asked about as many."""
+    refused: list[float] = []
+
+    def limit(engine: Engine) -> Exception | float | None:
+        if engine.in_flight > 3:
+            refused.append(now())
+            return EngineBusy("slow down", 1.0)
+        return 2.0
+
+    engine = Engine(fault=limit)
+
+    async def scene() -> list[object]:
+        return await ask_many(line(engine, attempts=1), 300)
+
+    assert all(isinstance(answer, tuple) for answer in play(scene()))
+    assert len(refused) < 80
+    assert engine.ended[-1] < 1.6 * 300 * 2.0 / 3
+
+
+def test_answers_of_before_do_not_end_a_rest() -> None:
+    """Requests that were in flight when the server asked for patience come back during it."""
+    engine = Engine(fault=lambda e: EngineBusy("slow down", 30.0) if len(e.started) == 8 else 5.0)
+
+    async def scene() -> list[object]:
+        return await ask_many(line(engine), 20)
+
+    play(scene())
+    assert [time for time in engine.started if 0.01 < time < 30] == []
+
+
+# ---- outages ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_outage_is_waited_for_and_costs_no_attempt(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(fault=lambda e: ConnectionError("starting") if now() < 90 else 1.0)
+
+    async def scene() -> list[object]:
+        return await ask_many(line(engine, attempts=2), 50)
+
+    assert all(isinstance(answer, tuple) for answer in play(scene()))
+    probes = [time for time in engine.started if 1 < time < 90]
+    assert 7 <= len(probes) <= 9  # one per pause
+    assert "every critic is down; requests wait for one to come back, 100 s at most" in caplog.text
+    assert "critic a answers again" in caplog.text
+
+
+def test_a_request_that_tries_a_dead_engine_again_and_again_is_no_worse_for_it() -> None:
+    engine = Engine(fault=lambda e: ConnectionError("starting") if now() < 90 else 1.0)
+    assert isinstance(play(line(engine, attempts=2, break_after=1).ask(request())), tuple)
+    assert len(engine.started) == 10
+
+
+def test_an_outage_that_lasts_too_long_is_told_and_ends_all_the_same() -> None:
+    engine = Engine(fault=lambda e: ConnectionError("starting") if now() < 200 else 1.0)
+
+    async def scene() -> list[object]:
+        service = line(engine)
+        first = await ask_many(service, 50)
+        assert 100 <= now() < 111
+        assert await service.ask(request()) == first[-1]  # not waited for again
+        assert now() < 111
+        await asyncio.sleep(150)
+        return [*first, *await ask_many(service, 50)]
+
+    answers = play(scene())
+    assert answers[:50] == [Outage("a: ConnectionError: starting")] * 50
+    assert all(isinstance(answer, tuple) for answer in answers[50:])
+
+
+def test_what_ends_is_cancelled_everywhere() -> None:
+    """In flight, in the queue, and between two tries; afterwards the engine works as if nothing had been."""
+    engine = Engine(fault=lambda e: ConnectionError("lost") if len(e.started) <= 2 else 100.0)
+
+    async def scene() -> list[object]:
+        service = line(engine, backoff_s=20, break_after=99)
+        tasks = [asyncio.create_task(service.ask(request(seed))) for seed in range(30)]
+        await asyncio.sleep(10)
+        assert engine.in_flight == 8
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert engine.in_flight == 0 and service.pool.members[0].in_flight == 0
+        assert service.pool.members[0].outstanding_tokens == 0
+        sent = len(engine.started)
+        await asyncio.sleep(100)
+        assert len(engine.started) == sent
+        return await ask_many(service, 10)
+
+    with_answers = play(scene())
+    assert all(isinstance(answer, tuple) for answer in with_answers)
+
+
+def test_needs_an_engine() -> None:
+    with pytest.raises(ValueError, match="at least one engine"):
+        line()
