@@ -214,6 +214,11 @@ def critic_settings(config: Config) -> Any:
     assert critic is not None
     return CriticSettings(
         critiques=critic.critiques,
+        adaptive=critic.adaptive,
+        first_round=critic.first_round,
+        full_share=critic.full_share,
+        vote=config.reward.vote,
+        min_valid_critiques=config.reward.min_valid_critiques,
         template=critic.template,
         max_critique_tokens=critic.max_critique_tokens,
         temperature=critic.temperature,

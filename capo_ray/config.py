@@ -167,6 +167,13 @@ class Critic(Voter):
         (), description="more critics, which vote beside this one: of m critics critique i is written by number i mod m"
     )
     critiques: int = Field(4, ge=1, description="k: critiques per response")
+    adaptive: bool = Field(False, description="stop asking for critiques when the vote is decided whatever they say")
+    first_round: int = Field(
+        2, ge=1, description="adaptive: critiques to ask for at first; more where so few can decide nothing"
+    )
+    full_share: float = Field(
+        0.05, ge=0, le=1, description="adaptive: share of responses judged in full, on which agreement is measured"
+    )
     template: Literal["paper", "brief"] = "paper"
     reference: Literal["solution", "answer", "none"] = "solution"
     max_critique_tokens: int = Field(2048, gt=0)
@@ -421,6 +428,11 @@ def _check_credit(config: Config) -> None:
     if reward.outcome == "critic" and reward.unjudged == "outcome_only":
         raise ValueError(
             "`reward.unjudged` outcome_only has nothing to fall back on where `reward.outcome` is critic; use drop"
+        )
+    if config.critic is not None and config.critic.adaptive and reward.outcome == "critic":
+        raise ValueError(
+            "`critic.adaptive` stops when the steps are decided, and `reward.outcome` critic pays the Yes or No of every "
+            "critique; use one of the two"
         )
     if not pays and (reward.error_set, reward.returns) != ("all", "none"):
         raise ValueError(

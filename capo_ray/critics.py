@@ -15,15 +15,17 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Literal, get_args
 
 from capo_ray.asking import Failure, Line, Outage, Request, Retrying
 from capo_ray.credit.critique import Messages, Reference, Template, fingerprint, messages
 from capo_ray.credit.reply import contradicts_itself, parse
+from capo_ray.credit.vote import Vote, agreement, sealed, useful_round, vote
 from capo_ray.engines.protocols import CriticEngine
 from capo_ray.routing import Routing
+from capo_ray.seeds import seed_of
 from capo_ray.types import FAILED_OUTCOMES, Critique, CritiqueOutcome, Metrics, Sampling
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,15 @@ class CriticSettings:
 
     critiques: int = 4
     """k: critiques per response."""
+    adaptive: bool = False
+    """Whether to stop asking when what is left cannot change the verdict."""
+    first_round: int = 2
+    """Critiques to ask for before that is looked at; more where so few can never decide."""
+    full_share: float = 0.05
+    """Share of the responses of which all critiques are asked for all the same."""
+    vote: Vote = "intersection"
+    min_valid_critiques: int = 1
+    """Both as the verdict is made; see credit.group."""
     template: Template = "paper"
     max_critique_tokens: int = 2048
     temperature: float = 0.7
@@ -81,6 +92,14 @@ class CriticSettings:
             deadline_floor_s=min(self.deadline_floor_s, self.deadline_s),
         )
 
+    def rounds(self, num_critiques: int) -> tuple[int, ...]:
+        """How many critiques to ask for at a time: as many as can decide when nothing is found, then the rest."""
+        if not self.adaptive:
+            return (num_critiques,)
+        at_least = min(self.first_round, num_critiques)
+        first = useful_round(at_least, num_critiques, self.vote, min_valid_critiques=self.min_valid_critiques)
+        return (first, num_critiques - first) if first < num_critiques else (first,)
+
     @property
     def retrying(self) -> Retrying:
         return Retrying(attempts=self.attempts, backoff_s=self.backoff_s)
@@ -108,6 +127,8 @@ class _Response:
     key: str
     prefix: str
     seed: int
+    homes: dict[int, str] = field(default_factory=dict)
+    """Critic -> the engine that has the whole conversation in its cache."""
 
 
 class Critics:
@@ -118,7 +139,7 @@ class Critics:
     ) -> None:
         self._settings = settings
         voters = [Voter(engines=engines, max_sequences=settings.max_sequences), *others]
-        each = -(-settings.critiques // len(voters))
+        each = -(-max(settings.rounds(settings.critiques)) // len(voters))
         self._lines = [
             Line(voter.engines, settings.routing(voter.max_sequences, each), settings.retrying) for voter in voters
         ]
@@ -142,15 +163,43 @@ class Critics:
         Always so many, in the critic's order, whatever happens to them; `response_key` names the response in the log.
         Raises CriticsFailed when the share of failed critiques is above what the settings bear.
         """
-        num_critiques = self._settings.critiques if k is None else k
-        asked = messages(question, reference, steps, template=self._settings.template)
+        settings = self._settings
+        num_critiques = settings.critiques if k is None else k
+        asked = messages(question, reference, steps, template=settings.template)
         response = _Response(asked, len(steps), response_key, f"{question}\n{reference.text}", seed)
         start = monotonic()
-        critiques = await self._critiques(response, range(num_critiques))
+        in_full = self._in_full(response)
+        critiques = await self._in_rounds(response, (num_critiques,) if in_full else settings.rounds(num_critiques))
         self._totals["seconds"] += monotonic() - start
         self._count(critiques)
+        if in_full:
+            self._compare(critiques, len(steps))
         self._check_failures()
         return critiques
+
+    def _in_full(self, response: _Response) -> bool:
+        """Whether all critiques are asked for whatever they say: always unless `adaptive`, and then for a share.
+
+        When asking ends depends on what was said, so how far critics agree can be measured on these alone.
+        """
+        settings = self._settings
+        drawn = seed_of(response.seed, response.key, "in full") / 2**62
+        return not settings.adaptive or drawn < settings.full_share
+
+    async def _in_rounds(self, response: _Response, rounds: Sequence[int]) -> tuple[Critique, ...]:
+        """Ask until the verdict is sealed, or a round brings no reply at all; what is left is `not_asked`."""
+        settings, left = self._settings, sum(rounds)
+        critiques: tuple[Critique, ...] = ()
+        for size in rounds:
+            made = await self._critiques(response, range(len(critiques), len(critiques) + size))
+            critiques, left = critiques + made, left - size
+            needed = settings.min_valid_critiques
+            if not left or not any(critique.outcome in _REPLIED for critique in made):
+                break
+            if sealed(critiques, left, response.num_steps, settings.vote, min_valid_critiques=needed):
+                break
+        unasked = Critique(text="", outcome="not_asked", prompt_hash=fingerprint(response.messages))
+        return critiques + (unasked,) * left
 
     async def _critiques(self, response: _Response, numbers: range) -> tuple[Critique, ...]:
         """The critiques with these `numbers`: number i is written by critic i mod m, from its own seed."""
@@ -167,7 +216,15 @@ class Critics:
         line, n = self._lines[voter], len(own)
         seed = response.seed + own.start
         answer = await line.ask(
-            Request(response.messages, self._settings.sampling, n, seed, response.key, response.prefix)
+            Request(
+                response.messages,
+                self._settings.sampling,
+                n,
+                seed,
+                response.key,
+                response.prefix,
+                prefers=response.homes.get(voter, ""),
+            )
         )
         self._totals["retries"] += line.retries
         line.retries = 0
@@ -178,6 +235,7 @@ class Critics:
             made = [Critique(text="", outcome=answer.outcome, critic=answer.critic)] * n
         else:
             replies, critic = answer
+            response.homes[voter] = critic
             self._goes_without = False
             self._totals["prompt_tokens"] += replies.prompt_tokens
             self._totals["cached_prompt_tokens"] += replies.cached_tokens
@@ -221,6 +279,17 @@ class Critics:
             totals["valid_share"] = valid / judged
         return totals | {"engines_down": float(sum(line.pool.num_down for line in self._lines))}
 
+    def _compare(self, critiques: Sequence[Critique], num_steps: int) -> None:
+        """Count how far critiques agree, and whether the first alone would have said the same as all of them."""
+        how = self._settings.vote
+        whole, first = (vote(some, num_steps, how) for some in (critiques, critiques[:1]))
+        if whole.num_valid:
+            same, pairs = agreement(whole)
+            self._totals["agreeing_pairs"] += same
+            self._totals["compared_pairs"] += pairs
+            self._totals["judged_in_full"] += 1
+            self._totals["first_differs"] += not first.num_valid or first.weights != whole.weights
+
     def _count(self, critiques: Sequence[Critique]) -> None:
         totals = self._totals
         totals["responses"] += 1
@@ -245,9 +314,11 @@ class Critics:
             )
 
 
+_REPLIED: frozenset[CritiqueOutcome] = frozenset({"ok", "unreadable", "truncated", "out_of_range"})
 _SUMS = ("responses", "retries", "seconds", "critique_tokens", "prompt_tokens", "cached_prompt_tokens")
+_AGREEMENT = ("agreeing_pairs", "compared_pairs", "judged_in_full", "first_differs")
 _COUNTS = ("contradictions", "dropped_indices", *(f"outcome_{outcome}" for outcome in get_args(CritiqueOutcome)))
 
 
 def _no_totals() -> Metrics:
-    return dict.fromkeys((*_SUMS, *_COUNTS), 0.0)
+    return dict.fromkeys((*_SUMS, *_AGREEMENT, *_COUNTS), 0.0)

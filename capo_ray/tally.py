@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import fsum
 
 from capo_ray.credit.group import GroupScore
-from capo_ray.types import FAILED_OUTCOMES, Metrics, Scored
+from capo_ray.types import FAILED_OUTCOMES, Critique, Metrics, Scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,9 @@ RATES: dict[str, tuple[str, str]] = {
     "critic/flagged_step_share": ("flagged_steps", "judged_steps"),
     "critic/flagged_token_share": ("flagged_tokens", "judged_tokens"),
     "critic/mean_tokens": ("critique_tokens", "finished_critiques"),
+    "critic/saved_token_share": ("tokens_not_spent", "tokens_of_all_critiques"),
+    "critic/vote_agreement": ("agreeing_pairs", "compared_pairs"),
+    "critic/first_differs_share": ("first_differs", "judged_in_full"),
     "critic/precision": ("true_flags", "truth_flagged"),
     "critic/recall": ("true_flags", "truth_wrong"),
     "group/credit_share": ("groups_with_credit", "groups"),
@@ -102,9 +105,18 @@ def _count_credit(scored: Scored) -> dict[str, float]:
             critique.outcome == "ok" or critique.outcome in FAILED_OUTCOMES for critique in scored.critiques
         ),
         "valid_critiques": sum(critique.outcome == "ok" for critique in scored.critiques),
-        "critique_tokens": sum(critique.num_tokens for critique in scored.critiques),
+        "critique_tokens": (spent := sum(critique.num_tokens for critique in scored.critiques)),
+        "tokens_not_spent": (saved := _tokens_not_spent(scored.critiques)),
+        "tokens_of_all_critiques": spent + saved,
         **Counter(f"critique_{critique.outcome}" for critique in scored.critiques),
     }
+
+
+def _tokens_not_spent(critiques: Sequence[Critique]) -> float:
+    """What the critiques that were not asked for would have cost: a guess, as many tokens each as those that were."""
+    asked = [critique for critique in critiques if critique.outcome != "not_asked"]
+    left = len(critiques) - len(asked)
+    return left * sum(critique.num_tokens for critique in asked) / len(asked) if left and asked else 0.0
 
 
 def _count_truth(scored: Scored, truth: Truth) -> dict[str, float]:

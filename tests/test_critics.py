@@ -344,6 +344,9 @@ def test_metrics_are_sums_since_the_last_call() -> None:
         "cached_prompt_tokens": 60,
         "contradictions": 6,
         "dropped_indices": 6,
+        "judged_in_full": 3,
+        "agreeing_pairs": 9,
+        "compared_pairs": 9,
     }
     again = service.metrics()
     assert not any(again.values()) and "valid_share" not in again

@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "ledger": ("credit", "types"),
     "routing": ("engines.protocols",),
     "asking": ("engines.protocols", "routing", "types"),
-    "critics": ("asking", "credit", "engines.protocols", "routing", "types"),
+    "critics": ("asking", "credit", "engines.protocols", "routing", "seeds", "types"),
     "driver": ("credit", "engines.protocols", "types"),
     "engines": ("config", "credit", "learn", "types"),
     "checkpoint": ("config", "types"),

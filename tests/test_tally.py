@@ -51,6 +51,8 @@ COUNTS = {
     "finished_critiques": 6,
     "valid_critiques": 4,
     "critique_tokens": 70,
+    "tokens_not_spent": 0,
+    "tokens_of_all_critiques": 70,
     "critique_ok": 4,
     "critique_unreadable": 1,
     "critique_refused": 1,
@@ -101,6 +103,7 @@ def test_rates_of_a_group() -> None:
         "critic/flagged_step_share": 2 / 6,
         "critic/flagged_token_share": 2 / 8,
         "critic/mean_tokens": 70 / 6,
+        "critic/saved_token_share": 0,
         "critic/precision": 1,
         "critic/recall": 1 / 2,
         "critic/unreadable_share": 1 / 8,
@@ -159,3 +162,14 @@ def test_a_response_without_steps_has_no_right_process(score: GroupScore) -> Non
     truth = Truth(answer_right=False, steps_right=())
     assert not truth.process_right
     assert count_response(score.members[3], truth)["neither_right"] == 1
+
+
+def test_what_was_not_asked_for_is_taken_to_cost_what_was() -> None:
+    left = failed("not_asked")
+    few = member("wrong", (ok(), failed("unreadable", 30), left, left), "one")
+    scored = score_group([few], Scheme()).members[0]
+    counts = count_response(scored, None)
+    assert (counts["tokens_not_spent"], counts["tokens_of_all_critiques"]) == (40, 80)  # twice the mean of 10 and 30
+    assert rates(counts)["critic/saved_token_share"] == 0.5
+    nobody = score_group([member("wrong", (left, left), "one")], Scheme()).members[0]
+    assert count_response(nobody, None)["tokens_not_spent"] == 0

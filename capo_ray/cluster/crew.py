@@ -196,7 +196,7 @@ class RayCrew:
                 made[f"cache/{role}_prompt_hit_share"] = new["cached_tokens"] / new["prompt_tokens"]
         judging = add(await asyncio.gather(*(shard.metrics.remote() for shard in self._parts.aggregators)))
         wanted = ("retries", "contradictions", "dropped_indices", "engines_down")
-        return made | {f"critic/{name}": judging[name] for name in wanted if name in judging}
+        return made | rates(judging) | {f"critic/{name}": judging[name] for name in wanted if name in judging}
 
     def _trainer_speed(self, batch: Batch, seconds: Metrics) -> Metrics:
         tokens = sum(sum(group.lengths) for group in batch.groups)
