@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "machine": ("config", "models"),
     "memory": ("config",),
     "plan": ("config", "machine", "memory"),
-    "tasks": ("config", "credit", "tally", "types"),
+    "tasks": ("config", "credit", "engines.protocols", "tally", "types"),
     "data": ("config", "tasks", "types"),
     "cluster": (
         "checkpoint",

@@ -1,10 +1,10 @@
 """Conversations that teach the tiny models: the policy to write flawed solutions, the critic to find the flaws.
 
-A critique holds a line per step, which works the step out again, says what the step states beside it and whether that
-is right, and then the reply that `credit.critique` renders. Writing the sum out again is what lets so small a model
-compare: the numbers that it adds stand next to each other, as in the facts that it knows by heart. Its labels are noisy
-on purpose: some wrong steps pass, some right ones are flagged, each by a draw of its own, so that the critic is as
-unsure as its lessons and votes have something to do.
+A critique holds a line per step, which repeats the step, says what it should have stated and whether it is right, and
+then the reply that `credit.critique` renders. Repeating the step is what lets so small a model compare: the numbers
+that it adds and what they should give stand next to each other, nearly as in the facts that it knows by heart. Its
+labels are noisy on purpose: some wrong steps pass, some right ones are flagged, each by a draw of its own, so that the
+critic is as unsure as its lessons and votes have something to do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DRILL_SCALES = (0.3, 1.0, 2.0, 4.0)
 _LESSON_RATES = Rates(slip=0.1, misread=0.05, recovered=0.03, cancelled=0.03, misquoted=0.09, skipped=0.05, box=0.05)
 _LESSON_SCALES = (0.3, 1.0, 1.0, 2.0)
 """The critic meets solutions with few and with many mistakes: the policy changes while it is trained."""
-_DRILL_SHARE = 0.4
+_DRILL_SHARE = 0.6
 """Share of the critic's drills that are lists of unrelated steps to check."""
 _FACTS = 10
 
@@ -126,8 +126,8 @@ def _draw_step(rng: random.Random) -> tuple[int, Sign, int, int]:
 
 
 def _line(index: int, step: Judged, called_wrong: bool) -> str:
-    due = f"{step.sum} = {step.due}" if step.sum else str(step.due)
-    numbers = "?" if step.said is None else f"{due} / {step.said}"
+    stated = f"{step.sum} = {step.said}" if step.sum else str(step.said)
+    numbers = "?" if step.said is None else f"{stated} / {step.due}"
     return f"{index}: {numbers} {'wrong' if called_wrong else 'right'}"
 
 

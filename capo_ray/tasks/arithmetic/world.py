@@ -101,7 +101,7 @@ class Judged:
     due: int | None = None
     """The number that it should have stated."""
     sum: str = ""
-    """What leads to that number, such as "17 + 5"; empty for a box, and where nothing can be read."""
+    """The sum or difference that it writes, such as "17 + 5"; empty for a box, and where nothing can be read."""
     closing: bool = False
 
 
@@ -166,6 +166,18 @@ def parse(question: str) -> Problem:
     match = _QUESTION.fullmatch(question.strip())
     if match is None:
         raise ValueError(f"not a question of the arithmetic world: {question!r}")
+    return _problem(match)
+
+
+def find_problem(text: str) -> Problem:
+    """The problem of the first question in `text`."""
+    match = _QUESTION.search(text)
+    if match is None:
+        raise ValueError(f"no question of the arithmetic world in {text[:200]!r}")
+    return _problem(match)
+
+
+def _problem(match: re.Match[str]) -> Problem:
     asked = _ASKED.findall(match[2])
     return Problem(int(match[1]), tuple(("+" if verb.lower() == "add" else "-", int(n)) for verb, n in asked))
 
@@ -195,16 +207,12 @@ def judge(problem: Problem | str, response: str) -> list[Judged]:
                 right = False
             else:
                 right = apply(*base) == said and not closed
-            judged.append(Judged(right=right, said=said, due=apply(*base), sum=_sum(*base)))
+            judged.append(Judged(right=right, said=said, due=apply(*base), sum=f"{start} {step[2]} {step[3]}"))
             stated = said
             position = position if asked is None else asked + 1
         else:
             judged.append(Judged(right=False))
     return judged
-
-
-def _sum(start: int, operation: Operation) -> str:
-    return f"{start} {operation[0]} {operation[1]}"
 
 
 def _find(operations: tuple[Operation, ...], operation: Operation, first: int) -> int | None:
