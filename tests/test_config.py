@@ -163,6 +163,11 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "`reward.unjudged` outcome_only has nothing to fall back on where `reward.outcome` is critic; use drop",
         ),
         (
+            "reward.outcome=critic critic.adaptive=true",
+            "`critic.adaptive` stops when the steps are decided, and `reward.outcome` critic pays the Yes or No of every "
+            "critique; use one of the two",
+        ),
+        (
             "reward.overlong_tokens=65",
             "`reward.overlong_tokens` 65 must be at most rollout.max_response_tokens 64",
         ),
