@@ -23,9 +23,7 @@ def main(seed: str, *servers: str) -> None:
         choices = [
             {
                 "index": i,
-                "message": {
-                    "content": f"{body['seed'] + i} {seed}-{next(numbers)}\n<incorrect_steps></incorrect_steps>"
-                },
+                "message": {"content": f"{body['seed'] + i} {seed}-{next(numbers)}\n{verdict}"},
                 "finish_reason": "stop",
             }
             for i in range(body.get("n", 1))
