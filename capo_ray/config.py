@@ -431,8 +431,8 @@ def _check_credit(config: Config) -> None:
         )
     if config.critic is not None and config.critic.adaptive and reward.outcome == "critic":
         raise ValueError(
-            "`critic.adaptive` stops when the steps are decided, and `reward.outcome` critic pays the Yes or No of every "
-            "critique; use one of the two"
+            "`critic.adaptive` stops when the steps are decided, and `reward.outcome` critic pays the Yes or No of all "
+            "critiques; use one of the two"
         )
     if not pays and (reward.error_set, reward.returns) != ("all", "none"):
         raise ValueError(
