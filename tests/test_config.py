@@ -165,7 +165,7 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         (
             "reward.outcome=critic critic.adaptive=true",
             "`critic.adaptive` stops when the steps are decided, and `reward.outcome` critic pays the Yes or No of all "
-            "critique; use one of the two",
+            "critiques; use one of the two",
         ),
         (
             "reward.overlong_tokens=65",
