@@ -39,7 +39,7 @@ async def outlive(
             log.error(
                 "an actor was lost: %s. Everything is started again from the newest checkpoint (restart %d, at most "
                 "%d: cluster.max_restarts)",
-                cause_of(error),
+                cause_of(error).rstrip("."),
                 number,
                 max_restarts,
             )

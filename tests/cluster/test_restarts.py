@@ -109,7 +109,7 @@ def test_a_loss_leads_back_to_the_checkpoint_and_to_the_same_numbers(
     run.go()
     assert (run.metrics, run.hired, run.dismissed, run.restarts) == (UNDISTURBED, 2, 2, [1])
     assert caplog.messages == [
-        "an actor was lost: The actor died unexpectedly before finishing this task.. Everything is started again from "
+        "an actor was lost: The actor died unexpectedly before finishing this task. Everything is started again from "
         "the newest checkpoint (restart 1, at most 3: cluster.max_restarts)"
     ]
 

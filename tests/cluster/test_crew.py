@@ -1,0 +1,48 @@
+"""The crew where it needs no actor: what it writes down, and what it does not do twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from capo_ray.cluster.crew import CrewSettings, RayCrew
+from capo_ray.config import Tracking
+from capo_ray.tracking import Tracker
+from capo_ray.types import Prompt, Sampling
+
+PROMPT = Prompt(id="held-out-0", question="q", token_ids=(1,), answer="a")
+
+
+class Crew(RayCrew):
+    """Its policy is always right."""
+
+    def __init__(self, run_dir: Path) -> None:
+        tracker = Tracker(
+            run_dir, Tracking(wandb="off", tensorboard=False), run_name="r", resolved_config={}, total_steps=4
+        )
+        parts: Any = SimpleNamespace(workers=[], held_out=[PROMPT], tracker=tracker)
+        settings = CrewSettings(
+            seed=0,
+            responses_per_prompt=2,
+            sampling=Sampling(max_tokens=1),
+            max_dropped_share=1.0,
+            refills=0,
+            samples_per_step=0,
+        )
+        super().__init__(parts, settings)
+
+    async def _evaluate_one(self, prompt: Prompt, tallies: list[dict[str, float]]) -> None:
+        tallies.append({"responses": 1.0, "verified": 1.0, "correct": 1.0})
+
+
+def test_an_evaluation_is_made_once(tmp_path: Path) -> None:
+    """Also by the crew that goes on where another stopped."""
+    for _ in range(2):
+        crew = Crew(tmp_path)
+        for step in (0, 2, 2):
+            asyncio.run(crew.evaluate(step))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["evaluation/outcome/accuracy"]) for line in lines] == [(0, 1.0), (2, 1.0)]
