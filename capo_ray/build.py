@@ -219,6 +219,8 @@ def critic_settings(config: Config) -> Any:
         full_share=critic.full_share,
         vote=config.reward.vote,
         min_valid_critiques=config.reward.min_valid_critiques,
+        cache=critic.cache,
+        cache_seed=config.seed,
         template=critic.template,
         max_critique_tokens=critic.max_critique_tokens,
         temperature=critic.temperature,

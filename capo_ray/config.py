@@ -174,6 +174,11 @@ class Critic(Voter):
     full_share: float = Field(
         0.05, ge=0, le=1, description="adaptive: share of responses judged in full, on which agreement is measured"
     )
+    cache: int = Field(
+        0,
+        ge=0,
+        description="responses whose critiques are kept per aggregator shard, for equal ones that come later; 0: none",
+    )
     template: Literal["paper", "brief"] = "paper"
     reference: Literal["solution", "answer", "none"] = "solution"
     max_critique_tokens: int = Field(2048, gt=0)

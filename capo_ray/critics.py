@@ -23,6 +23,7 @@ from capo_ray.asking import Failure, Line, Outage, Request, Retrying
 from capo_ray.credit.critique import Messages, Reference, Template, fingerprint, messages
 from capo_ray.credit.reply import contradicts_itself, parse
 from capo_ray.credit.vote import Vote, agreement, sealed, useful_round, vote
+from capo_ray.critique_cache import CritiqueCache
 from capo_ray.engines.protocols import CriticEngine
 from capo_ray.routing import Routing
 from capo_ray.seeds import seed_of
@@ -50,6 +51,10 @@ class CriticSettings:
     vote: Vote = "intersection"
     min_valid_critiques: int = 1
     """Both as the verdict is made; see credit.group."""
+    cache: int = 0
+    """Responses whose critiques are kept, for equal ones that come later; 0: none."""
+    cache_seed: int = 0
+    """With a cache the seed of critiques comes from this and from what is shown, and not from `judge`."""
     template: Template = "paper"
     max_critique_tokens: int = 2048
     temperature: float = 0.7
@@ -123,6 +128,8 @@ class _Response:
     """What is judged."""
 
     messages: Messages
+    shown: str
+    """Their fingerprint."""
     num_steps: int
     key: str
     prefix: str
@@ -143,6 +150,7 @@ class Critics:
         self._lines = [
             Line(voter.engines, settings.routing(voter.max_sequences, each), settings.retrying) for voter in voters
         ]
+        self._cache = CritiqueCache(settings.cache)
         self._recent: deque[CritiqueOutcome] = deque(maxlen=settings.failure_window)
         self._last_failure = ""
         self._goes_without = False
@@ -166,16 +174,30 @@ class Critics:
         settings = self._settings
         num_critiques = settings.critiques if k is None else k
         asked = messages(question, reference, steps, template=settings.template)
-        response = _Response(asked, len(steps), response_key, f"{question}\n{reference.text}", seed)
+        shown = fingerprint(asked)
+        if settings.cache:
+            seed = seed_of(settings.cache_seed, shown, "critique")
+        response = _Response(asked, shown, len(steps), response_key, f"{question}\n{reference.text}", seed)
         start = monotonic()
         in_full = self._in_full(response)
-        critiques = await self._in_rounds(response, (num_critiques,) if in_full else settings.rounds(num_critiques))
+        async with self._cache.turn((shown, num_critiques)):
+            critiques = self._cache.find((shown, num_critiques))
+            if critiques is None:
+                rounds = (num_critiques,) if in_full else settings.rounds(num_critiques)
+                critiques = await self._in_rounds(response, rounds)
+                self._keep(shown, critiques)
+                if in_full:
+                    self._compare(critiques, len(steps))
         self._totals["seconds"] += monotonic() - start
         self._count(critiques)
-        if in_full:
-            self._compare(critiques, len(steps))
         self._check_failures()
         return critiques
+
+    def _keep(self, shown: str, critiques: tuple[Critique, ...]) -> None:
+        """Remember replies; what failed may be there next time."""
+        asked = [critique for critique in critiques if critique.outcome != "not_asked"]
+        if asked and all(critique.outcome in _REPLIED for critique in asked):
+            self._cache.keep((shown, len(critiques)), critiques)
 
     def _in_full(self, response: _Response) -> bool:
         """Whether all critiques are asked for whatever they say: always unless `adaptive`, and then for a share.
@@ -183,7 +205,7 @@ class Critics:
         When asking ends depends on what was said, so how far critics agree can be measured on these alone.
         """
         settings = self._settings
-        drawn = seed_of(response.seed, response.key, "in full") / 2**62
+        drawn = seed_of(response.seed, "in full") / 2**62
         return not settings.adaptive or drawn < settings.full_share
 
     async def _in_rounds(self, response: _Response, rounds: Sequence[int]) -> tuple[Critique, ...]:
@@ -198,7 +220,7 @@ class Critics:
                 break
             if sealed(critiques, left, response.num_steps, settings.vote, min_valid_critiques=needed):
                 break
-        unasked = Critique(text="", outcome="not_asked", prompt_hash=fingerprint(response.messages))
+        unasked = Critique(text="", outcome="not_asked", prompt_hash=response.shown)
         return critiques + (unasked,) * left
 
     async def _critiques(self, response: _Response, numbers: range) -> tuple[Critique, ...]:
@@ -249,8 +271,7 @@ class Critics:
                 )
                 for reply in replies.completions
             ]
-        shown = fingerprint(response.messages)
-        return [replace(critique, seed=seed + i, prompt_hash=shown) for i, critique in enumerate(made)]
+        return [replace(critique, seed=seed + i, prompt_hash=response.shown) for i, critique in enumerate(made)]
 
     def _bear(self, outage: Outage) -> Failure:
         """What becomes of a request that no engine was up for. Raises CriticsFailed where the run only waits."""
@@ -298,7 +319,7 @@ class Critics:
             totals["critique_tokens"] += critique.num_tokens
             totals["contradictions"] += contradicts_itself(critique)
             totals["dropped_indices"] += critique.num_dropped
-            if critique.outcome == "ok" or critique.outcome in FAILED_OUTCOMES:
+            if (critique.outcome == "ok" or critique.outcome in FAILED_OUTCOMES) and not critique.cached:
                 self._recent.append(critique.outcome)
             if critique.outcome in FAILED_OUTCOMES and critique.text:
                 self._last_failure = f"a reply that ends in {critique.text[-200:]!r}"

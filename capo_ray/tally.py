@@ -42,6 +42,7 @@ RATES: dict[str, tuple[str, str]] = {
     "critic/flagged_token_share": ("flagged_tokens", "judged_tokens"),
     "critic/mean_tokens": ("critique_tokens", "finished_critiques"),
     "critic/saved_token_share": ("tokens_not_spent", "tokens_of_all_critiques"),
+    "critic/from_cache_share": ("critiques_from_cache", "critiques"),
     "critic/vote_agreement": ("agreeing_pairs", "compared_pairs"),
     "critic/first_differs_share": ("first_differs", "judged_in_full"),
     "critic/precision": ("true_flags", "truth_flagged"),
@@ -105,6 +106,7 @@ def _count_credit(scored: Scored) -> dict[str, float]:
             critique.outcome == "ok" or critique.outcome in FAILED_OUTCOMES for critique in scored.critiques
         ),
         "valid_critiques": sum(critique.outcome == "ok" for critique in scored.critiques),
+        "critiques_from_cache": sum(critique.cached for critique in scored.critiques),
         "critique_tokens": (spent := sum(critique.num_tokens for critique in scored.critiques)),
         "tokens_not_spent": (saved := _tokens_not_spent(scored.critiques)),
         "tokens_of_all_critiques": spent + saved,

@@ -1,51 +1,22 @@
 """Adaptive voting: fewer critiques, the same critiques, the same verdicts."""
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from seeded_critic import SeededCritic
 
-from capo_ray.credit.critique import Reference, render_reply
+from capo_ray.credit.critique import Reference
 from capo_ray.credit.vote import Vote, vote
 from capo_ray.critics import Critics, CriticSettings, Voter
-from capo_ray.engines.protocols import Completion, Message, PromptTooLong, Replies
-from capo_ray.types import Critique, Metrics, Sampling
+from capo_ray.engines.protocols import Message, PromptTooLong, Replies
+from capo_ray.types import Critique, Sampling
 
 STEPS = ["one", "two", "three"]
 VOTES: list[Vote] = ["intersection", "majority", "strict_majority", "union", "average"]
-
-
-@dataclass
-class SeededCritic:
-    """What completion i says is a function of seed + i alone, as the protocol wants it; some are unreadable."""
-
-    name: str = "a"
-    flag_share: float = 0.2
-    unreadable_share: float = 0.1
-    turns: int = 1
-    """Of the event loop that an answer takes."""
-    asked: list[tuple[int, int]] = field(default_factory=list)
-    """(seed, n)"""
-
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
-        self.asked.append((seed, n))
-        for _ in range(self.turns):
-            await asyncio.sleep(0)
-        return Replies(completions=tuple(self.say(seed + i) for i in range(n)), prompt_tokens=9, cached_tokens=0)
-
-    def say(self, seed: int) -> Completion:
-        rng = random.Random(seed)
-        wrong = [step for step in range(len(STEPS)) if rng.random() < self.flag_share]
-        text = "hm" if rng.random() < self.unreadable_share else render_reply(wrong)
-        return Completion(text=text, truncated=False, num_tokens=len(text))
-
-    async def metrics(self) -> Metrics:
-        return {}
 
 
 def service(*engines: SeededCritic, others: Sequence[Voter] = (), **given: object) -> Critics:
