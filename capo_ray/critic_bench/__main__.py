@@ -1,0 +1,222 @@
+"""`python -m capo_ray.critic_bench critic=NAME data=processbench path=FILE_OR_FOLDER k=8 out=DIR`: a critic's worth.
+
+Has a critic judge responses whose steps have known labels, prints what each vote of its critiques would be worth, and
+advises one. `data=arithmetic` samples responses from the policy of the experiment, in the tiny world, and labels them
+exactly; with `path=FILE.jsonl` it takes those of the file. Every reply is kept in DIR/replies.jsonl: the same command
+goes on where it was stopped, and `replay=FILE` computes all figures again without a critic. What is not one of this
+program's own keys is configuration as `capo_ray.launch` takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from capo_ray.config import Config, ConfigError, compose
+from capo_ray.critic_bench.engines import critics_of, sample
+from capo_ray.critic_bench.items import arithmetic, processbench, read_responses
+from capo_ray.critic_bench.replies import Reply, ask, read_replies
+from capo_ray.critic_bench.report import evaluate, lines, plot, table
+from capo_ray.critics import CriticsFailed
+from capo_ray.data import DataError
+
+USAGE = """usage: python -m capo_ray.critic_bench critic=NAME data=processbench path=FILE_OR_FOLDER k=8 out=DIR
+       python -m capo_ray.critic_bench critic=tiny data=arithmetic count=500 k=8 out=DIR
+       python -m capo_ray.critic_bench replay=DIR/replies.jsonl [out=DIR]
+
+  critic=http critic.endpoints=[URL] critic.served_model=NAME   servers; critic=paper cluster=gpu   an engine here
+  count=N        the first N responses (arithmetic: how many are sampled, 500)
+  +experiment=X  where all other configuration comes from (tiny_cpu); KEY=VALUE sets any of it
+"""
+OWN = ("data", "path", "k", "out", "replay", "count")
+SAMPLED = 500
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    data: str = ""
+    path: Path | None = None
+    k: int = 8
+    out: Path | None = None
+    replay: Path | None = None
+    count: int | None = None
+    overrides: tuple[str, ...] = ()
+
+
+def options_of(arguments: Sequence[str]) -> Options:
+    """Raises ConfigError."""
+    own = dict(argument.split("=", 1) for argument in arguments if argument.split("=", 1)[0] in OWN and "=" in argument)
+    rest = tuple(argument for argument in arguments if argument.split("=", 1)[0] not in own)
+    paths = {name: Path(own[name]).expanduser() for name in ("path", "out", "replay") if name in own}
+    options = Options(
+        data=own.get("data", ""),
+        k=_number(own, "k", 8) or 8,
+        count=_number(own, "count", None),
+        overrides=rest,
+        **paths,
+    )
+    if options.replay is not None:
+        if rest or options.data:
+            raise ConfigError("replay: it takes no other key than `out`: the replies say what was judged and by whom")
+        return options
+    if options.data not in ("processbench", "arithmetic"):
+        raise ConfigError(f"data: must be processbench or arithmetic, got {options.data!r}")
+    if options.data == "processbench" and options.path is None:
+        raise ConfigError("path: must name a ProcessBench file, or a folder of them, when data is processbench")
+    if options.out is None:
+        raise ConfigError("out: must name a folder for the replies and the figures")
+    return options
+
+
+def _number(own: dict[str, str], name: str, default: int | None) -> int | None:
+    value = own.get(name)
+    if value is None:
+        return default
+    if not value.isdigit() or not int(value):
+        raise ConfigError(f"{name}: must be a whole number above 0, got {value!r}")
+    return int(value)
+
+
+def configuration(options: Options) -> Config:
+    """The experiment's configuration with k critiques, each asked for."""
+    named = any(given.startswith("+experiment=") for given in options.overrides)
+    experiment = () if named else ("+experiment=tiny_cpu",)
+    asked = (f"critic.critiques={options.k}", "critic.adaptive=false", "critic.max_failed_share=1")
+    return compose([*experiment, *options.overrides, *asked])
+
+
+async def run(options: Options, config: Config, out: Path) -> list[Reply]:
+    """Judge what is not judged yet; all replies."""
+    assert config.critic is not None
+    if options.data == "processbench":
+        items = processbench(options.path or out)[: options.count]
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(options, config, out)
+    if options.data == "arithmetic":
+        items = arithmetic(await _responses(options, config, out))[: options.count]
+    async with critics_of(config, out) as critics:
+        with _progress("judged", len(items)) as advance:
+            return await ask(
+                items,
+                critics,
+                out / "replies.jsonl",
+                reference=config.critic.reference,
+                seed=config.seed,
+                progress=advance,
+            )
+
+
+def _claim(options: Options, config: Config, out: Path) -> None:
+    """Write down whose replies `out` holds, or see that they are this benchmark's. Raises ConfigError."""
+    critic = config.critic
+    assert critic is not None
+    voters = [voter.served_model or (voter.model.path if voter.model else "") for voter in critic.voters]
+    mine = {
+        "data": options.data,
+        "path": str(options.path or ""),
+        "k": options.k,
+        "seed": config.seed,
+        "critics": voters,
+        **{name: getattr(critic, name) for name in ("template", "reference", "temperature", "top_p")},
+        "max_critique_tokens": critic.max_critique_tokens,
+    }
+    path = out / "bench.json"
+    if path.is_file():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        pairs = {name: (theirs.get(name), value) for name, value in mine.items()}
+        other = "; ".join(f"{name} {old!r}, now {new!r}" for name, (old, new) in pairs.items() if old != new)
+        if other:
+            raise ConfigError(f"out: {out} holds replies of another benchmark ({other}); name another folder")
+    path.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
+
+
+async def _responses(options: Options, config: Config, out: Path) -> list[tuple[str, str]]:
+    """Those of the file that was named; else those that were sampled before; else new ones, which are kept."""
+    if options.path is not None:
+        return read_responses(options.path)
+    kept = out / "responses.jsonl"
+    count = options.count or SAMPLED
+    if not kept.is_file():
+        with _progress("sampled", count) as advance:
+            pairs = await sample(config, out, count, advance)
+        partial = kept.with_suffix(".partial")
+        lines = (json.dumps({"question": question, "response": response}) + "\n" for question, response in pairs)
+        partial.write_text("".join(lines), encoding="utf-8")
+        partial.rename(kept)
+    pairs = read_responses(kept)
+    if len(pairs) < count:
+        raise ConfigError(f"count: {out} holds {len(pairs)} sampled responses, {count} are asked for; name another out")
+    return pairs
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal; nothing where the output is piped."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+def show(replies: Sequence[Reply], out: Path | None) -> None:
+    """Print the figures and write them to `out`."""
+    from rich.console import Console
+
+    figures = evaluate(replies)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table(figures))
+    for line in lines(figures):
+        print(line)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "scores.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        (out / "precision_recall.svg").write_text(plot(figures), encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0 if arguments else BAD_INPUT
+    logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    try:
+        options = options_of(arguments)
+        if options.replay is not None:
+            replies = read_replies(options.replay)
+            if not replies:
+                raise DataError(f"replay: {options.replay} holds no reply")
+        else:
+            assert options.out is not None
+            replies = asyncio.run(run(options, configuration(options), options.out))
+        show(replies, options.out)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except (CriticsFailed, ExceptionGroup) as error:
+        print(f"error: {_first(error)}\nThe same command goes on from here.", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The engines of a benchmark: the critic's, and the tiny world's policy; each in this process, without Ray.
+
+A critic on vLLM runs on one engine, whatever `critic.workers` says. Leaves out what is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from capo_ray.build import (
+    critic_engine_settings,
+    critic_settings,
+    http_critics,
+    make_critic,
+    make_rollout,
+    rollout_settings,
+    sampling_of,
+)
+from capo_ray.config import Config
+from capo_ray.critics import Critics, Voter
+from capo_ray.models import find_model
+from capo_ray.plan import Role, critics_here
+from capo_ray.seeds import seed_of
+from capo_ray.types import Prompt
+
+
+@asynccontextmanager
+async def critics_of(config: Config, work: Path) -> AsyncIterator[Critics]:
+    """The judging service of `config`; files of random models go below `work`."""
+    assert config.critic is not None
+    _prepare(config, "critic")
+    places = {id(voter): place for place, voter in critics_here(config)}
+    voters, opened = [], []
+    try:
+        for number, voter in enumerate(config.critic.voters):
+            engines: list[Any] = []
+            if voter.kind == "http":
+                engines += http_critics(voter)
+            elif voter.model is not None:
+                files = find_model(voter.model, f"{places[id(voter)]}.model", work, seed=config.seed + 1 + number)
+                settings = critic_engine_settings(config, voter, files)
+                engines.append(await asyncio.to_thread(make_critic, settings, f"critic-{number}"))
+            opened += engines
+            voters.append(Voter(engines=engines, max_sequences=voter.max_sequences))
+        yield Critics(voters[0].engines, critic_settings(config), others=voters[1:])
+    finally:
+        for engine in opened:
+            closing = engine.close()
+            if closing is not None:
+                await closing
+
+
+async def sample(config: Config, work: Path, count: int, advance: Callable[[], None]) -> list[tuple[str, str]]:
+    """(question, response) of `count` held-out problems of the tiny world, by the policy, sampled as in training."""
+    from capo_ray.tasks.arithmetic.world import Difficulty, problems
+
+    _prepare(config, "rollout")
+    policy = find_model(config.policy, "policy", work, seed=config.seed)
+    encode = policy.encoder(config.policy.system_prompt)
+    engine = await asyncio.to_thread(make_rollout, rollout_settings(config, policy), "rollout-0")
+    sampling, asked = (
+        sampling_of(config),
+        problems(0, count, Difficulty(operations=config.data.operations), split="held_out"),
+    )
+
+    async def one(number: int, question: str) -> str:
+        prompt = Prompt(id=f"held-out-{number}", question=question, token_ids=encode(question), answer="")
+        seeds = {0: seed_of(config.seed, "critic_bench", prompt.id)}
+        texts = [rollout.text async for rollout in engine.generate(prompt, sampling, seeds)]
+        advance()
+        return texts[0]
+
+    try:
+        responses = await asyncio.gather(*(one(number, problem.question) for number, problem in enumerate(asked)))
+    finally:
+        engine.close()
+    return [(problem.question, response) for problem, response in zip(asked, responses, strict=True)]
+
+
+def _prepare(config: Config, role: Role) -> None:
+    """What vLLM reads from the environment, set before it is imported."""
+    from capo_ray.cluster.placement import environment
+
+    os.environ.update(environment(config, role))

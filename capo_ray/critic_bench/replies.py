@@ -1,0 +1,142 @@
+"""Every reply of a critic, a line per response as it comes: what a benchmark goes on from, and is computed again from.
+
+A line holds the response, its labels and its critiques, so that the file needs nothing beside it. Leaves out what the
+replies are worth (scores).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+from typing import TextIO
+
+from capo_ray.credit.critique import ReferenceKind, reference_of
+from capo_ray.credit.reply import parse
+from capo_ray.critic_bench.items import Item
+from capo_ray.critic_bench.scores import Judged
+from capo_ray.critics import Critics
+from capo_ray.data import DataError
+from capo_ray.seeds import seed_of
+from capo_ray.types import Critique, JsonDict, Prompt
+
+_READ_AGAIN = ("ok", "unreadable", "truncated", "out_of_range")
+"""Outcomes that the parser decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One response with its critiques; `at`: seconds since its session began, when the last of them was there."""
+
+    item: Item
+    critiques: tuple[Critique, ...]
+    session: int
+    at: float
+
+    @property
+    def judged(self) -> Judged:
+        return Judged(self.item.labels, self.critiques)
+
+    def line(self) -> str:
+        critiques = [
+            {
+                "outcome": critique.outcome,
+                "wrong_steps": critique.wrong_steps,
+                "num_tokens": critique.num_tokens,
+                "critic": critique.critic,
+                "text": critique.text,
+            }
+            for critique in self.critiques
+        ]
+        record = {"item": asdict(self.item), "session": self.session, "at": self.at, "critiques": critiques}
+        return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def read_replies(path: Path) -> list[Reply]:
+    """The replies of a file; a last line that was cut off is left out, and so is not done. Raises DataError."""
+    if not path.is_file():
+        raise DataError(f"replay: there is no file {path}")
+    replies = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            replies.append(_reply(json.loads(line)))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}, line {number}: no reply of a critic ({type(error).__name__}: {error})") from None
+    return replies
+
+
+def _reply(record: JsonDict) -> Reply:
+    item = Item.of(record["item"])
+    critiques = tuple(_critique(given, len(item.steps)) for given in record["critiques"])
+    return Reply(item, critiques, record["session"], record["at"])
+
+
+def _critique(given: JsonDict, num_steps: int) -> Critique:
+    """Read again from its text, so that a replay shows what today's parser makes of it."""
+    if given["outcome"] not in _READ_AGAIN:
+        return Critique(text=given["text"], outcome=given["outcome"], critic=given["critic"])
+    cut = given["outcome"] == "truncated"
+    return parse(given["text"], num_steps, truncated=cut, critic=given["critic"], num_tokens=int(given["num_tokens"]))
+
+
+def seconds_of(replies: Sequence[Reply]) -> float:
+    """Time that was spent on asking, all sessions together."""
+    ends: dict[int, float] = {}
+    for reply in replies:
+        ends[reply.session] = max(reply.at, ends.get(reply.session, 0.0))
+    return sum(ends.values())
+
+
+async def ask(
+    items: Sequence[Item],
+    critics: Critics,
+    path: Path,
+    *,
+    reference: ReferenceKind,
+    seed: int,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Reply]:
+    """Have `items` judged and append each reply to `path` as it comes; those that stand there are done.
+
+    All replies in the order of the items.
+    """
+    done = {reply.item.id: reply for reply in _whole_lines(path)}
+    session = max((reply.session for reply in done.values()), default=-1) + 1
+    start = monotonic()
+
+    async def one(item: Item, file: TextIO) -> None:
+        prompt = Prompt(id=item.id, question=item.question, token_ids=(0,), answer=item.answer, solution=item.solution)
+        critiques = await critics.judge(
+            item.question,
+            reference_of(prompt, reference),
+            item.steps,
+            response_key=item.id,
+            seed=seed_of(seed, "critic_bench", item.id),
+        )
+        reply = Reply(item, critiques, session, round(monotonic() - start, 3))
+        file.write(reply.line())
+        file.flush()
+        done[item.id] = reply
+        progress()
+
+    with path.open("a", encoding="utf-8") as file:
+        async with asyncio.TaskGroup() as tasks:
+            for item in items:
+                if item.id not in done:
+                    tasks.create_task(one(item, file))
+    return [done[item.id] for item in items]
+
+
+def _whole_lines(path: Path) -> list[Reply]:
+    """What stands in `path`, after a line that was cut off is removed from it."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    return read_replies(path)
