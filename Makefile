@@ -2,6 +2,7 @@
 # make test        the checks and every test; make test-fast: those that start no engine
 # make lint        ruff and mypy
 # make learn-check the whole tiny_cpu run with three seeds: does it learn?
+# make lab-quick   two arms, two seeds, the laboratory's report: under 10 minutes
 # make tiny-models train the shipped tiny models again (an hour of CPU)
 # Every target sets up .venv first, once (3 minutes, 4 GB). ARGS="..." goes to the program, e.g. make demo ARGS="seed=1".
 
@@ -11,7 +12,7 @@ export CAPO_TEST_DATA ?= $(abspath ../shared/data)
 # More skipped tests than this fail the run; each is listed with its reason.
 MAX_SKIPS ?= 3
 
-.PHONY: demo test test-fast lint setup learn-check tiny-models
+.PHONY: demo test test-fast lint setup learn-check lab-quick tiny-models
 
 demo: setup
 	$(PY) -m capo_ray.launch +experiment=tiny_cpu $(ARGS)
@@ -29,6 +30,9 @@ lint: setup
 
 learn-check: setup
 	$(PY) benchmarks/learn_check.py $(ARGS)
+
+lab-quick: setup
+	$(PY) -m capo_ray.lab run=quick $(ARGS)
 
 tiny-models: setup
 	$(PY) -m capo_ray.tasks.arithmetic.models $(ARGS)

@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -102,7 +103,8 @@ def run_dir_of(config: Config) -> Path:
     return Path.cwd() / "runs" / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-async def run(config: Config, run_dir: Path) -> None:
+async def run(config: Config, run_dir: Path, session: AbstractContextManager[object] | None = None) -> None:
+    """One run, from what it needs to what it leaves. In `session`, if there is a Ray session already."""
     from rich.console import Console
 
     from capo_ray.build import prepare, running_crew
@@ -125,7 +127,7 @@ async def run(config: Config, run_dir: Path) -> None:
     write_config(config, run_dir)
     tracker = Tracker.open(config, run_dir)
     try:
-        with ray_session(config.cluster, logs=run_dir / "logs"):
+        with session or ray_session(config.cluster, logs=run_dir / "logs"):
             await outlive(
                 partial(running_crew, config, found, run_dir, tracker),
                 work,

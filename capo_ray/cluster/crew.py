@@ -176,6 +176,10 @@ class RayCrew:
         metrics |= await self._speeds() | self._trainer_speed(batch, seconds)
         metrics |= {f"seconds/{name}": value for name, value in (seconds | {"collect": batch.seconds}).items()}
         metrics["staleness"] = float(batch.step - batch.oldest_version)
+        metrics |= {
+            "tokens/sampled": tally.get("response_tokens", 0.0),
+            "tokens/critiques": tally.get("critique_tokens", 0.0),
+        }
         if self._settings.refills:
             metrics["group/refilled"] = float(len(batch.spare))
         self._parts.tracker.step(batch.step, metrics)

@@ -1,0 +1,83 @@
+"""`python -m capo_ray.lab run=quick`: train the arms of a design over seeds, and say what came of it.
+
+    python -m capo_ray.lab run=NAME [out=runs/lab-NAME] [report=only] [key=value ...]
+
+NAME is a file of conf/lab, or a path ending in .yaml. Results are kept as they land in OUT/ARM/seed-N; run the same
+command again to go on. The report is OUT/report.md with a figure per table; `report=only` writes it and runs nothing.
+Further overrides go to every run. Leaves out what a run is (see `capo_ray.launch`).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from capo_ray.checkpoint import RunDirError
+from capo_ray.config import ConfigError
+from capo_ray.data import DataError
+from capo_ray.lab.design import Design, designs, load
+from capo_ray.lab.report import curves, page
+from capo_ray.lab.runs import folder, results, run_all
+
+INTERRUPTED = 130
+
+
+def write_report(design: Design, out: Path) -> Path:
+    """OUT/report.md and the figures beside it, of the runs that are finished."""
+    arm, seed = design.runs()[0]
+    found = results(design, out, design.config(arm, seed, folder(out, arm, seed)).steps)
+    text = page(design, found)
+    for group in dict.fromkeys(arm.group for arm in design.arms.values()):
+        if any(design.arms[result.arm].group == group for result in found):
+            name = f"{group.replace(' ', '-')}.svg"
+            (out / name).write_text(curves(design, found, group), encoding="utf-8")
+            heading = f"## {group[0].upper()}{group[1:]}\n"
+            text = text.replace(heading, f"{heading}\n![Right answer and process by step]({name})\n")
+    path = out / "report.md"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, Path, bool, list[str]]:
+    """Design, output folder, whether to report only, overrides. Raises ConfigError."""
+    if stray := [argument for argument in arguments if "=" not in argument]:
+        raise ConfigError(f"arguments are key=value, got {' '.join(stray)}")
+    given = dict(argument.split("=", 1) for argument in arguments)
+    name = given.pop("run", "")
+    if not name:
+        raise ConfigError(f"name a design with run=NAME: {', '.join(designs())}")
+    out = Path(given.pop("out", f"runs/lab-{Path(name).stem}")).expanduser().resolve()
+    report = given.pop("report", "")
+    if report not in ("", "only"):
+        raise ConfigError(f"report is `only` or is left out, got {report!r}")
+    return name, out, report == "only", [f"{key}={value}" for key, value in given.items()]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0 if arguments else 2
+    logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    try:
+        name, out, report_only, overrides = parse(arguments)
+        design = load(name)
+        design = design.model_copy(update={"common": (*design.common, *overrides)})
+        out.mkdir(parents=True, exist_ok=True)
+        if not report_only:
+            run_all(design, out)
+        path = write_report(design, out)
+    except (ConfigError, DataError, RunDirError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
+        return INTERRUPTED
+    print(f"\n{path.read_text(encoding='utf-8')}\nThe report: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

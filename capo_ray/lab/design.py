@@ -1,0 +1,74 @@
+"""What an experiment of the laboratory is: arms, each some overrides of one run, over seeds. Read from conf/lab/*.yaml.
+
+Leaves out running it (see `lab.runs`) and what is said of it (see `lab.report`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from capo_ray.config import Config, ConfigError, compose, conf_dir
+
+
+class Arm(BaseModel):
+    """One way of training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    says: str = Field(description="what it is, in words")
+    overrides: tuple[str, ...] = ()
+    seeds: int | None = Field(None, gt=0, description="seeds 0 to this - 1; null: the design's")
+    group: str = Field("arms", description="the table that it stands in")
+
+
+class Design(BaseModel):
+    """A set of runs to be compared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    common: tuple[str, ...] = Field(description="overrides of every run")
+    seeds: int = Field(gt=0)
+    baseline: str = Field(description="arm that the others are compared with")
+    first_seed: int = Field(0, ge=0)
+    arms: dict[str, Arm]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.baseline not in self.arms:
+            raise ValueError(f"`baseline` {self.baseline} is none of the arms: {', '.join(self.arms)}")
+        return self
+
+    def runs(self) -> list[tuple[str, int]]:
+        """(arm, seed), seed by seed, so that whatever is there at any time can be compared."""
+        most = max(arm.seeds or self.seeds for arm in self.arms.values())
+        return [
+            (name, self.first_seed + seed)
+            for seed in range(most)
+            for name, arm in self.arms.items()
+            if seed < (arm.seeds or self.seeds)
+        ]
+
+    def config(self, arm: str, seed: int, run_dir: Path) -> Config:
+        """The whole configuration of one run. Raises ConfigError."""
+        own = (f"seed={seed}", f"run_dir={run_dir}", f"name={arm}")
+        return compose([*self.common, *self.arms[arm].overrides, *own])
+
+
+def designs() -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / "lab").glob("*.yaml"))
+
+
+def load(name: str) -> Design:
+    """A design of conf/lab by its name, or of any file. Raises ConfigError."""
+    path = Path(name) if name.endswith(".yaml") else conf_dir() / "lab" / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"there is no design {name}: it is one of {', '.join(designs())}, or a file ending in .yaml")
+    try:
+        return Design.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ConfigError(f"{path}: {error}") from None

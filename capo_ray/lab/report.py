@@ -1,0 +1,200 @@
+"""What a laboratory found, as a page: tables with 95 % intervals, learning curves, and a verdict in words.
+
+Works on whatever runs are finished, so that it can be looked at while others go on. Shares are told in percentage
+points. Leaves out how runs are read (see `lab.runs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+from statistics import fmean
+
+from capo_ray.lab.design import Design
+from capo_ray.lab.intervals import Interval, interval, paired
+from capo_ray.lab.runs import Result
+
+BOTH = "truth/right_answer_and_process"
+OUTCOME = "outcome/accuracy"
+Measure = Callable[[Result], float | None]
+
+
+def _after(name: str, scale: float = 1.0) -> Measure:
+    return lambda result: None if result.after.get(name) is None else scale * result.after[name]
+
+
+def _mean(name: str, scale: float = 1.0) -> Measure:
+    def measure(result: Result) -> float | None:
+        value = result.mean(name)
+        return None if value is None else scale * value
+
+    return measure
+
+
+def gain(result: Result) -> float:
+    """Points by which right answers with a right process rose."""
+    return 100 * (result.after[BOTH] - result.before[BOTH])
+
+
+def _per_point(total: str) -> Measure:
+    def measure(result: Result) -> float | None:
+        return result.total(total) / gain(result) if gain(result) > 1 else None
+
+    return measure
+
+
+COLUMNS: tuple[tuple[str, Measure], ...] = (
+    ("right answer and process, %", _after(BOTH, 100)),
+    ("right answer, %", _after(OUTCOME, 100)),
+    ("right steps, %", _after("truth/step_accuracy", 100)),
+    ("tokens", _after("response/mean_tokens")),
+    ("steps", _after("response/mean_steps")),
+    ("entropy, last step", lambda result: result.steps[-1].get("trainer/entropy") if result.steps else None),
+    ("critic precision, %", _mean("critic/precision", 100)),
+    ("critic recall, %", _mean("critic/recall", 100)),
+    ("s per point", _per_point("seconds/step")),
+    ("critic tokens per point", _per_point("tokens/critiques")),
+)
+"""Of the held-out evaluation after the last step, of the steps' mean, and what a point of the first column cost."""
+
+
+def page(design: Design, results: Sequence[Result]) -> str:
+    """The report as Markdown, without its figure."""
+    if not results:
+        return f"# {design.title}\n\nNo run is finished yet.\n"
+    arms = {name: [result for result in results if result.arm == name] for name in design.arms}
+    arms = {name: found for name, found in arms.items() if found}
+    parts = [f"# {design.title}\n", _what_was_run(design, arms)]
+    for group in dict.fromkeys(arm.group for arm in design.arms.values()):
+        members = {name: found for name, found in arms.items() if design.arms[name].group == group}
+        if members:
+            parts += [f"## {group[0].upper()}{group[1:]}\n", _table(design, members), _verdicts(design, members, arms)]
+    return "\n".join(parts)
+
+
+def _what_was_run(design: Design, arms: Mapping[str, Sequence[Result]]) -> str:
+    start = interval([100 * found.before[BOTH] for results in arms.values() for found in results])
+    return (
+        f"{sum(map(len, arms.values()))} of {len(design.runs())} runs. Before training {start.mean:.1f} % of the "
+        "held-out responses have a right answer and a right process. Mean and 95 % interval (Student's t) over seeds; "
+        f"differences to `{design.baseline}` are taken seed by seed.\n"
+    )
+
+
+def _table(design: Design, arms: Mapping[str, Sequence[Result]]) -> str:
+    rows = ["| arm | | seeds | " + " | ".join(name for name, _ in COLUMNS) + " |", "|---" * (len(COLUMNS) + 3) + "|"]
+    for name, found in arms.items():
+        cells = [_cell([measure(result) for result in found]) for _, measure in COLUMNS]
+        rows.append(f"| `{name}` | {design.arms[name].says} | {len(found)} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    found = interval(known)
+    digits = 0 if abs(found.mean) >= 1000 else 2 if abs(found.mean) < 3 else 1
+    return f"{found.mean:,.{digits}f}" + (f" ± {found.half:,.{digits}f}" if found.half < inf else "")
+
+
+def _verdicts(design: Design, arms: Mapping[str, Sequence[Result]], everything: Mapping[str, Sequence[Result]]) -> str:
+    base = everything.get(design.baseline, [])
+    others = [name for name in arms if name != design.baseline]
+    lines = []
+    for name in others:
+        told = [
+            _difference(arms[name], base, of) for of in (("right answer and process", BOTH), ("right answer", OUTCOME))
+        ]
+        tokens = equal_tokens(arms[name], base)
+        if tokens is not None:
+            told.append(f"at equal tokens, policy's and critic's together: {_points(tokens)}")
+        lines.append(f"* `{name}` against `{design.baseline}`: " + "; ".join(told) + ".")
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def _difference(ours: Sequence[Result], theirs: Sequence[Result], of: tuple[str, str]) -> str:
+    label, name = of
+    found = paired(
+        {result.seed: 100 * result.after[name] for result in ours},
+        {result.seed: 100 * result.after[name] for result in theirs},
+    )
+    return f"{label} {_points(found)}" if found else f"{label}: no seed in common"
+
+
+def _points(found: Interval) -> str:
+    """A difference and what can be said of it."""
+    if found.half == inf:
+        return f"{found.mean:+.1f} points (one seed)"
+    told = "" if found.excludes_zero else ", which cannot be told from none"
+    return f"{found.mean:+.1f} points ({found.low:+.1f} to {found.high:+.1f}{told})"
+
+
+def equal_tokens(ours: Sequence[Result], theirs: Sequence[Result]) -> Interval | None:
+    """Difference in right answer and process, in points, when both have generated as many tokens as the thriftier run
+    of a seed did in all. Of the responses trained on, over three steps."""
+    mine, other = ({result.seed: result for result in results} for results in (ours, theirs))
+    made: list[float] = []
+    for seed in sorted(mine.keys() & other.keys()):
+        budget = min(_tokens(mine[seed])[-1:] + _tokens(other[seed])[-1:], default=0.0)
+        reached = [_at(result, budget) for result in (mine[seed], other[seed])]
+        if None not in reached:
+            made.append(100 * (reached[0] - reached[1]))  # type: ignore[operator]
+    return interval(made) if made else None
+
+
+def _tokens(result: Result) -> list[float]:
+    """Tokens generated up to the end of each step."""
+    total, made = 0.0, []
+    for step in result.steps:
+        total += (step.get("tokens/sampled") or 0.0) + (step.get("tokens/critiques") or 0.0)
+        made.append(total)
+    return made
+
+
+def _at(result: Result, budget: float) -> float | None:
+    done = [step for step, spent in zip(result.steps, _tokens(result), strict=True) if spent <= budget]
+    recent = [step[BOTH] for step in done[-3:] if step.get(BOTH) is not None]
+    return fmean(recent) if recent else None
+
+
+_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#000000")
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BELOW, _LEGEND = 640, 320, 48, 16, 36, 220
+
+
+def curves(design: Design, results: Sequence[Result], group: str) -> str:
+    """Right answer and process by step, mean over seeds, one line per arm of `group`: an SVG."""
+    lines = {}
+    for name, arm in design.arms.items():
+        found = [result for result in results if result.arm == name]
+        if found and (arm.group == group or name == design.baseline):
+            length = min(len(result.steps) for result in found)
+            lines[name] = [fmean(result.steps[s].get(BOTH) or 0.0 for result in found) for s in range(length)]
+    longest = max((len(line) for line in lines.values()), default=1)
+    top = max((value for line in lines.values() for value in line), default=1.0)
+    top = min(1.0, (int(10 * top) + 1) / 10)
+
+    def x(step: float) -> float:
+        return _LEFT + step * (_WIDTH - _LEFT - 8) / max(longest - 1, 1)
+
+    def y(value: float) -> float:
+        return _TOP + (1 - value / top) * (_HEIGHT - _TOP - _BELOW)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH + _LEGEND} {_HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{_WIDTH + _LEGEND}" height="{_HEIGHT}" fill="white"/>',
+    ]
+    for tenth in range(int(10 * top) + 1):
+        at = y(tenth / 10)
+        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{at:.1f}" y2="{at:.1f}" stroke="#dddddd"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{10 * tenth} %</text>')
+    for step in range(0, longest, max(1, longest // 6)):
+        parts.append(f'<text x="{x(step):.1f}" y="{_HEIGHT - 18}" text-anchor="middle">{step + 1}</text>')
+    parts.append(f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 3}" text-anchor="middle">step</text>')
+    for number, (name, line) in enumerate(lines.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in enumerate(line))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<text x="{_WIDTH + 8}" y="{_TOP + 14 + 18 * number}" fill="{colour}">{name}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"

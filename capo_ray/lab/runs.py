@@ -1,0 +1,107 @@
+"""The runs of a design: each in a folder of its own, one after the other in one Ray session, and what they measured.
+
+A run that is finished is not run again and one that was cut off goes on from its checkpoint, so that a laboratory can
+be stopped at any time. Results are read from the runs' own metrics.jsonl. Leaves out what is said of them (report).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from time import monotonic
+
+from capo_ray.checkpoint import Checkpoints, claim
+from capo_ray.config import Config
+from capo_ray.lab.design import Design
+from capo_ray.types import JsonDict, Metrics
+
+log = logging.getLogger(__name__)
+
+EVALUATION = "evaluation/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What one run measured."""
+
+    arm: str
+    seed: int
+    before: Metrics
+    after: Metrics
+    """On held-out problems, after the last step."""
+    steps: tuple[Metrics, ...]
+    """Of each step, on what it trained on."""
+
+    def mean(self, name: str) -> float | None:
+        values = [step[name] for step in self.steps if step.get(name) is not None]
+        return fmean(values) if values else None
+
+    def total(self, name: str) -> float:
+        return sum(step.get(name) or 0.0 for step in self.steps)
+
+
+def folder(out: Path, arm: str, seed: int) -> Path:
+    return out / arm / f"seed-{seed}"
+
+
+def read(out: Path, arm: str, seed: int, steps: int) -> Result | None:
+    """The result of a run; None unless it is finished."""
+    file = folder(out, arm, seed) / "metrics.jsonl"
+    if not file.is_file():
+        return None
+    lines: list[JsonDict] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    evaluations = {line["step"]: _evaluation(line) for line in lines if _evaluation(line)}
+    if 0 not in evaluations or steps not in evaluations:
+        return None
+    return Result(
+        arm=arm,
+        seed=seed,
+        before=evaluations[0],
+        after=evaluations[steps],
+        steps=tuple(line for line in lines if not _evaluation(line)),
+    )
+
+
+def _evaluation(line: JsonDict) -> Metrics:
+    return {name.removeprefix(EVALUATION): value for name, value in line.items() if name.startswith(EVALUATION)}
+
+
+def results(design: Design, out: Path, steps: int) -> list[Result]:
+    """Of all runs that are finished."""
+    found = (read(out, arm, seed, steps) for arm, seed in design.runs())
+    return [result for result in found if result is not None]
+
+
+def run_all(design: Design, out: Path) -> None:
+    """Run what is not finished. All configurations are checked before the first run. Raises ConfigError."""
+    configs = {(arm, seed): design.config(arm, seed, folder(out, arm, seed)) for arm, seed in design.runs()}
+    left = [key for key, config in configs.items() if read(out, *key, config.steps) is None]
+    print(f"{len(configs)} runs, {len(configs) - len(left)} of them finished before", flush=True)
+    if not left:
+        return
+    from capo_ray.cluster.session import ray_session
+
+    with ray_session(configs[left[0]].cluster, logs=out / "logs"):
+        for number, key in enumerate(left, start=1):
+            start = monotonic()
+            print(f"\n[{number}/{len(left)}] {key[0]}, seed {key[1]}", flush=True)
+            asyncio.run(_run(configs[key]))
+            print(f"[{number}/{len(left)}] {key[0]}, seed {key[1]}: {monotonic() - start:.0f} s", flush=True)
+
+
+async def _run(config: Config) -> None:
+    from capo_ray.launch import run
+
+    assert config.run_dir is not None
+    run_dir = Path(config.run_dir)
+    resume = Checkpoints(run_dir, keep=1).newest() is not None
+    if run_dir.exists() and not resume:
+        shutil.rmtree(run_dir)  # it was cut off before its first checkpoint
+    claim(run_dir, resume=resume)
+    await run(config, run_dir, session=nullcontext())

@@ -1,0 +1,137 @@
+"""The laboratory without its runs: designs, intervals, reading results, the page."""
+
+from __future__ import annotations
+
+import json
+from math import inf, sqrt
+from pathlib import Path
+
+import pytest
+
+from capo_ray.config import ConfigError
+from capo_ray.lab import __main__ as program
+from capo_ray.lab.design import Arm, Design, designs, load
+from capo_ray.lab.intervals import interval, paired
+from capo_ray.lab.report import curves, equal_tokens, page
+from capo_ray.lab.runs import Result, folder, read
+
+DESIGN = Design(
+    title="A test",
+    common=("+experiment=tiny_cpu", "steps=2"),
+    seeds=2,
+    baseline="grpo",
+    arms={
+        "grpo": Arm(says="answers alone", overrides=("algorithm.advantage=grpo", "critic=null")),
+        "capo": Arm(says="with critiques", seeds=3),
+        "truth": Arm(says="with the truth", seeds=1, group="bounds"),
+    },
+)
+
+
+def result(arm: str, seed: int, gain: float, *, tokens: float = 10.0) -> Result:
+    """A run that rises from 0.3 by `gain` in two steps."""
+    steps = [
+        {"truth/right_answer_and_process": 0.3 + part * gain, "tokens/sampled": tokens, "seconds/step": 2.0}
+        for part in (0.5, 1.0)
+    ]
+    shares = {"outcome/accuracy": 0.5, "truth/step_accuracy": 0.8}
+    return Result(
+        arm=arm,
+        seed=seed,
+        before={"truth/right_answer_and_process": 0.3, **shares},
+        after={"truth/right_answer_and_process": 0.3 + gain, **shares},
+        steps=tuple(steps),
+    )
+
+
+def test_an_interval_is_students() -> None:
+    """Values and interval of scipy.stats.t.interval(0.95, 4, mean, sem)."""
+    found = interval([1.0, 2.0, 4.0, 5.0, 8.0])
+    assert (found.mean, found.count) == (4.0, 5)
+    assert found.half == pytest.approx(2.7764 * sqrt(7.5) / sqrt(5), rel=1e-3)
+    assert found.low == pytest.approx(0.5996, abs=1e-3) and found.excludes_zero
+    assert not interval([1.0, -1.0]).excludes_zero
+    assert interval([3.0]).half == inf
+    assert interval([0.0, 1.0] * 20).half == pytest.approx(1.96 * 0.50637 / sqrt(40), rel=1e-3)
+    with pytest.raises(ValueError, match="an interval needs a value at least"):
+        interval([])
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    found = paired({0: 5.0, 1: 15.0, 7: 99.0}, {1: 12.0, 0: 2.0})
+    assert found is not None and (found.mean, found.half, found.count) == (3.0, 0.0, 2)
+    assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+def test_runs_go_seed_by_seed() -> None:
+    assert DESIGN.runs() == [("grpo", 0), ("capo", 0), ("truth", 0), ("grpo", 1), ("capo", 1), ("capo", 2)]
+
+
+@pytest.mark.parametrize("name", designs())
+def test_every_design_composes(name: str) -> None:
+    design = load(name)
+    for arm in design.arms:
+        config = design.config(arm, 1, Path("/nowhere"))
+        assert (config.name, config.seed) == (arm, 1)
+
+
+def test_what_is_no_design_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no design slow: it is one of .*quick"):
+        load("slow")
+    path = tmp_path / "own.yaml"
+    path.write_text("title: x\ncommon: []\nseeds: 1\nbaseline: grpo\narms: {capo: {says: x}}\n")
+    with pytest.raises(ConfigError, match="`baseline` grpo is none of the arms: capo"):
+        load(str(path))
+
+
+def write(out: Path, lines: list[dict[str, float]]) -> None:
+    run = folder(out, "capo", 1)
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_run_counts_when_it_was_evaluated_after_its_last_step(tmp_path: Path) -> None:
+    lines = [{"step": 0, "evaluation/a": 1.0}, {"step": 0, "b": 2.0}, {"step": 1, "b": 4.0}]
+    write(tmp_path / "cut", lines)
+    assert read(tmp_path / "cut", "capo", 1, 2) is None and read(tmp_path / "none", "capo", 1, 2) is None
+    write(tmp_path / "whole", [*lines, {"step": 2, "evaluation/a": 3.0}])
+    found = read(tmp_path / "whole", "capo", 1, 2)
+    assert found is not None and (found.before, found.after) == ({"a": 1.0}, {"a": 3.0})
+    assert (found.mean("b"), found.total("b"), found.mean("c")) == (3.0, 6.0, None)
+
+
+def test_the_page_says_what_was_found() -> None:
+    found = [result("grpo", 0, 0.10), result("grpo", 1, 0.12), result("capo", 0, 0.20), result("capo", 1, 0.224)]
+    text = page(DESIGN, found)
+    assert "4 of 6 runs. Before training 30.0 %" in text
+    assert "| `capo` | with critiques | 2 | 51.2 ± 15.2 |" in text
+    assert "* `capo` against `grpo`: right answer and process +10.2 points (+7.7 to +12.7); right answer +0.0" in text
+    assert "## Bounds" not in text and "`truth`" not in text
+
+
+def test_a_difference_that_could_be_none_says_so() -> None:
+    found = [result("grpo", 0, 0.10), result("grpo", 1, 0.12), result("capo", 0, 0.20), result("capo", 1, 0.05)]
+    assert "points (-106.5 to +109.5, which cannot be told from none)" in page(DESIGN, found)
+    assert "+10.0 points (one seed)" in page(DESIGN, found[:1] + found[2:3])
+    assert page(DESIGN, []).endswith("No run is finished yet.\n")
+
+
+def test_equal_tokens_compares_where_the_thriftier_one_ended() -> None:
+    """The one that needs twice the tokens is looked at after its first step."""
+    found = equal_tokens([result("capo", 0, 0.4, tokens=20.0)], [result("grpo", 0, 0.1)])
+    assert found is not None and found.mean == pytest.approx(100 * (0.5 - 0.375))
+
+
+def test_the_figure_has_a_line_per_arm() -> None:
+    text = curves(DESIGN, [result("grpo", 0, 0.1), result("capo", 0, 0.2), result("truth", 0, 0.3)], "arms")
+    assert text.count("<polyline") == 2 and ">capo<" in text and ">truth<" not in text
+
+
+def test_the_program_reports_without_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "lab"
+    assert program.main(["run=quick", f"out={out}", "report=only"]) == 0
+    assert "No run is finished yet" in (out / "report.md").read_text()
+    assert program.main(["out=x"]) == 2
+    assert "error: name a design with run=NAME: " in capsys.readouterr().err
+    assert program.main(["run=quick", f"out={out}", "stepz=3"]) == 2
+    assert "error: stepz: no such key" in capsys.readouterr().err
