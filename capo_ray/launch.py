@@ -1,7 +1,7 @@
 """The program: `python -m capo_ray.launch +experiment=tiny_cpu [key=value ...]`.
 
 Composes and checks the configuration, says what will run, runs it, and ends with one clear message whatever happens.
-Leaves out how it is run (build, driver).
+Leaves out how it is run (run, build, driver).
 """
 
 from __future__ import annotations
@@ -12,18 +12,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from capo_ray.checkpoint import Checkpoints, RunDirError, abandon, claim
 from capo_ray.config import Config, ConfigError, compose
 from capo_ray.data import DataError
-
-if TYPE_CHECKING:
-    from capo_ray.cluster.crew import RayCrew
+from capo_ray.run import run
 
 USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
 
@@ -101,51 +96,6 @@ def run_dir_of(config: Config) -> Path:
     if config.resume:
         raise ConfigError("resume: name the run to resume with run_dir=DIR")
     return Path.cwd() / "runs" / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
-async def run(config: Config, run_dir: Path, session: AbstractContextManager[object] | None = None) -> None:
-    """One run, from what it needs to what it leaves. In `session`, if there is a Ray session already."""
-    from rich.console import Console
-
-    from capo_ray.build import prepare, running_crew
-    from capo_ray.cluster.restarts import outlive
-    from capo_ray.cluster.session import ray_session
-    from capo_ray.driver import train
-    from capo_ray.tracking import Tracker
-
-    async def work(crew: RayCrew) -> None:
-        await train(
-            crew,
-            steps=config.steps,
-            max_staleness=config.algorithm.max_staleness,
-            checkpoint_every=config.checkpoint_every,
-            evaluate_every=config.evaluate_every,
-        )
-        await crew.export()
-
-    found = prepare(config, run_dir)
-    write_config(config, run_dir)
-    tracker = Tracker.open(config, run_dir)
-    try:
-        with session or ray_session(config.cluster, logs=run_dir / "logs"):
-            await outlive(
-                partial(running_crew, config, found, run_dir, tracker),
-                work,
-                max_restarts=config.cluster.max_restarts,
-                on_restart=tracker.restarted,
-            )
-        if (table := tracker.table()) is not None:
-            Console().print(table)
-    finally:
-        tracker.finish()
-
-
-def write_config(config: Config, run_dir: Path) -> None:
-    """The whole configuration as it was resolved; a resumed run overwrites it with what it goes on with."""
-    import yaml
-
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    (run_dir / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def _where_to_go_on(run_dir: Path) -> str:

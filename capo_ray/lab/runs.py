@@ -96,7 +96,7 @@ def run_all(design: Design, out: Path) -> None:
 
 
 async def _run(config: Config) -> None:
-    from capo_ray.launch import run
+    from capo_ray.run import run
 
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)

@@ -1,0 +1,61 @@
+"""One run, from what it needs to what it leaves: found, started, trained, exported, and told.
+
+Leaves out the command line, messages and exit codes (launch), the parts (build) and the loop (driver).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from capo_ray.config import Config
+
+if TYPE_CHECKING:
+    from capo_ray.cluster.crew import RayCrew
+
+
+async def run(config: Config, run_dir: Path, session: AbstractContextManager[object] | None = None) -> None:
+    """One run, from what it needs to what it leaves. In `session`, if there is a Ray session already."""
+    from rich.console import Console
+
+    from capo_ray.build import prepare, running_crew
+    from capo_ray.cluster.restarts import outlive
+    from capo_ray.cluster.session import ray_session
+    from capo_ray.driver import train
+    from capo_ray.tracking import Tracker
+
+    async def work(crew: RayCrew) -> None:
+        await train(
+            crew,
+            steps=config.steps,
+            max_staleness=config.algorithm.max_staleness,
+            checkpoint_every=config.checkpoint_every,
+            evaluate_every=config.evaluate_every,
+        )
+        await crew.export()
+
+    found = prepare(config, run_dir)
+    write_config(config, run_dir)
+    tracker = Tracker.open(config, run_dir)
+    try:
+        with session or ray_session(config.cluster, logs=run_dir / "logs"):
+            await outlive(
+                partial(running_crew, config, found, run_dir, tracker),
+                work,
+                max_restarts=config.cluster.max_restarts,
+                on_restart=tracker.restarted,
+            )
+        if (table := tracker.table()) is not None:
+            Console().print(table)
+    finally:
+        tracker.finish()
+
+
+def write_config(config: Config, run_dir: Path) -> None:
+    """The whole configuration as it was resolved; a resumed run overwrites it with what it goes on with."""
+    import yaml
+
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    (run_dir / "config.yaml").write_text(text, encoding="utf-8")
