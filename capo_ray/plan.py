@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 from capo_ray.config import Config, ConfigError, Shape, Voter, compose, conf_dir, voter_field
@@ -308,12 +309,14 @@ def refuse_unfit(config: Config, machine: Machine | None = None) -> None:
 def experiments_that_fit(machine: Machine) -> list[str]:
     """Names of the experiments in conf/ that `machine` can hold."""
     names = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
-    return [name for name in names if _experiment_fits(name, machine)]
+    configs = {name: _experiment(name) for name in names}
+    return [name for name, config in configs.items() if config and not fits(_plan_here(config, machine), machine)]
 
 
-def _experiment_fits(name: str, machine: Machine) -> bool:
+@cache
+def _experiment(name: str) -> Config | None:
+    """An experiment as it stands in conf/; None where it asks for a value, such as the path of a data file."""
     try:
-        config = compose([f"+experiment={name}"])
-    except ConfigError:  # it asks for a value, such as the path of a data file
-        return False
-    return not fits(_plan_here(config, machine), machine)
+        return compose([f"+experiment={name}"])
+    except ConfigError:
+        return None

@@ -50,7 +50,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             f"the critic at {ASSETS / 'tiny_critic'} has a window of 512 tokens; data.max_prompt_tokens + rollout.max",
         ),
         ("resume=true", "resume: name the run to resume with run_dir=DIR"),
-        ("rollout.workers=50", "tiny_cpu does not fit this machine."),
     ],
 )
 def test_what_cannot_run(capsys: pytest.CaptureFixture[str], override: str, message: str) -> None:
