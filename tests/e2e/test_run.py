@@ -256,6 +256,25 @@ def test_an_interrupt_ends_in_seconds_and_names_the_checkpoint(tmp_path: Path) -
     assert left_behind(mark) == []
 
 
+def test_the_ledger_scores_as_the_run_did(whole: Ran) -> None:
+    """To the last bit, for every response that is in the samples too."""
+    from capo_ray.credit.group import score_group
+    from capo_ray.ledger import read
+
+    scored = {}
+    for scheme, groups in read(whole.run_dir):
+        for group in groups:
+            score = score_group(group.members, scheme)
+            for member, advantages in zip(score.members, score.advantages, strict=True):
+                scored[group.step, group.prompt_id, member.rollout.index] = (member.token_rewards, advantages)
+    assert len(scored) == 4 * 4 * 4
+    assert whole.samples
+    for sample in whole.samples:
+        rewards, advantages = scored[sample["step"], sample["prompt_id"], sample["index"]]
+        assert list(rewards) == sample["token_rewards"]
+        assert (None if advantages is None else list(advantages)) == sample["advantages"]
+
+
 def test_real_text_with_a_full_size_tokenizer(tmp_path: Path, test_data: Path) -> None:
     import gzip
 
