@@ -1,10 +1,10 @@
 """Conversations that teach the tiny models: the policy to write flawed solutions, the critic to find the flaws.
 
-A critique holds a line per step, which repeats the step, says what it should have stated and whether it is right, and
-then the reply that `credit.critique` renders. Repeating the step is what lets so small a model compare: the numbers
-that it adds and what they should give stand next to each other, nearly as in the facts that it knows by heart. Its
-labels are noisy on purpose: some wrong steps pass, some right ones are flagged, each by a draw of its own, so that the
-critic is as unsure as its lessons and votes have something to do.
+A critique holds a line per step, which says what the step states, works it out again and says whether it is right, and
+then the reply that `credit.critique` renders. The order is what so small a model can learn: looked up by the number of
+the step, what it states is told before the sum suggests another result, and the sum is worked out as in the facts that
+it knows by heart. Its labels are noisy on purpose: some wrong steps pass, some right ones are flagged, each by a draw
+of its own, so that the critic is as unsure as its lessons and votes have something to do.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def _draw_step(rng: random.Random) -> tuple[int, Sign, int, int]:
 
 
 def _line(index: int, step: Judged, called_wrong: bool) -> str:
-    stated = f"{step.sum} = {step.said}" if step.sum else str(step.said)
-    numbers = "?" if step.said is None else f"{stated} / {step.due}"
+    due = f"{step.sum} = {step.due}" if step.sum else str(step.due)
+    numbers = "?" if step.said is None else f"{step.said} / {due}"
     return f"{index}: {numbers} {'wrong' if called_wrong else 'right'}"
 
 

@@ -216,7 +216,7 @@ _TEXTS = {
     ),
     "critic": (
         "It reads a question, a reference and a solution in numbered tags (template `brief` of\n"
-        "`capo_ray.credit.critique`) and writes one line per step (the step again / what it should state,\n"
+        "`capo_ray.credit.critique`) and writes one line per step (what the step states / the sum again,\n"
         "right or wrong), then Yes or No and the list of wrong steps. Its lessons are noisy on purpose, so that it is\n"
         "wrong now and then and differently in each sample."
     ),
