@@ -16,6 +16,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from capo_ray.types import Metrics, Sampling
 
@@ -104,6 +105,8 @@ class Requests:
             self._prompt += len(token_ids)
             self._cached += final.num_cached_tokens or 0
             return final
+        except EngineDeadError as error:  # to read vLLM's own error, whoever asked would have to import vLLM
+            raise RuntimeError(f"vLLM's engine has ended: {error}") from None
         finally:
             self._leave()
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from capo_ray.config import Shape
@@ -231,7 +232,11 @@ def test_a_sync_replaces_the_weights_and_its_version_and_checksum_are_confirmed(
         loop.run_until_complete(sync(4))
 
 
-def test_a_critic_completes_n_times_from_one_seed_and_refuses_what_does_not_fit(
+def engine_processes() -> set[psutil.Process]:
+    return {child for child in psutil.Process().children(recursive=True) if child.name().startswith("VLLM::")}
+
+
+def test_a_critic_completes_n_times_from_one_seed_refuses_what_does_not_fit_and_says_when_it_is_dead(
     tmp_path: Path, tokenizer: Path, loop: asyncio.AbstractEventLoop
 ) -> None:
     from capo_ray.engines.critic_vllm import VllmCritic
@@ -243,6 +248,7 @@ def test_a_critic_completes_n_times_from_one_seed_and_refuses_what_does_not_fit(
     )
 
     async def use() -> None:
+        others = engine_processes()
         engine = VllmCritic(settings, name="critic-0")
         try:
             messages = [{"role": "user", "content": "17 + 5 = 22. " * 6}]
@@ -258,7 +264,15 @@ def test_a_critic_completes_n_times_from_one_seed_and_refuses_what_does_not_fit(
             assert all(completion.truncated == (completion.num_tokens == 8) for completion in first.completions)
             with pytest.raises(PromptTooLong, match="more than the window of 160 of critic-0"):
                 await engine.complete(messages, Sampling(max_tokens=158), n=1, seed=1)
+            assert not engine.dead
+            (process,) = engine_processes() - others
+            process.kill()
+            with pytest.raises(RuntimeError, match="vLLM's engine has ended: EngineCore"):
+                while True:  # it may answer some more before it is heard of
+                    await engine.complete(messages, sampling, n=1, seed=1)
+            assert engine.dead
         finally:
             engine.close()
+        assert not engine.dead  # it was told to end
 
     loop.run_until_complete(use())
