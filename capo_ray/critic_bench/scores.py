@@ -68,8 +68,7 @@ def score(judged: Sequence[Judged], how: Vote, k: int) -> Score:
         for response, row in zip(judged, flagged, strict=True)
         if row is not None
         for flag, label in zip(row, response.labels, strict=True)
-        if label is not None
-    )
+    )  # an unknown label is counted under None
     hits = steps[True, True]
     return Score(
         vote=how,
