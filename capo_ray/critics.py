@@ -2,11 +2,13 @@
 
 It sees critics as the protocol CriticEngine, so that races and failures are tested on fakes. The k critiques of a
 response are one request to one engine, or one per critic where several vote; the responses of one problem prefer the
-engine that has their common prefix in its cache. A failed critique is a typed outcome, never an exception and never a
-zero; too many of them in a row of critiques are an exception, `CriticsFailed`, that stops the run.
+engine that has their common prefix in its cache. Under adaptive voting they are asked for in two rounds, and the second
+is left out where it can change nothing; a critique is the same in either round. A failed critique is a typed outcome,
+never an exception and never a zero; too many of them in a row of critiques are an exception, `CriticsFailed`, that
+stops the run.
 
-Leaves out: sending and retrying (see `asking`), which engine a request goes to (see `routing`), starting engines (see
-`cluster`), voting (see `credit`).
+Leaves out: what is kept for later (see `critique_cache`), sending and retrying (see `asking`), which engine a request
+goes to (see `routing`), starting engines (see `cluster`), voting (see `credit`).
 """
 
 from __future__ import annotations
@@ -185,7 +187,7 @@ class Critics:
             if critiques is None:
                 rounds = (num_critiques,) if in_full else settings.rounds(num_critiques)
                 critiques = await self._in_rounds(response, rounds)
-                self._keep(shown, critiques)
+                self._keep(response, critiques)
                 if in_full:
                     self._compare(critiques, len(steps))
         self._totals["seconds"] += monotonic() - start
@@ -193,11 +195,17 @@ class Critics:
         self._check_failures()
         return critiques
 
-    def _keep(self, shown: str, critiques: tuple[Critique, ...]) -> None:
-        """Remember replies; what failed may be there next time."""
+    def _keep(self, response: _Response, critiques: tuple[Critique, ...]) -> None:
+        """Remember what more asking could not change; what failed may be there next time."""
         asked = [critique for critique in critiques if critique.outcome != "not_asked"]
-        if asked and all(critique.outcome in _REPLIED for critique in asked):
-            self._cache.keep((shown, len(critiques)), critiques)
+        replied = all(critique.outcome in _REPLIED for critique in asked)
+        if replied and self._sealed(response, asked, len(critiques) - len(asked)):
+            self._cache.keep((response.shown, len(critiques)), critiques)
+
+    def _sealed(self, response: _Response, critiques: Sequence[Critique], left: int) -> bool:
+        settings = self._settings
+        needed = settings.min_valid_critiques
+        return not left or sealed(critiques, left, response.num_steps, settings.vote, min_valid_critiques=needed)
 
     def _in_full(self, response: _Response) -> bool:
         """Whether all critiques are asked for whatever they say: always unless `adaptive`, and then for a share.
@@ -210,15 +218,12 @@ class Critics:
 
     async def _in_rounds(self, response: _Response, rounds: Sequence[int]) -> tuple[Critique, ...]:
         """Ask until the verdict is sealed, or a round brings no reply at all; what is left is `not_asked`."""
-        settings, left = self._settings, sum(rounds)
+        left = sum(rounds)
         critiques: tuple[Critique, ...] = ()
         for size in rounds:
             made = await self._critiques(response, range(len(critiques), len(critiques) + size))
             critiques, left = critiques + made, left - size
-            needed = settings.min_valid_critiques
-            if not left or not any(critique.outcome in _REPLIED for critique in made):
-                break
-            if sealed(critiques, left, response.num_steps, settings.vote, min_valid_critiques=needed):
+            if self._sealed(response, critiques, left) or not any(c.outcome in _REPLIED for c in made):
                 break
         unasked = Critique(text="", outcome="not_asked", prompt_hash=response.shown)
         return critiques + (unasked,) * left
@@ -271,7 +276,14 @@ class Critics:
                 )
                 for reply in replies.completions
             ]
-        return [replace(critique, seed=seed + i, prompt_hash=response.shown) for i, critique in enumerate(made)]
+        return [
+            replace(
+                critique,
+                seed=None if critique.outcome == "not_asked" else seed + i,
+                prompt_hash=response.shown,
+            )
+            for i, critique in enumerate(made)
+        ]
 
     def _bear(self, outage: Outage) -> Failure:
         """What becomes of a request that no engine was up for. Raises CriticsFailed where the run only waits."""

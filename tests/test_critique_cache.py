@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 from seeded_critic import SeededCritic
+from virtual_time import play
 
 from capo_ray.credit.critique import Reference
-from capo_ray.critics import Critics, CriticSettings
+from capo_ray.critics import Critics, CriticSettings, Voter
 from capo_ray.critique_cache import CritiqueCache
 from capo_ray.engines.protocols import Message, Replies
 from capo_ray.types import Critique, Sampling
@@ -114,6 +115,52 @@ def test_what_failed_is_not_kept() -> None:
     first, second, third = asyncio.run(judge_in_turn(service(engine, attempts=1), [A, A, A]))
     assert {critique.outcome for critique in first} == {"engine_error"}
     assert not second[0].cached and third[0].cached
+
+
+def test_where_one_of_two_critics_failed_it_is_asked_again() -> None:
+    """Even where its critiques could not have changed the verdict."""
+
+    class Fails(SeededCritic):
+        async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
+            replies = await super().complete(messages, sampling, n=n, seed=seed)
+            if len(self.asked) == 1:
+                raise ConnectionError("gone")
+            return replies
+
+    settings = CriticSettings(cache=8, attempts=1, max_failed_share=1.0)
+    engine = SeededCritic(num_steps=1, flag_share=0.0, unreadable_share=0.0)
+    critics = Critics([engine], settings, others=[Voter(engines=[Fails("b", num_steps=1)])])
+    first, second, third = asyncio.run(judge_in_turn(critics, [A, A, A]))
+    assert [critique.outcome for critique in first] == ["ok", "engine_error"] * 2
+    assert not second[0].cached and third[0].cached
+
+
+def test_what_nobody_was_there_to_be_asked_for_is_not_kept() -> None:
+    """The second critic is down when the response comes for the first time."""
+
+    class Wakes(SeededCritic):
+        async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
+            replies = await super().complete(messages, sampling, n=n, seed=seed)
+            if asyncio.get_running_loop().time() < 100:
+                raise ConnectionError("asleep")
+            return replies
+
+    async def scene() -> list[tuple[Critique, ...]]:
+        given = {"on_outage": "outcome_only", "outage_s": 5.0, "break_after": 1, "break_pause_s": 20.0, "vote": "union"}
+        settings = CriticSettings(critiques=4, cache=8, max_failed_share=1.0, **given)  # type: ignore[arg-type]
+        engine, sleeper = SeededCritic("a", num_steps=1, flag_share=0.0), Wakes("b", num_steps=1)
+        critics = Critics([engine], settings, others=[Voter(engines=[sleeper])])
+        answers = []
+        for _ in range(3):
+            answers.append(await judge(critics, A))
+            await asyncio.sleep(100)
+        return answers
+
+    first, second, third = play(scene())
+    assert [critique.outcome == "not_asked" for critique in first] == [False, True, False, True]
+    assert [critique.seed is None for critique in first] == [False, True, False, True]
+    assert not any(critique.outcome == "not_asked" or critique.cached for critique in second)
+    assert unmarked(third) == unmarked(second) and all(critique.cached for critique in third)
 
 
 def test_an_unreadable_one_that_is_found_again_fails_once() -> None:
