@@ -3,8 +3,8 @@
     RUN_DIR/critiques/STEP-SHARD.parquet  a row per critique
     RUN_DIR/responses/STEP-SHARD.parquet  a row per response
 
-A shard writes both files when a step is written down, each beside its place and then renamed, the critiques last: they
-are there whole or not at all, and nothing is ever changed in them. `scheme` in the metadata of a file is how the run
+A shard writes both files when a step is written down, each beside its place and then renamed, the responses last: where
+these are there, all is, and nothing is ever changed in them. `scheme` in the metadata of a file is how the run
 itself scored. `read` gives the groups back as they were before they were scored, so that they can be scored in another
 way. Needs pyarrow where something is written or read. Leaves out: scoring (see `credit.group`), and cutting a run back
 to a checkpoint (see `tracking`).
@@ -107,7 +107,7 @@ class Ledger:
         import pyarrow.parquet as pq
 
         schemas = _schemas()
-        for kind in (RESPONSES, CRITIQUES):
+        for kind in (CRITIQUES, RESPONSES):  # whoever reads begins with responses
             folder = self._run_dir / kind
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{step:06d}-{self._shard}.parquet"

@@ -116,6 +116,16 @@ def test_files_are_written_whole_and_by_step(tmp_path: Path) -> None:
     assert [groups[0].prompt_id for _, groups in read(tmp_path)] == ["p", "r"]
 
 
+def test_a_shard_that_is_killed_in_the_middle_leaves_no_half_step(tmp_path: Path) -> None:
+    """The responses are written last; here they cannot be."""
+    ledger = write(tmp_path)
+    (tmp_path / "responses" / "000004-1.partial").mkdir()
+    with pytest.raises(OSError):
+        ledger.write(4)
+    assert (tmp_path / "critiques" / "000004-1.parquet").is_file()
+    assert [groups[0].step for _, groups in read(tmp_path)] == [3]
+
+
 def test_a_run_that_goes_back_forgets_what_is_not_part_of_it(tmp_path: Path) -> None:
     ledger = write(tmp_path)
     ledger.write(4)
