@@ -1,8 +1,9 @@
-"""A small server that speaks as much of OpenAI's chat completions as tests need, on this process's event loop."""
+"""A small server that speaks as much of OpenAI's chat completions as tests need, in this process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from aiohttp import web
@@ -37,6 +38,29 @@ async def serving(answer: Answer) -> AsyncIterator[str]:
         yield f"http://{host}:{port}/v1"
     finally:
         await runner.cleanup()
+
+
+@contextmanager
+def serving_in_thread(answer: Answer) -> Iterator[str]:
+    """The same with an event loop in a thread of its own, for what cannot share one."""
+    loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+    endpoints: list[str] = []
+
+    async def scene() -> None:
+        async with serving(answer) as endpoint:
+            endpoints.append(endpoint)
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(scene(),))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield endpoints[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+        loop.close()
 
 
 async def unused_endpoint() -> str:

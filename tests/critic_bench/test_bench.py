@@ -1,18 +1,15 @@
 """The whole benchmark over HTTP against a critic whose every answer is known; resumed, and replayed without it."""
 
-import asyncio
 import gzip
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
-from openai_server import chat, serving
+from openai_server import chat, serving_in_thread
 
 from capo_ray.credit.critique import render_reply, unwrap
 from capo_ray.critic_bench.__main__ import main
@@ -23,12 +20,11 @@ K = 8
 Labels = dict[tuple[str, ...], int]
 
 
-@contextmanager
-def scripted(labels: Labels, asked: list[str]) -> Iterator[str]:
+def scripted(labels: Labels, asked: list[str]) -> AbstractContextManager[str]:
     """A critic that knows the labels. Of its eight critiques of a response whose first error is step L
 
     number 0 says L, 1 nothing, 2 and 3 cannot be read, 4 to 7 say the first step and L; where there is no error 0 to 5
-    say nothing and 6 and 7 say the first step. The server has a thread of its own.
+    say nothing and 6 and 7 say the first step.
     """
 
     async def answer(body: dict[str, Any], request: web.Request) -> web.Response:
@@ -41,24 +37,7 @@ def scripted(labels: Labels, asked: list[str]) -> Iterator[str]:
         right, both = render_reply([label]), render_reply({0, label})
         return chat([right, *none, "?", "?", *[both] * 4], usage={"prompt_tokens": 9, "completion_tokens": 80})
 
-    loop = asyncio.new_event_loop()
-    ready, endpoint, stop = threading.Event(), [""], asyncio.Event()
-
-    async def scene() -> None:
-        async with serving(answer) as address:
-            endpoint[0] = address
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(scene(),))
-    thread.start()
-    try:
-        assert ready.wait(10)
-        yield endpoint[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
-        loop.close()
+    return serving_in_thread(answer)
 
 
 def bench(endpoint: str, path: Path, out: Path, *more: str) -> int:
