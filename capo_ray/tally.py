@@ -40,7 +40,7 @@ RATES: dict[str, tuple[str, str]] = {
     "critic/unjudged_share": ("unjudged", "responses"),
     "critic/flagged_step_share": ("flagged_steps", "judged_steps"),
     "critic/flagged_token_share": ("flagged_tokens", "judged_tokens"),
-    "critic/mean_tokens": ("critique_tokens", "finished_critiques"),
+    "critic/mean_tokens": ("critique_tokens", "written_critiques"),
     "critic/saved_token_share": ("tokens_not_spent", "tokens_of_all_critiques"),
     "critic/from_cache_share": ("critiques_from_cache", "critiques"),
     "critic/vote_agreement": ("agreeing_pairs", "compared_pairs"),
@@ -88,6 +88,7 @@ def count_response(scored: Scored, truth: Truth | None) -> Metrics:
 def _count_credit(scored: Scored) -> dict[str, float]:
     verdict, rollout = scored.verdict, scored.rollout
     flagged = verdict.wrong_steps if verdict else ()
+    finished = [c for c in scored.critiques if c.outcome == "ok" or c.outcome in FAILED_OUTCOMES]
     return {
         "responses": 1,
         "verified": scored.answer != "unverifiable",
@@ -102,9 +103,8 @@ def _count_credit(scored: Scored) -> dict[str, float]:
         "flagged_steps": len(flagged),
         "flagged_tokens": sum(scored.steps[s].tokens[1] - scored.steps[s].tokens[0] for s in flagged),
         "critiques": len(scored.critiques),
-        "finished_critiques": sum(
-            critique.outcome == "ok" or critique.outcome in FAILED_OUTCOMES for critique in scored.critiques
-        ),
+        "finished_critiques": len(finished),
+        "written_critiques": sum(not critique.cached for critique in finished),
         "valid_critiques": sum(critique.outcome == "ok" for critique in scored.critiques),
         "critiques_from_cache": sum(critique.cached for critique in scored.critiques),
         "critique_tokens": (spent := sum(critique.num_tokens for critique in scored.critiques)),

@@ -50,6 +50,7 @@ COUNTS = {
     "critiques": 8,
     "finished_critiques": 6,
     "valid_critiques": 4,
+    "written_critiques": 6,
     "critiques_from_cache": 0,
     "critique_tokens": 70,
     "tokens_not_spent": 0,
@@ -175,3 +176,10 @@ def test_what_was_not_asked_for_is_taken_to_cost_what_was() -> None:
     assert rates(counts)["critic/saved_token_share"] == 0.5
     nobody = score_group([member("wrong", (left, left), "one")], Scheme()).members[0]
     assert count_response(nobody, None)["tokens_not_spent"] == 0
+
+
+def test_what_comes_from_the_cache_is_in_no_mean_of_tokens() -> None:
+    kept = Critique(text="", outcome="ok", cached=True)
+    counts = count_response(score_group([member("wrong", (ok(), kept), "one")], Scheme()).members[0], None)
+    assert rates(counts)["critic/mean_tokens"] == 10
+    assert (rates(counts)["critic/from_cache_share"], rates(counts)["critic/valid_share"]) == (1 / 2, 1)
