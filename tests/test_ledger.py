@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from responses import response
 
-from capo_ray.config import Tracking
+from capo_ray.build import critic_settings, make_aggregator
+from capo_ray.config import Tracking, compose
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.reward import Outcome
 from capo_ray.credit.steps import steps_of
@@ -156,3 +157,22 @@ def test_a_scheme_travels_whole() -> None:
         assert scheme_from_json(scheme_to_json(scheme)) == scheme
     with pytest.raises(TypeError, match="nope"):
         scheme_from_json('{"nope": 1}')
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [((), True), (("tracking.ledger=false",), False), (("critic=null", "algorithm.advantage=grpo"), False)],
+)
+def test_who_keeps_a_ledger(tmp_path: Path, overrides: tuple[str, ...], kept: bool) -> None:
+    """A run with critics, unless it is told not to."""
+    config = compose(["+experiment=tiny_cpu", *overrides])
+    critics = [("critic-0", object())] if config.critic else []
+    aggregator = make_aggregator(config, critics, tmp_path / "samples", shard=0, put=lambda payload: payload)
+    assert (aggregator._ledger is not None) is kept
+
+
+def test_settings_of_adaptive_voting_and_cache_reach_the_critics() -> None:
+    given = ("critic.adaptive=true", "critic.first_round=3", "critic.full_share=0.5", "critic.cache=7", "seed=11")
+    settings = critic_settings(compose(["+experiment=tiny_cpu", *given, "reward.vote=strict_majority"]))
+    assert (settings.adaptive, settings.first_round, settings.full_share) == (True, 3, 0.5)
+    assert (settings.vote, settings.cache, settings.cache_seed) == ("strict_majority", 7, 11)
