@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capo_ray.config import Config, Voter
+from capo_ray.config import Config, ConfigError, Voter, voter_field
 from capo_ray.models import ModelFiles, find_model
 from capo_ray.plan import critics_here, optimizer_steps_per_batch
 from capo_ray.types import Prompt, Sampling
@@ -47,6 +47,7 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
     """Find models and data and check that they fit together. Raises ConfigError or DataError."""
     from capo_ray.data import load_prompts
 
+    check_servers(config)
     policy = find_model(config.policy, "policy", run_dir, seed=config.seed)
     critics = [
         find_model(voter.model, f"{place}.model", run_dir, seed=config.seed + 1 + n)
@@ -160,6 +161,29 @@ def http_critics(voter: Voter) -> tuple[HttpCritic, ...]:
         )
         for endpoint in voter.endpoints
     )
+
+
+def check_servers(config: Config) -> None:
+    """Raises ConfigError where no server of a critic answers, or one refuses the key or serves another model."""
+    from capo_ray.engines.critic_http import HttpCriticError, served_models
+
+    for number, voter in enumerate(config.critic.voters if config.critic else ()):
+        place, faults = voter_field(number), []
+        for engine in http_critics(voter) if voter.kind == "http" else ():
+            try:
+                names = served_models(engine.settings)
+            except HttpCriticError as error:
+                faults.append(str(error))
+                continue
+            if names and voter.served_model not in names:
+                there = ", ".join(names[:10])
+                raise ConfigError(
+                    f"{place}.served_model: {engine.settings.endpoint} serves {there}, not {voter.served_model!r}"
+                )
+        if faults and len(faults) == len(voter.endpoints):
+            raise ConfigError(f"{place}.endpoints: no server can be used: {'; '.join(faults)}")
+        for fault in faults:
+            log.warning("%s.endpoints: %s; it is tried again during the run", place, fault)
 
 
 def make_aggregator(config: Config, critics: Sequence[tuple[str, Any]], samples: Path, *, shard: int, put: Any) -> Any:

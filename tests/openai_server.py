@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 Answer = Callable[[dict[str, Any], web.Request], Awaitable[web.StreamResponse]]
+ListModels = Callable[[web.Request], web.StreamResponse]
 
 
 def chat(texts: Sequence[str], *, finish: str = "stop", usage: dict[str, Any] | None = None) -> web.Response:
@@ -21,7 +22,7 @@ def chat(texts: Sequence[str], *, finish: str = "stop", usage: dict[str, Any] | 
 
 
 @asynccontextmanager
-async def serving(answer: Answer) -> AsyncIterator[str]:
+async def serving(answer: Answer, list_models: ListModels | None = None) -> AsyncIterator[str]:
     """The endpoint of a server that answers with `answer(body, request)` until the block ends."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -29,6 +30,12 @@ async def serving(answer: Answer) -> AsyncIterator[str]:
 
     app = web.Application(client_max_size=2**26)
     app.router.add_post("/v1/chat/completions", handle)
+    if list_models is not None:
+
+        async def models(request: web.Request) -> web.StreamResponse:
+            return list_models(request)
+
+        app.router.add_get("/v1/models", models)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -41,13 +48,13 @@ async def serving(answer: Answer) -> AsyncIterator[str]:
 
 
 @contextmanager
-def serving_in_thread(answer: Answer) -> Iterator[str]:
+def serving_in_thread(answer: Answer, list_models: ListModels | None = None) -> Iterator[str]:
     """The same with an event loop in a thread of its own, for what cannot share one."""
     loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
     endpoints: list[str] = []
 
     async def scene() -> None:
-        async with serving(answer) as endpoint:
+        async with serving(answer, list_models) as endpoint:
             endpoints.append(endpoint)
             ready.set()
             await stop.wait()

@@ -32,6 +32,12 @@ def test_every_experiment_composes(name: str) -> None:
     assert validate(config.model_dump(mode="json")) == config
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_takes_a_server_as_its_critic(name: str) -> None:
+    critic = compose([f"+experiment={name}", *HTTP.split()]).critic
+    assert critic is not None and critic.kind == "http" and critic.model is None
+
+
 @pytest.mark.parametrize("group", sorted(path.name for path in conf_dir().iterdir() if path.is_dir()))
 def test_every_choice_of_a_group_composes(group: str) -> None:
     """Each file is used by an experiment or can stand in for the one that is."""

@@ -56,6 +56,20 @@ def test_bundles(overrides: list[str], bundles: list[dict[str, float]], per_role
     assert {role.role: role.processes for role in plan.roles} == per_role
 
 
+def test_each_critic_has_its_own_engines_and_servers_have_none() -> None:
+    other = (
+        "{kind:vllm,model:{path:x,shape:{parameters:7000000000,layers:32,hidden_size:4096,key_value_size:1024,"
+        "vocabulary:32000,window:16384}},workers:3}"
+    )
+    server = "{kind:http,endpoints:['http://h/v1'],served_model:m}"
+    plan = plan_for(config(PAPER, f"critic.others=[{server},{other}]"))
+    critics = [role for role in plan.roles if role.role == "critic"]
+    assert [(critic.processes, critic.gpus_each) for critic in critics] == [(2, 4), (3, 1)]
+    assert critics[1].memory["weights"] == pytest.approx(13.0, abs=0.1)
+    alone = plan_for(config(PAPER, "critic=http", "critic.endpoints=['http://h/v1']", "critic.served_model=m"))
+    assert [role.role for role in alone.roles] == ["rollout", "trainer", "aggregator"]
+
+
 def test_derived_numbers() -> None:
     numbers = plan_for(config(PAPER)).numbers
     assert numbers == {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.build import (
+    check_servers,
     critic_engine_settings,
     critic_settings,
     http_critics,
@@ -34,6 +35,7 @@ async def critics_of(config: Config, work: Path) -> AsyncIterator[Critics]:
     """The judging service of `config`; files of random models go below `work`."""
     assert config.critic is not None
     _prepare(config, "critic")
+    await asyncio.to_thread(check_servers, config)
     places = {id(voter): place for place, voter in critics_here(config)}
     voters, opened = [], []
     try:

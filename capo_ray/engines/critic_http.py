@@ -11,6 +11,8 @@ import asyncio
 import json
 import os
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,7 +56,7 @@ class HttpCritic:
 
     def __init__(self, settings: HttpSettings, *, name: str) -> None:
         self.name = name
-        self._settings = settings
+        self.settings = settings
         self._url = f"{settings.endpoint.rstrip('/')}/chat/completions"
         self._session: aiohttp.ClientSession | None = None
         self._takes_n = True
@@ -67,7 +69,7 @@ class HttpCritic:
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
         """See protocols.CriticEngine. Raises PromptTooLong, EngineBusy, or HttpCriticError for every other fault."""
         body = {
-            "model": self._settings.model,
+            "model": self.settings.model,
             "messages": [dict(message) for message in messages],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -147,7 +149,7 @@ class HttpCritic:
         return self._session
 
     def _key(self) -> str:
-        return os.environ.get(self._settings.api_key_env or "", "").strip()
+        return os.environ.get(self.settings.api_key_env or "", "").strip()
 
     def _headers(self) -> dict[str, str]:
         key = self._key()
@@ -180,6 +182,30 @@ class HttpCritic:
 
 class _Refused(HttpCriticError):
     """HTTP 400: something in the request is not to the server's taste."""
+
+
+def served_models(settings: HttpSettings) -> list[str] | None:
+    """What the server says it serves; None where it does not say. Blocks for up to ten seconds.
+
+    Raises HttpCriticError when it cannot be reached or refuses the key.
+    """
+    critic = HttpCritic(settings, name="")
+    url = f"{settings.endpoint.rstrip('/')}/models"
+    request = urllib.request.Request(url)
+    for name, value in critic._headers().items():
+        request.add_unredirected_header(name, value)  # the key is for this server alone
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=_CONNECT_S) as answer:
+            return [str(model["id"]) for model in json.load(answer)["data"]]
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            where = f"environment variable {settings.api_key_env}" if settings.api_key_env else "api_key_env"
+            raise HttpCriticError(f"{url}: HTTP {error.code}: it wants another key; see {where}") from None
+    except OSError as error:
+        raise HttpCriticError(critic._clean(f"{url}: {getattr(error, 'reason', error)}")) from None
+    except (ValueError, LookupError, TypeError):
+        pass
+    return None
 
 
 def server_name(endpoint: str) -> str:
