@@ -176,7 +176,7 @@ def test_equal_outcomes_teach_when_a_step_is_flagged() -> None:
     assert not score_group([members[1]] * 2, Scheme()).has_credit
 
 
-@pytest.mark.parametrize("critiques", [(UNREADABLE,), (), (Critique(text="", outcome="not_asked"),)])
+@pytest.mark.parametrize("critiques", [(UNREADABLE,), (), (UNREADABLE, Critique(text="", outcome="not_asked"))])
 def test_unjudged_is_dropped_from_its_group(critiques: tuple[Critique, ...]) -> None:
     """It is not scored as clean: the others get what they would get without it."""
     members = [*golden(), member(5, (2, 5), "correct", critiques)]
