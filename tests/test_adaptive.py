@@ -47,7 +47,7 @@ def verdict(critiques: Sequence[Critique], how: Vote, needed: int) -> tuple[floa
     return made.weights if made.num_valid >= needed else None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     how=st.sampled_from(VOTES),
     k=st.integers(1, 7),
