@@ -63,13 +63,19 @@ class Change:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
-def is_open(member: Member, scheme: Scheme) -> bool:
-    """Whether critiques that were never asked for could change the verdict under `scheme`."""
+def is_open(member: Member, before: Scheme, after: Scheme) -> bool:
+    """Whether the run stopped asking because its own verdict was sealed, and the one of `after` is not.
+
+    Where critiques are missing for another reason, no critic was up or a round failed, they would be missing under any
+    vote.
+    """
     asked = [critique for critique in member.critiques if critique.outcome != "not_asked"]
     left = len(member.critiques) - len(asked)
-    if not left or not asked:  # a response of which no critique was asked for is unjudged under every vote
-        return False
-    return not sealed(asked, left, len(member.steps), scheme.vote, min_valid_critiques=scheme.min_valid_critiques)
+    own, new = (
+        sealed(asked, left, len(member.steps), scheme.vote, min_valid_critiques=scheme.min_valid_critiques)
+        for scheme in (before, after)
+    )
+    return own and not new
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,7 @@ class Revoted:
 def revote(groups: Sequence[RecordedGroup], before: Scheme, after: Scheme) -> list[Revoted]:
     """All groups of one step, scored as the run did and as `after` says."""
     scores = [[score_group(group.members, scheme) for group in groups] for scheme in (before, after)]
-    open_verdicts = [tuple(is_open(member, after) for member in group.members) for group in groups]
+    open_verdicts = [tuple(is_open(member, before, after) for member in group.members) for group in groups]
     open_groups = [any(row) and after.needs_judge for row in open_verdicts]
     pays = ALGORITHMS[after.advantage].step_penalties
     everyone = after.unjudged == "outcome_only"  # one member that may be unjudged changes the rewards of all

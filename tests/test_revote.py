@@ -122,6 +122,16 @@ def test_a_response_that_nobody_was_asked_about_is_unjudged(tmp_path: Path, caps
     assert row["undetermined"] == "0.0%"
 
 
+def test_critiques_that_an_outage_took_would_be_missing_under_any_vote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two critics, of which one was down: what the other flagged decides, and nothing is open."""
+    half = tuple(member(m, "wrong", ok(0), NOT_ASKED, ok(0), NOT_ASKED) for m in range(2))
+    for vote in ("intersection", "strict_majority"):
+        (row, _) = table(capsys, record(tmp_path / vote, half), f"vote={vote}")
+        assert (row["undetermined"], row["flagged"]) == ("0.0%", "50.0%")
+
+
 def test_a_group_whose_rewards_hang_on_one_open_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Under outcome_only one unjudged response takes the penalties of all."""
     arguments = (record(tmp_path, STOPPED), "min_valid_critiques=3", "unjudged=outcome_only")
