@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capo_ray.checkpoint import Checkpoints
 from capo_ray.config import Config, ConfigError, Voter, voter_field
 from capo_ray.models import ModelFiles, find_model
 from capo_ray.plan import critics_here, optimizer_steps_per_batch
@@ -49,6 +50,8 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
 
     check_servers(config)
     policy = find_model(config.policy, "policy", run_dir, seed=config.seed)
+    if newest := Checkpoints(run_dir, keep=1).newest():
+        policy.check_continues(newest / "trainer")
     critics = [
         find_model(voter.model, f"{place}.model", run_dir, seed=config.seed + 1 + n)
         for n, (place, voter) in enumerate(critics_here(config))
@@ -298,7 +301,6 @@ def critic_engine_settings(config: Config, voter: Voter, critic: ModelFiles) -> 
 @asynccontextmanager
 async def running_crew(config: Config, found: Prepared, run_dir: Path, tracker: Tracker) -> AsyncIterator[RayCrew]:
     """Start every actor (inside a Ray session), wait until all are ready, and stop them at the end."""
-    from capo_ray.checkpoint import Checkpoints
     from capo_ray.cluster.crew import CrewParts, CrewSettings, RayCrew
     from capo_ray.cluster.placement import Hire
     from capo_ray.cluster.trainer_group import TrainerGroup

@@ -34,6 +34,18 @@ class ModelFiles:
                 "not fit. Lower one of them."
             )
 
+    def check_continues(self, checkpoint: Path) -> None:
+        """Raises ConfigError when the trainer's checkpoint in the folder `checkpoint` is of a model of another shape."""
+        saved = json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))["shapes"]
+        here = tensor_shapes(self.folder)
+        differs = next((name for name in saved if name in here and list(saved[name]) != here[name]), None)
+        if here and (differs or not saved.keys() & here.keys()):
+            where = f"{differs} is {saved[differs]} there and {here[differs]} here" if differs else "no tensor in common"
+            raise ConfigError(
+                f"policy.path: the checkpoint {checkpoint} is of another model than {self.folder}: {where}. Resume with "
+                "the model that the run began with"
+            )
+
     def encoder(self, system_prompt: str | None) -> Callable[[str], tuple[int, ...]]:
         """Question -> token ids of the chat that ends where the policy's answer begins."""
         from transformers import AutoTokenizer
@@ -52,6 +64,16 @@ class ModelFiles:
             )
 
         return encode
+
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Name and shape of every tensor in the safetensors files of `folder`, from their headers."""
+    shapes: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return shapes
 
 
 def find_model(model: Model, field: str, run_dir: Path, *, seed: int) -> ModelFiles:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from capo_ray.config import ConfigError, Model
-from capo_ray.models import ASSETS, find_model
+from capo_ray.models import ASSETS, find_model, tensor_shapes
 
 POLICY = ASSETS / "tiny_policy"
 
@@ -103,3 +103,23 @@ def test_the_policys_own_window(tmp_path: Path) -> None:
         f"the policy at {POLICY} has a window of 512 tokens; data.max_prompt_tokens + rollout.max_response_tokens = "
         "513 do not fit. Lower one of them."
     )
+
+
+def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
+    """Names and shapes, as the trainer writes them beside its checkpoint."""
+    own = tensor_shapes(POLICY)
+    found = find_model(Model(path="asset:tiny_policy"), "policy", tmp_path, seed=0)
+    (tmp_path / "trainer.json").write_text(json.dumps({"shapes": own}))
+    found.check_continues(tmp_path)
+    wider = own | {"model.embed_tokens.weight": [495, 256]}
+    for shapes, fault in (
+        (wider, "model.embed_tokens.weight is [495, 256] there and [495, 128] here"),
+        ({"transformer.wte.weight": [495, 128]}, "no tensor in common"),
+    ):
+        (tmp_path / "trainer.json").write_text(json.dumps({"shapes": shapes}))
+        with pytest.raises(ConfigError) as error:
+            found.check_continues(tmp_path)
+        assert str(error.value) == (
+            f"policy.path: the checkpoint {tmp_path} is of another model than {POLICY}: {fault}. Resume with the model "
+            "that the run began with"
+        )
