@@ -35,15 +35,17 @@ class ModelFiles:
             )
 
     def check_continues(self, checkpoint: Path) -> None:
-        """Raises ConfigError when the trainer's checkpoint in the folder `checkpoint` is of a model of another shape."""
+        """Raises ConfigError when the trainer's checkpoint in that folder is of a model of another shape."""
         saved = json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))["shapes"]
         here = tensor_shapes(self.folder)
         differs = next((name for name in saved if name in here and list(saved[name]) != here[name]), None)
         if here and (differs or not saved.keys() & here.keys()):
-            where = f"{differs} is {saved[differs]} there and {here[differs]} here" if differs else "no tensor in common"
+            where = "no tensor in common"
+            if differs:
+                where = f"{differs} is {saved[differs]} there and {here[differs]} here"
             raise ConfigError(
-                f"policy.path: the checkpoint {checkpoint} is of another model than {self.folder}: {where}. Resume with "
-                "the model that the run began with"
+                f"policy.path: the checkpoint {checkpoint} is of another model than {self.folder}: {where}. Resume "
+                "with the model that the run began with"
             )
 
     def encoder(self, system_prompt: str | None) -> Callable[[str], tuple[int, ...]]:
