@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from capo_ray.cluster.crew import RayCrew
     from capo_ray.critics import Critics
     from capo_ray.engines.critic_http import HttpCritic
+    from capo_ray.engines.protocols import CriticEngine
     from capo_ray.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -146,12 +147,21 @@ def make_critics(config: Config, actors: Sequence[tuple[str, Any]]) -> Critics |
         Engines(
             engines=tuple(RemoteCritic(*actor) for actor in islice(left, voter.workers))
             if voter.kind == "vllm"
-            else http_critics(voter),
+            else critics_without_actors(voter),
             max_sequences=voter.max_sequences,
         )
         for voter in config.critic.voters
     ]
     return Critics(voters[0].engines, critic_settings(config), others=voters[1:])
+
+
+def critics_without_actors(voter: Voter) -> tuple[CriticEngine, ...]:
+    """Those that live where they are asked from: servers, and the critics of the tiny world that need no model."""
+    if voter.kind == "http":
+        return http_critics(voter)
+    from capo_ray.tasks.arithmetic.critics import placebo, truth
+
+    return (truth() if voter.kind == "truth" else placebo(voter.flag_share),)
 
 
 def http_critics(voter: Voter) -> tuple[HttpCritic, ...]:

@@ -97,11 +97,15 @@ class Rollout(Block):
 
 
 class Voter(Block):
-    """A critic: the frozen model that judges, and what runs it. Either vLLM engines of this run or servers."""
+    """A critic: the frozen model that judges, and what runs it. Either vLLM engines of this run or servers; the tiny
+    world has one that knows the truth and one that knows nothing, to compare with."""
 
-    kind: Literal["vllm", "http"] = Field(
-        "vllm", description="`vllm`: engines that this run starts; `http`: servers that speak OpenAI's chat completions"
+    kind: Literal["vllm", "http", "truth", "placebo"] = Field(
+        "vllm",
+        description="`vllm`: engines that this run starts; `http`: servers that speak OpenAI's chat completions; "
+        "`truth`: flags what is wrong and nothing else, `placebo`: flags steps at random (both for the tiny world)",
     )
+    flag_share: float = Field(0.2, ge=0, le=1, description="share of the steps that a `placebo` flags")
     model: Model | None = Field(None, description="the frozen model that judges (vllm only)")
     workers: int = Field(1, ge=1, description="engines that judge (vllm only)")
     tensor_parallel: int = Field(1, ge=1, description="GPUs per worker (vllm only)")
@@ -120,7 +124,7 @@ class Voter(Block):
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
-        (_check_http if self.kind == "http" else _check_vllm)(self)
+        {"http": _check_http, "vllm": _check_vllm}.get(self.kind, _check_no_model)(self)
         return self
 
     @property
@@ -134,6 +138,14 @@ def _check_vllm(voter: Voter) -> None:
         raise ValueError("`model` must be set when `kind` is vllm; pass model.path=FOLDER_OR_ID, or kind: http")
     if voter.endpoints or voter.served_model:
         raise ValueError("`endpoints` and `served_model` are for kind http, and `kind` is vllm; start from critic=http")
+
+
+def _check_no_model(voter: Voter) -> None:
+    if voter.model is not None or voter.endpoints or voter.served_model or voter.workers != 1:
+        raise ValueError(
+            f"`model`, `workers`, `endpoints` and `served_model` have no meaning where `kind` is {voter.kind}; start "
+            f"from critic={voter.kind}"
+        )
 
 
 def _check_http(voter: Voter) -> None:
@@ -434,6 +446,12 @@ def _check_credit(config: Config) -> None:
         raise ValueError(
             "`reward.unjudged` outcome_only has nothing to fall back on where `reward.outcome` is critic; use drop"
         )
+    for voter in config.critic.voters if config.critic else ():
+        if voter.kind in ("truth", "placebo") and config.data.kind != "arithmetic":
+            raise ValueError(
+                f"`critic.kind` {voter.kind} is for data.kind arithmetic, whose steps can be checked, and data.kind is "
+                f"{config.data.kind}"
+            )
     if config.critic is not None and config.critic.adaptive and reward.outcome == "critic":
         raise ValueError(
             "`critic.adaptive` stops when the steps are decided, and `reward.outcome` critic pays the Yes or No of all "

@@ -142,6 +142,15 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "rollout.max_response_tokens = 128",
         ),
         (
+            "critic=placebo data=math data.path=x.jsonl",
+            "`critic.kind` placebo is for data.kind arithmetic, whose steps can be checked, and data.kind is jsonl",
+        ),
+        (
+            "critic=truth critic.workers=2",
+            "critic: `model`, `workers`, `endpoints` and `served_model` have no meaning where `kind` is truth; start "
+            "from critic=truth",
+        ),
+        (
             "algorithm.surrogate=gspo",
             "`algorithm.surrogate` gspo gives a response one ratio and one advantage, and advantage capo has one per "
             "token; use gspo_token",
@@ -235,7 +244,7 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         (
             "critic.others=[{kind:http,endpoints:[http://h/v1],served_model:m,window:100}]",
             "the critic's window of 100 tokens cannot hold a question and a response (128) and "
-            "critic.max_critique_tokens 64; lower one or set a larger critic.others[0].window",
+            "critic.max_critique_tokens 96; lower one or set a larger critic.others[0].window",
         ),
         (
             "reward.min_valid_critiques=5",
@@ -244,7 +253,7 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         (
             "critic.window=100",
             "the critic's window of 100 tokens cannot hold a question and a response (128) and "
-            "critic.max_critique_tokens 64; lower one or set a larger critic.window",
+            "critic.max_critique_tokens 96; lower one or set a larger critic.window",
         ),
         (
             "cluster.weight_transfer=nccl",
