@@ -35,7 +35,7 @@ async def critics_of(config: Config, work: Path) -> AsyncIterator[Critics]:
     """The judging service of `config`; files of random models go below `work`."""
     assert config.critic is not None
     _prepare(config, "critic")
-    await asyncio.to_thread(check_servers, config)
+    check_servers(config)
     places = {id(voter): place for place, voter in critics_here(config)}
     voters, opened = [], []
     try:
@@ -46,7 +46,7 @@ async def critics_of(config: Config, work: Path) -> AsyncIterator[Critics]:
             elif voter.model is not None:
                 files = find_model(voter.model, f"{places[id(voter)]}.model", work, seed=config.seed + 1 + number)
                 settings = critic_engine_settings(config, voter, files)
-                engines.append(await asyncio.to_thread(make_critic, settings, f"critic-{number}"))
+                engines.append(make_critic(settings, f"critic-{number}"))
             opened += engines
             voters.append(Voter(engines=engines, max_sequences=voter.max_sequences))
         yield Critics(voters[0].engines, critic_settings(config), others=voters[1:])
@@ -64,7 +64,7 @@ async def sample(config: Config, work: Path, count: int, advance: Callable[[], N
     _prepare(config, "rollout")
     policy = find_model(config.policy, "policy", work, seed=config.seed)
     encode = policy.encoder(config.policy.system_prompt)
-    engine = await asyncio.to_thread(make_rollout, rollout_settings(config, policy), "rollout-0")
+    engine = make_rollout(rollout_settings(config, policy), "rollout-0")
     sampling, asked = (
         sampling_of(config),
         problems(0, count, Difficulty(operations=config.data.operations), split="held_out"),
@@ -89,3 +89,4 @@ def _prepare(config: Config, role: Role) -> None:
     from capo_ray.cluster.placement import environment
 
     os.environ.update(environment(config, role))
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
