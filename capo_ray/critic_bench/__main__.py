@@ -118,7 +118,7 @@ def _claim(options: Options, config: Config, out: Path) -> None:
     """Write down whose replies `out` holds, or see that they are this benchmark's. Raises ConfigError."""
     critic = config.critic
     assert critic is not None
-    voters = [voter.served_model or (voter.model.path if voter.model else "") for voter in critic.voters]
+    voters = [voter.served_model or (voter.model.path if voter.model else voter.kind) for voter in critic.voters]
     mine = {
         "data": options.data,
         "path": str(options.path or ""),

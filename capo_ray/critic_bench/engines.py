@@ -16,7 +16,7 @@ from capo_ray.build import (
     check_servers,
     critic_engine_settings,
     critic_settings,
-    http_critics,
+    critics_without_actors,
     make_critic,
     make_rollout,
     rollout_settings,
@@ -41,9 +41,9 @@ async def critics_of(config: Config, work: Path) -> AsyncIterator[Critics]:
     try:
         for number, voter in enumerate(config.critic.voters):
             engines: list[Any] = []
-            if voter.kind == "http":
-                engines += http_critics(voter)
-            elif voter.model is not None:
+            if voter.model is None:
+                engines += critics_without_actors(voter)
+            else:
                 files = find_model(voter.model, f"{places[id(voter)]}.model", work, seed=config.seed + 1 + number)
                 settings = critic_engine_settings(config, voter, files)
                 engines.append(make_critic(settings, f"critic-{number}"))
@@ -52,7 +52,7 @@ async def critics_of(config: Config, work: Path) -> AsyncIterator[Critics]:
         yield Critics(voters[0].engines, critic_settings(config), others=voters[1:])
     finally:
         for engine in opened:
-            closing = engine.close()
+            closing = engine.close() if hasattr(engine, "close") else None
             if closing is not None:
                 await closing
 

@@ -152,6 +152,10 @@ def test_the_tiny_world_from_a_file(tmp_path: Path) -> None:
     assert figures["summary"]["wrong_step_share"] == 1 / 6
     assert figures["advice"].startswith("reward.vote=")
 
+    assert main(["critic=truth", "data=arithmetic", f"path={path}", "k=2", f"out={tmp_path / 'truth'}"]) == 0
+    figures = json.loads((tmp_path / "truth" / "scores.json").read_text())
+    assert all(row["f1"] == row["precision"] == row["recall"] == 1 for row in figures["scores"])
+
 
 def test_items_are_what_json_makes_of_them() -> None:
     item = Item(id="a", question="?", steps=("x", "y"), labels=(True, None))
