@@ -67,6 +67,7 @@ def test_runs_go_seed_by_seed() -> None:
     assert DESIGN.runs() == [("grpo", 0), ("capo", 0), ("truth", 0), ("grpo", 1), ("capo", 1), ("capo", 2)]
 
 
+@pytest.mark.filterwarnings("ignore:reward.process_weight P")  # an arm is about it
 @pytest.mark.parametrize("name", designs())
 def test_every_design_composes(name: str) -> None:
     design = load(name)
