@@ -96,6 +96,7 @@ def recipes(scale: float) -> tuple[Recipe, Recipe]:
                 stage(critic_drills, 1600, 1.5e-3, SEED + 4),
                 stage(critic_lessons, 1700, 1.5e-3, SEED + 5),
             ),
+            sharpness=1.3,
         ),
     )
 
