@@ -167,20 +167,36 @@ class Critics:
         response_key: str,
         seed: int,
         k: int | None = None,
+        shorter: Reference | None = None,
     ) -> tuple[Critique, ...]:
         """`k` critiques (the settings' number by default) of the response whose steps show as `steps`.
 
         Always so many, in the critic's order, whatever happens to them; `response_key` names the response in the log.
-        Raises CriticsFailed when the share of failed critiques is above what the settings bear.
+        Where the prompt does not fit the critic's window the `shorter` reference is shown instead of `reference`; where
+        it still does not fit, or there is none, critiques are `refused`: no step is ever cut. Raises CriticsFailed when
+        the share of failed critiques is above what the settings bear.
         """
+        num_critiques = self._settings.critiques if k is None else k
+        start = monotonic()
+        critiques = await self._judged(question, reference, steps, response_key, seed, num_critiques)
+        if shorter is not None and {critique.outcome for critique in critiques} in _DOES_NOT_FIT:
+            self._totals["references_shortened"] += 1
+            critiques = await self._judged(question, shorter, steps, response_key, seed, num_critiques)
+        self._totals["seconds"] += monotonic() - start
+        self._count(critiques)
+        self._check_failures()
+        return critiques
+
+    async def _judged(
+        self, question: str, reference: Reference, steps: Sequence[str], key: str, seed: int, num_critiques: int
+    ) -> tuple[Critique, ...]:
+        """What critics say of one response with one reference, or what the cache has of it."""
         settings = self._settings
-        num_critiques = settings.critiques if k is None else k
         asked = messages(question, reference, steps, template=settings.template)
         shown = fingerprint(asked)
         if settings.cache:
             seed = seed_of(settings.cache_seed, shown, "critique")
-        response = _Response(asked, shown, len(steps), response_key, f"{question}\n{reference.text}", seed)
-        start = monotonic()
+        response = _Response(asked, shown, len(steps), key, f"{question}\n{reference.text}", seed)
         in_full = self._in_full(response)
         async with self._cache.turn((shown, num_critiques)):
             critiques = self._cache.find((shown, num_critiques))
@@ -190,9 +206,6 @@ class Critics:
                 self._keep(response, critiques)
                 if in_full:
                     self._compare(critiques, len(steps))
-        self._totals["seconds"] += monotonic() - start
-        self._count(critiques)
-        self._check_failures()
         return critiques
 
     def _keep(self, response: _Response, critiques: tuple[Critique, ...]) -> None:
@@ -349,8 +362,14 @@ class Critics:
 
 _REPLIED: frozenset[CritiqueOutcome] = frozenset({"ok", "unreadable", "truncated", "out_of_range"})
 _SUMS = ("responses", "retries", "seconds", "critique_tokens", "prompt_tokens", "cached_prompt_tokens")
+_DOES_NOT_FIT = ({"refused"}, {"refused", "not_asked"})
 _AGREEMENT = ("agreeing_pairs", "compared_pairs", "judged_in_full", "first_differs")
-_COUNTS = ("contradictions", "dropped_indices", *(f"outcome_{outcome}" for outcome in get_args(CritiqueOutcome)))
+_COUNTS = (
+    "references_shortened",
+    "contradictions",
+    "dropped_indices",
+    *(f"outcome_{outcome}" for outcome in get_args(CritiqueOutcome)),
+)
 
 
 def _no_totals() -> Metrics:

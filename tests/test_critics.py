@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from capo_ray.credit.critique import Reference, fingerprint, render_reply
+from capo_ray.credit.critique import Reference, fingerprint, render_reply, unwrap
 from capo_ray.critics import Critics, CriticSettings, CriticsFailed
 from capo_ray.engines.protocols import Completion, Message, PromptTooLong, Replies
 from capo_ray.types import Critique, Metrics, Sampling
@@ -90,6 +90,35 @@ async def judge_many(service: Critics, count: int, question: str = "1 + 1?") -> 
 
 def outcomes(answers: Sequence[Sequence[Critique]]) -> Counter[str]:
     return Counter(critique.outcome for critiques in answers for critique in critiques)
+
+
+async def refuse_solutions(critic: FakeCritic) -> None:
+    if "LONG" in critic.asked[-1]["messages"][-1]["content"]:
+        raise PromptTooLong("9000 tokens do not fit 8192")
+
+
+def test_a_reference_that_does_not_fit_is_cut_to_its_answer_and_no_step_is_cut() -> None:
+    engine = FakeCritic(fault=refuse_solutions)
+    service = critics(engine)
+    judged = service.judge(
+        "?",
+        Reference("solution", "LONG"),
+        STEPS,
+        response_key="p/0",
+        seed=0,
+        shorter=Reference("answer", "2"),
+    )
+    assert outcomes([asyncio.run(judged)]) == {"ok": 2}
+    prompts = [asked["messages"][-1]["content"] for asked in engine.asked]
+    assert ["LONG" in prompt for prompt in prompts] == [True, False]
+    assert all(unwrap(prompt) == list(STEPS) for prompt in prompts)
+    assert service.metrics()["references_shortened"] == 1
+
+
+def test_what_fits_with_no_reference_is_refused() -> None:
+    service = critics(FakeCritic(fault=refuse))
+    judged = service.judge("?", REFERENCE, STEPS, response_key="p/0", seed=0, shorter=Reference("answer", "2"))
+    assert outcomes([asyncio.run(judged)]) == {"refused": 2}
 
 
 def test_k_critiques_are_one_request() -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from capo_ray.credit.critique import ReferenceKind, reference_of
+from capo_ray.credit.critique import ReferenceKind, reference_of, shorter_reference
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
 from capo_ray.critics import Critics
@@ -78,9 +78,14 @@ class Aggregator:
     async def _judge(self, prompt: Prompt, rollout: Rollout, steps: Sequence[str], seed: int) -> tuple[Critique, ...]:
         if self._parts.critics is None:
             return ()
-        reference = reference_of(prompt, self._parts.reference)
-        key = f"{prompt.id}/{rollout.index}"
-        return await self._parts.critics.judge(prompt.question, reference, steps, response_key=key, seed=seed)
+        return await self._parts.critics.judge(
+            prompt.question,
+            reference_of(prompt, self._parts.reference),
+            steps,
+            response_key=f"{prompt.id}/{rollout.index}",
+            seed=seed,
+            shorter=shorter_reference(prompt, self._parts.reference),
+        )
 
     def close(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
         """Score the group of `prompt`; `num_samples` of its responses are kept for `write_samples`."""

@@ -199,7 +199,7 @@ class RayCrew:
             if new["prompt_tokens"] > 0:
                 made[f"cache/{role}_prompt_hit_share"] = new["cached_tokens"] / new["prompt_tokens"]
         judging = add(await asyncio.gather(*(shard.metrics.remote() for shard in self._parts.aggregators)))
-        wanted = ("retries", "contradictions", "dropped_indices", "engines_down")
+        wanted = ("retries", "references_shortened", "contradictions", "dropped_indices", "engines_down")
         return made | rates(judging) | {f"critic/{name}": judging[name] for name in wanted if name in judging}
 
     def _trainer_speed(self, batch: Batch, seconds: Metrics) -> Metrics:

@@ -42,6 +42,13 @@ def reference_of(prompt: Prompt, kind: ReferenceKind) -> Reference:
     return Reference("none")
 
 
+def shorter_reference(prompt: Prompt, kind: ReferenceKind) -> Reference | None:
+    """What is shown where the reference of `kind` does not fit: a solution's final answer; None: nothing is shorter."""
+    if reference_of(prompt, kind).kind != "solution":
+        return None
+    return reference_of(prompt, "answer")
+
+
 _TAG = (
     r"(?:\s*+(?:/\s*+)?(?:step_|incorrect[_ ]steps)"  # our own
     r"|[|｜][^<>|｜\s]{1,40}[|｜]>|/?(?:s|bos|eos|pad|unk|think|tool_call|tool_response)>|(?:start|end)_of_turn>"

@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TextIO
 
-from capo_ray.credit.critique import ReferenceKind, reference_of
+from capo_ray.credit.critique import ReferenceKind, reference_of, shorter_reference
 from capo_ray.credit.reply import parse
 from capo_ray.critic_bench.items import Item
 from capo_ray.critic_bench.scores import Judged
@@ -114,6 +114,7 @@ async def ask(
             reference_of(prompt, reference),
             item.steps,
             response_key=item.id,
+            shorter=shorter_reference(prompt, reference),
             seed=seed_of(seed, "critic_bench", item.id),
         )
         reply = Reply(item, critiques, session, round(monotonic() - start, 3))
