@@ -11,6 +11,7 @@ Leaves out what the numbers mean (tally) and the responses themselves (the aggre
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import secrets
@@ -23,9 +24,12 @@ from capo_ray.checkpoint import Checkpoints, RunDirError, read_state
 from capo_ray.config import Config, Tracking
 from capo_ray.tracking_sinks import Sink, TensorBoard, start_wandb
 from capo_ray.types import JsonDict, Metrics
+from capo_ray.watch import HackingWatch
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+log = logging.getLogger(__name__)
 
 Show = Callable[[float], str]
 PREFIX = "evaluation/"
@@ -117,6 +121,7 @@ class Tracker:
         self._console = console
         self._wandb_id = str((resume_state or {}).get("wandb_id") or secrets.token_hex(4))
         self._restarts = 0
+        self._watch = HackingWatch()
         self._sinks: list[Sink] = []
         if config.tensorboard:
             self._sinks.append(TensorBoard(run_dir / "tensorboard"))
@@ -146,6 +151,8 @@ class Tracker:
     def step(self, step: int, metrics: Metrics) -> None:
         """Write down what step `step` (from 0) did."""
         self._write(step, metrics | {"run/restarts": float(self._restarts)})
+        if warning := self._watch.look(metrics):
+            log.warning("step %d: %s", step + 1, warning)
         self._say(f"step {step + 1:>{len(str(self._total_steps))}}/{self._total_steps}", metrics)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:

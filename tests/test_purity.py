@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "driver": ("credit", "engines.protocols", "types"),
     "engines": ("config", "credit", "learn", "types"),
     "checkpoint": ("config", "types"),
-    "tracking": ("checkpoint", "config", "tracking_sinks", "types"),
+    "tracking": ("checkpoint", "config", "tracking_sinks", "types", "watch"),
     "tracking_sinks": ("config", "types"),
     "models": ("config", "credit", "engines.random_model"),
     "machine": ("config", "models"),
