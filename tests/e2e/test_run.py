@@ -238,7 +238,9 @@ def test_a_critic_that_nobody_can_read_stops_the_run(tmp_path: Path) -> None:
     assert left_behind(ran.mark) == []
 
 
-def test_an_interrupt_ends_in_seconds_and_names_the_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", ["Ctrl-C to all", "SIGTERM to one"])
+def test_an_interrupt_ends_in_seconds_and_names_the_checkpoint(tmp_path: Path, sent: str) -> None:
+    """A terminal's Ctrl-C reaches every process of the group, a scheduler's SIGTERM the first one."""
     mark = uuid.uuid4().hex
     process = start(tmp_path / "run", [*QUICK, "steps=400", "checkpoint_every=1"], mark)
     assert process.stdout is not None
@@ -247,7 +249,10 @@ def test_an_interrupt_ends_in_seconds_and_names_the_checkpoint(tmp_path: Path) -
         seen += line
         if line.startswith("step   3/") or line.startswith("step 3/"):
             break
-    os.killpg(process.pid, signal.SIGINT)
+    if sent == "Ctrl-C to all":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        os.kill(process.pid, signal.SIGTERM)
     begun = time.monotonic()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, seen + output
