@@ -20,8 +20,6 @@ ErrorSet = Literal["all", "from_first", "first"]
 Returns = Literal["none", "suffix_sum", "suffix_min"]
 OutcomeSource = Literal["verifier", "critic"]
 Advantage = Literal["capo", "capo_mean", "capo_channels", "capo_batch", "grpo", "dr_grpo", "rloo", "reinforce_pp"]
-PAYS_FOR_STEPS = ("capo", "capo_mean", "capo_channels", "capo_batch")
-"""Advantages that see step penalties."""
 
 
 class ConfigError(ValueError):
@@ -377,142 +375,15 @@ class Config(Block):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for check in (_check_logprobs, _check_objective, _check_batch, _check_credit, _check_windows, _check_cluster):
-            check(self)
+        from capo_ray.config_rules import check
+
+        check(self)
         return self
-
-
-def _check_logprobs(config: Config) -> None:
-    rollout, algorithm = config.rollout, config.algorithm
-    truncated = rollout.top_p < 1 or rollout.top_k > 0
-    if truncated and algorithm.old_logprobs == "sampler":
-        raise ValueError(
-            f"`algorithm.old_logprobs` must be trainer when the sampler is cut off (rollout.top_p {rollout.top_p:g}, "
-            f"rollout.top_k {rollout.top_k}): the sampler's log-probabilities are off by the kept mass"
-        )
-    corrected = algorithm.old_logprobs == "sampler" or algorithm.importance_cap is not None
-    if algorithm.max_staleness > 0 and not corrected:
-        raise ValueError(
-            f"`algorithm.max_staleness` {algorithm.max_staleness} needs `algorithm.old_logprobs` sampler or an "
-            "`algorithm.importance_cap`: with the trainer's log-probabilities alone stale samples look on-policy"
-        )
-    if rollout.temperature == 0:
-        raise ValueError("`rollout.temperature` must be > 0 for training: a group of equal responses teaches nothing")
-
-
-def _check_objective(config: Config) -> None:
-    algorithm = config.algorithm
-    if algorithm.surrogate == "gspo" and algorithm.advantage in PAYS_FOR_STEPS:
-        raise ValueError(
-            f"`algorithm.surrogate` gspo gives a response one ratio and one advantage, and advantage "
-            f"{algorithm.advantage} has one per token; use gspo_token"
-        )
-    if algorithm.kl_estimator == "k1" and algorithm.kl_place == "loss" and algorithm.kl_weight:
-        raise ValueError(
-            "`algorithm.kl_estimator` k1 has a gradient of 0 on average, so it does nothing in the loss; set "
-            "algorithm.kl_place=reward, or use k2 or k3"
-        )
-    if algorithm.clip_dual is not None and algorithm.surrogate == "cispo":
-        raise ValueError("`algorithm.clip_dual` has no meaning with surrogate cispo, which clips no token's loss")
-
-
-def _check_batch(config: Config) -> None:
-    responses = config.prompts_per_step * config.responses_per_prompt
-    per_update = config.trainer.responses_per_update
-    if per_update is not None and responses % per_update:
-        raise ValueError(
-            f"`trainer.responses_per_update` {per_update} must divide the {responses} responses of a step "
-            f"(prompts_per_step {config.prompts_per_step} x responses_per_prompt {config.responses_per_prompt})"
-        )
-    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    if config.trainer.tokens_per_micro_batch < longest:
-        raise ValueError(
-            f"`trainer.tokens_per_micro_batch` {config.trainer.tokens_per_micro_batch} must hold one sequence: "
-            f"data.max_prompt_tokens + rollout.max_response_tokens = {longest}"
-        )
-
-
-def _check_credit(config: Config) -> None:
-    advantage, reward = config.algorithm.advantage, config.reward
-    pays = advantage in PAYS_FOR_STEPS
-    if config.critic is None and pays:
-        raise ValueError(
-            f"`algorithm.advantage` {advantage} needs a `critic`: without critiques it has no process rewards; "
-            "set `critic`, or use advantage grpo"
-        )
-    if config.critic is None and reward.outcome == "critic":
-        raise ValueError("`reward.outcome` critic needs a `critic`: it is the critic's Yes or No that is paid")
-    if reward.outcome == "critic" and reward.unjudged == "outcome_only":
-        raise ValueError(
-            "`reward.unjudged` outcome_only has nothing to fall back on where `reward.outcome` is critic; use drop"
-        )
-    for voter in config.critic.voters if config.critic else ():
-        if voter.kind in ("truth", "placebo") and config.data.kind != "arithmetic":
-            raise ValueError(
-                f"`critic.kind` {voter.kind} is for data.kind arithmetic, whose steps can be checked, and data.kind is "
-                f"{config.data.kind}"
-            )
-    if config.critic is not None and config.critic.adaptive and reward.outcome == "critic":
-        raise ValueError(
-            "`critic.adaptive` stops when the steps are decided, and `reward.outcome` critic pays the Yes or No of all "
-            "critiques; use one of the two"
-        )
-    if not pays and (reward.error_set, reward.returns) != ("all", "none"):
-        raise ValueError(
-            f"`reward.error_set` {reward.error_set} and `reward.returns` {reward.returns} shape step penalties, and "
-            f"`algorithm.advantage` {advantage} has none; use one of {', '.join(PAYS_FOR_STEPS)}"
-        )
-    if reward.overlong_tokens > config.rollout.max_response_tokens:
-        raise ValueError(
-            f"`reward.overlong_tokens` {reward.overlong_tokens} must be at most rollout.max_response_tokens "
-            f"{config.rollout.max_response_tokens}"
-        )
-    if config.critic is None:
-        return
-    if config.reward.vote == "greedy" and (config.critic.critiques != 1 or config.critic.temperature != 0):
-        raise ValueError(
-            "`reward.vote` greedy needs critic.critiques 1 and critic.temperature 0, got "
-            f"{config.critic.critiques} and {config.critic.temperature:g}"
-        )
-    if config.reward.min_valid_critiques > config.critic.critiques:
-        raise ValueError(
-            f"`reward.min_valid_critiques` {config.reward.min_valid_critiques} can never be reached with "
-            f"critic.critiques {config.critic.critiques}"
-        )
-
-
-def _check_windows(config: Config) -> None:
-    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    if config.policy.shape is not None and longest > config.policy.shape.window:
-        raise ValueError(
-            f"the policy's window of {config.policy.shape.window} tokens cannot hold data.max_prompt_tokens "
-            f"{config.data.max_prompt_tokens} + rollout.max_response_tokens {config.rollout.max_response_tokens}; "
-            "lower one"
-        )
-    if config.critic is None:
-        return
-    needed = longest + config.critic.max_critique_tokens
-    for n, voter in enumerate(config.critic.voters):
-        if voter.known_window and needed > voter.known_window:
-            raise ValueError(
-                f"the critic's window of {voter.known_window} tokens cannot hold a question and a response ({longest}) "
-                f"and critic.max_critique_tokens {config.critic.max_critique_tokens}; lower one or set a larger "
-                f"{voter_field(n)}.window"
-            )
 
 
 def voter_field(number: int) -> str:
     """Where critic `number` stands in the configuration."""
     return f"critic.others[{number - 1}]" if number else "critic"
-
-
-def _check_cluster(config: Config) -> None:
-    cluster = config.cluster
-    if (cluster.device == "cpu") != (cluster.weight_transfer == "shm"):
-        raise ValueError(
-            f"`cluster.weight_transfer` {cluster.weight_transfer} does not work on cluster.device {cluster.device}: "
-            "use shm on cpu, nccl or ipc on gpu"
-        )
 
 
 def conf_dir() -> Path:
