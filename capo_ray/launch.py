@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import sys
 import traceback
 import warnings
@@ -65,7 +64,7 @@ def launch(config: Config) -> int:
     run_dir = run_dir_of(config)
     made = claim(run_dir, resume=config.resume)
     try:
-        asyncio.run(_run(config, run_dir))
+        asyncio.run(run(config, run_dir))
     except (ConfigError, DataError):
         abandon(run_dir, made)
         raise
@@ -82,14 +81,6 @@ def launch(config: Config) -> int:
         return FAILED
     print(f"\nEverything of this run: {run_dir}\n{NEXT}")
     return 0
-
-
-async def _run(config: Config, run_dir: Path) -> None:
-    """A run that SIGTERM, which job schedulers send, ends as Ctrl-C does."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await run(config, run_dir)
 
 
 def cause(error: BaseException) -> str:

@@ -5,6 +5,8 @@ Leaves out the command line, messages and exit codes (launch), the parts (build)
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -41,6 +43,7 @@ async def run(config: Config, run_dir: Path, session: AbstractContextManager[obj
     tracker = Tracker.open(config, run_dir)
     try:
         with session or ray_session(config.cluster, logs=run_dir / "logs"):
+            end_on_sigterm()
             await outlive(
                 partial(running_crew, config, found, run_dir, tracker),
                 work,
@@ -51,6 +54,14 @@ async def run(config: Config, run_dir: Path, session: AbstractContextManager[obj
             Console().print(table)
     finally:
         tracker.finish()
+
+
+def end_on_sigterm() -> None:
+    """Cancel the running task on SIGTERM, which job schedulers send, as Ctrl-C does. Ray has a handler of its own, so
+    this comes after its start."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def write_config(config: Config, run_dir: Path) -> None:
