@@ -30,8 +30,9 @@ def two() -> Iterator[Ranks]:
     ranks.stop()
 
 
-def assert_same(one: Any, other: Any, tolerance: float = 2e-5) -> None:
-    """Metrics and weights of two runs."""
+def assert_same(one: Any, other: Any, tolerance: float = 1e-4) -> None:
+    """Metrics and weights of two runs. The tolerance is a hundredth of the learning rate: Adam divides a gradient by
+    its own size, so where one is all rounding, its step is too, and how much depends on the processor."""
     for mine, theirs in zip(one[0], other[0], strict=True):
         assert mine.keys() == theirs.keys()
         for name in mine.keys() - SKIPPED:
