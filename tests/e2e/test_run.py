@@ -305,8 +305,9 @@ def test_real_text_with_a_full_size_tokenizer(tmp_path: Path, test_data: Path) -
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    """One short seed; `make learn-check` runs the whole experiment with three."""
-    ran = run(tmp_path / "run", "+experiment=tiny_cpu", "steps=12", "data.evaluation_prompts=500", "tracking.wandb=off")
+    """One short seed with half of the critiques; `make learn-check` runs the whole experiment with three."""
+    short = ("steps=12", "critic.critiques=2", "data.evaluation_prompts=500", "tracking.wandb=off")
+    ran = run(tmp_path / "run", "+experiment=tiny_cpu", *short)
     assert ran.code == 0, ran.output
     lines = map(json.loads, (ran.run_dir / "metrics.jsonl").read_text().splitlines())
     name = "evaluation/truth/right_answer_and_process"
