@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from capo_ray.engines.busy import Busy
 from capo_ray.engines.protocols import Completion, EngineBusy, Message, PromptTooLong, Replies
 from capo_ray.types import Metrics, Sampling
 
@@ -62,9 +62,7 @@ class HttpCritic:
         self._takes_n = True
         self._limit_name = "max_tokens"
         self._totals: Metrics = dict.fromkeys(("generated_tokens", "prompt_tokens", "cached_tokens"), 0.0)
-        self._running = 0
-        self._busy_s = 0.0
-        self._busy_since = 0.0
+        self._busy = Busy()
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
         """See protocols.CriticEngine. Raises PromptTooLong, EngineBusy, or HttpCriticError for every other fault."""
@@ -75,11 +73,8 @@ class HttpCritic:
             "top_p": sampling.top_p,
             "seed": seed % _MOST_SEED,
         }
-        self._enter()
-        try:
+        with self._busy:
             replies = await self._complete(body, sampling.max_tokens, n)
-        finally:
-            self._leave()
         self._totals["generated_tokens"] += sum(completion.num_tokens for completion in replies.completions)
         self._totals["prompt_tokens"] += replies.prompt_tokens
         self._totals["cached_tokens"] += replies.cached_tokens
@@ -160,20 +155,9 @@ class HttpCritic:
         key = self._key()
         return message.replace(key, "***") if key else message
 
-    def _enter(self) -> None:
-        if not self._running:
-            self._busy_since = time.monotonic()
-        self._running += 1
-
-    def _leave(self) -> None:
-        self._running -= 1
-        if not self._running:
-            self._busy_s += time.monotonic() - self._busy_since
-
     async def metrics(self) -> Metrics:
         """Totals since the start, as vllm_engine.Requests counts them."""
-        since = time.monotonic() - self._busy_since if self._running else 0.0
-        return self._totals | {"running": float(self._running), "busy_s": self._busy_s + since}
+        return self._totals | {"running": float(self._busy.running), "busy_s": self._busy.seconds}
 
     async def close(self) -> None:
         if self._session is not None:

@@ -6,7 +6,6 @@ Leaves out what a role means (rollout_vllm, critic_vllm) and where engines run (
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from capo_ray.engines.busy import Busy
 from capo_ray.types import Metrics, Sampling
 
 
@@ -84,52 +84,36 @@ class Requests:
     def __init__(self, engine: AsyncLLM) -> None:
         self.engine = engine
         self._numbers = itertools.count()
-        self._running = 0
+        self._busy = Busy()
         self._generated = 0
         self._prompt = 0
         self._cached = 0
-        self._busy_s = 0.0
-        self._busy_since: float | None = None
 
     async def run(self, token_ids: Sequence[int], parameters: SamplingParams) -> RequestOutput:
         """The finished output of one request; cancelling the caller aborts it."""
-        self._enter()
+        final: RequestOutput | None = None
+        prompt: Any = {"prompt_token_ids": list(token_ids)}
         try:
-            final: RequestOutput | None = None
-            prompt: Any = {"prompt_token_ids": list(token_ids)}
-            async for output in self.engine.generate(prompt, parameters, str(next(self._numbers))):
-                final = output
-            if final is None:
-                raise RuntimeError("vLLM ended a request without an output")
-            self._generated += sum(len(completion.token_ids) for completion in final.outputs)
-            self._prompt += len(token_ids)
-            self._cached += final.num_cached_tokens or 0
-            return final
+            with self._busy:
+                async for output in self.engine.generate(prompt, parameters, str(next(self._numbers))):
+                    final = output
         except EngineDeadError as error:  # to read vLLM's own error, whoever asked would have to import vLLM
             raise RuntimeError(f"vLLM's engine has ended: {error}") from None
-        finally:
-            self._leave()
-
-    def _enter(self) -> None:
-        if not self._running:
-            self._busy_since = time.monotonic()
-        self._running += 1
-
-    def _leave(self) -> None:
-        self._running -= 1
-        if not self._running and self._busy_since is not None:
-            self._busy_s += time.monotonic() - self._busy_since
-            self._busy_since = None
+        if final is None:
+            raise RuntimeError("vLLM ended a request without an output")
+        self._generated += sum(len(completion.token_ids) for completion in final.outputs)
+        self._prompt += len(token_ids)
+        self._cached += final.num_cached_tokens or 0
+        return final
 
     def metrics(self) -> Metrics:
         """Totals since the start; `busy_s` is the time with at least one request running."""
-        since = time.monotonic() - self._busy_since if self._busy_since is not None else 0.0
         return {
             "generated_tokens": self._generated,
             "prompt_tokens": self._prompt,
             "cached_tokens": self._cached,
-            "running": self._running,
-            "busy_s": self._busy_s + since,
+            "running": self._busy.running,
+            "busy_s": self._busy.seconds,
         }
 
 
