@@ -127,6 +127,7 @@ def test_flawed_solutions_fill_every_cell_of_the_table() -> None:
         ("recovered", {(True, True), (True, False)}),
         ("cancelled", {(True, True), (True, False)}),
         ("misquoted", {(True, True), (True, False)}),
+        ("misapplied", {(True, True), (False, False)}),
         ("box", {(True, True), (False, False)}),
     ],
 )

@@ -1,9 +1,9 @@
 """Solutions with mistakes, in known shares: what the tiny policy learns to write and the tiny critic to judge.
 
-The mistakes are of kinds that tell outcome from process. `slip`, `misread` and `box` spoil both; `recovered`,
-`cancelled` and `misquoted` reach the right answer by a wrong step, which no verifier of answers can see; `skipped`
-fails although every step that is there is right. Nothing here says which steps are wrong: `world.check` does, for any
-text.
+The mistakes are of kinds that tell outcome from process. `slip`, `misread`, `misapplied` and `box` spoil both;
+`recovered`, `cancelled` and `misquoted` reach the right answer by a wrong step, which no verifier of answers can see;
+`skipped` fails although every step that is there is right. Nothing here says which steps are wrong: `world.check` does,
+for any text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 
 from capo_ray.tasks.arithmetic.world import LARGEST, Operation, Problem, apply, render
 
-Flaw = Literal["slip", "misread", "recovered", "cancelled", "misquoted", "skipped"]
+Flaw = Literal["slip", "misread", "recovered", "cancelled", "misquoted", "skipped", "misapplied"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +33,14 @@ class Rates:
     """A wrong operand beside the right result."""
     skipped: float = 0.14
     """No step for this operation."""
+    misapplied: float = 0.0
+    """A wrong operand and the result that it gives, carried on: a sum that holds and was not asked for."""
     box: float = 0.02
 
     def draw(self, rng: random.Random) -> Flaw | None:
         """The mistake made at one operation, if any."""
         point = rng.random()
-        for flaw in ("slip", "misread", "recovered", "cancelled", "misquoted", "skipped"):
+        for flaw in ("slip", "misread", "recovered", "cancelled", "misquoted", "skipped", "misapplied"):
             point -= getattr(self, flaw)
             if point < 0:
                 return flaw
@@ -68,12 +70,13 @@ def _attempt(problem: Problem, rng: random.Random, rates: Rates) -> tuple[list[t
         cancelling = flaw == "cancelled"
         if flaw == "misread":
             thought = stated = mistaken(stated, rng)
-        thought = result = apply(thought, operation)
+        done = (operation[0], _other(operation[1], rng)) if flaw == "misapplied" else operation
+        thought = result = apply(thought, done)
         if flaw in ("slip", "recovered", "cancelled"):
             result = mistaken(thought, rng)
         if flaw == "slip":
             thought = result
-        written = (operation[0], _other(operation[1], rng)) if flaw == "misquoted" else operation
+        written = (operation[0], _other(operation[1], rng)) if flaw == "misquoted" else done
         lines.append((stated, written, result))
         stated = result if cancelling else thought
     return lines, mistaken(thought, rng) if rng.random() < rates.box else thought

@@ -20,9 +20,13 @@ from capo_ray.tasks.arithmetic.world import LARGEST, Judged, Problem, Sign, appl
 
 Conversation = list[dict[str, str]]
 
-_DRILL_RATES = Rates(slip=0.02, recovered=0.015, cancelled=0.01, misquoted=0.08, skipped=0.08, box=0.02)
+_DRILL_RATES = Rates(
+    slip=0.02, recovered=0.015, cancelled=0.01, misquoted=0.06, skipped=0.08, misapplied=0.05, box=0.02
+)
 _DRILL_SCALES = (0.3, 1.0, 2.0, 4.0)
-_LESSON_RATES = Rates(slip=0.1, misread=0.05, recovered=0.03, cancelled=0.03, misquoted=0.09, skipped=0.05, box=0.05)
+_LESSON_RATES = Rates(
+    slip=0.1, misread=0.05, recovered=0.03, cancelled=0.03, misquoted=0.08, skipped=0.05, misapplied=0.06, box=0.05
+)
 _LESSON_SCALES = (0.3, 1.0, 1.0, 2.0)
 """The critic meets solutions with few and with many mistakes: the policy changes while it is trained."""
 _DRILL_SHARE = 0.6

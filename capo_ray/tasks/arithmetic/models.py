@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,8 @@ class Recipe:
 
 
 _BATCH = 32
+_THREADS = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2))}
+"""Half of the cores for each of the two models that are taught at once: more threads than cores starve one another."""
 _SHAPE = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -152,7 +155,7 @@ def teach(stage: Stage, model: Path, work: Path, name: str) -> Path:
     }
     with (work / f"{name}.log").open("w") as log:
         command = [sys.executable, "-m", "capo_ray.sft", *(f"{key}={value}" for key, value in settings.items())]
-        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=os.environ | _THREADS)
     return out
 
 

@@ -202,8 +202,8 @@ def judge(problem: Problem | str, response: str) -> list[Judged]:
             asked = _find(problem.operations, written, position)
             base = (start, written)
             if asked is None or start not in (stated, values[asked]):
-                wanted = problem.operations[position : position + 1]
-                base = (stated, wanted[0]) if wanted and apply(*base) == said else base
+                wanted = next((ahead for ahead in problem.operations[position:] if ahead[0] == written[0]), None)
+                base = (stated, wanted) if wanted and apply(*base) == said else base
                 right = False
             else:
                 right = apply(*base) == said and not closed
