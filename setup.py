@@ -28,6 +28,7 @@ GPU = [
     "datasets==5.2.0",
     "deepspeed==0.19.8",
     "jinja2>=3.1",
+    "matplotlib>=3.10",
     "psutil>=5.9",
     "pyarrow>=17",
     "ray[default]==2.60.0",

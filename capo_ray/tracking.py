@@ -130,7 +130,7 @@ class Tracker:
                 run_dir, config, run_id=self._wandb_id, run_name=run_name, resolved_config=resolved_config
             )
             self._sinks.extend([started] if started else [])
-        self._evaluations = _evaluations(_keep_whole_lines(self._file, lambda line: True))
+        self._evaluations = evaluations(_keep_whole_lines(self._file, lambda line: True))
 
     @classmethod
     def open(cls, config: Config, run_dir: Path) -> Tracker:
@@ -172,9 +172,9 @@ class Tracker:
         """
 
         def stays(line: JsonDict) -> bool:
-            return line["step"] < step or (line["step"] == step and _is_evaluation(line))
+            return line["step"] < step or (line["step"] == step and is_evaluation(line))
 
-        self._evaluations = _evaluations(_keep_whole_lines(self._file, stays))
+        self._evaluations = evaluations(_keep_whole_lines(self._file, stays))
         for path in [path for folder in BY_STEP for path in (self._run_dir / folder).glob("*")]:
             found = STEP_FILE.fullmatch(path.name)
             if path.suffix == ".partial" or (found and int(found[1]) >= step):
@@ -244,12 +244,13 @@ def table_rows(before: Metrics, after: Metrics) -> list[tuple[str, str, str, str
     return rows
 
 
-def _is_evaluation(line: JsonDict) -> bool:
+def is_evaluation(line: JsonDict) -> bool:
+    """Whether a line of metrics.jsonl is of an evaluation, and not of a step."""
     return any(name.startswith(PREFIX) for name in line)
 
 
-def _evaluations(lines: Sequence[JsonDict]) -> dict[int, Metrics]:
-    """Step -> metrics, of the lines that are evaluations; of two at one step the later one."""
+def evaluations(lines: Sequence[JsonDict]) -> dict[int, Metrics]:
+    """Step -> metrics without the prefix, of the lines that are evaluations; of two at one step the later one."""
     return {
         line["step"]: {
             name.removeprefix(PREFIX): math.nan if value is None else value
@@ -257,7 +258,7 @@ def _evaluations(lines: Sequence[JsonDict]) -> dict[int, Metrics]:
             if name.startswith(PREFIX)
         }
         for line in lines
-        if _is_evaluation(line)
+        if is_evaluation(line)
     }
 
 

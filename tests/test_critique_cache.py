@@ -103,15 +103,18 @@ def test_one_that_is_cancelled_leaves_the_others_their_turn() -> None:
     assert len(engine.asked) == 2
 
 
-def test_what_failed_is_not_kept() -> None:
-    class Fails(SeededCritic):
-        async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
-            replies = await super().complete(messages, sampling, n=n, seed=seed)
-            if len(self.asked) == 1:
-                raise ConnectionError("gone")
-            return replies
+class FailsFirst(SeededCritic):
+    """Its first answer is lost."""
 
-    engine = Fails(num_steps=1)
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
+        replies = await super().complete(messages, sampling, n=n, seed=seed)
+        if len(self.asked) == 1:
+            raise ConnectionError("gone")
+        return replies
+
+
+def test_what_failed_is_not_kept() -> None:
+    engine = FailsFirst(num_steps=1)
     first, second, third = asyncio.run(judge_in_turn(service(engine, attempts=1), [A, A, A]))
     assert {critique.outcome for critique in first} == {"engine_error"}
     assert not second[0].cached and third[0].cached
@@ -120,16 +123,9 @@ def test_what_failed_is_not_kept() -> None:
 def test_where_one_of_two_critics_failed_it_is_asked_again() -> None:
     """Even where its critiques could not have changed the verdict."""
 
-    class Fails(SeededCritic):
-        async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
-            replies = await super().complete(messages, sampling, n=n, seed=seed)
-            if len(self.asked) == 1:
-                raise ConnectionError("gone")
-            return replies
-
     settings = CriticSettings(cache=8, attempts=1, max_failed_share=1.0)
     engine = SeededCritic(num_steps=1, flag_share=0.0, unreadable_share=0.0)
-    critics = Critics([engine], settings, others=[Voter(engines=[Fails("b", num_steps=1)])])
+    critics = Critics([engine], settings, others=[Voter(engines=[FailsFirst("b", num_steps=1)])])
     first, second, third = asyncio.run(judge_in_turn(critics, [A, A, A]))
     assert [critique.outcome for critique in first] == ["ok", "engine_error"] * 2
     assert not second[0].cached and third[0].cached

@@ -21,11 +21,11 @@ from pathlib import Path
 
 from capo_ray.config import Config, ConfigError, compose
 from capo_ray.critic_bench.engines import critics_of, sample
-from capo_ray.critic_bench.items import arithmetic, processbench, read_responses
 from capo_ray.critic_bench.replies import Reply, ask, read_replies
 from capo_ray.critic_bench.report import evaluate, lines, plot, table
 from capo_ray.critics import CriticsFailed
 from capo_ray.data import DataError
+from capo_ray.labelled import arithmetic, processbench, read_responses
 
 USAGE = """usage: python -m capo_ray.critic_bench critic=NAME data=processbench path=FILE_OR_FOLDER k=8 out=DIR
        python -m capo_ray.critic_bench critic=tiny data=arithmetic count=500 k=8 out=DIR

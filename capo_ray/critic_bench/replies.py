@@ -14,17 +14,14 @@ from pathlib import Path
 from time import monotonic
 from typing import TextIO
 
-from capo_ray.credit.critique import ReferenceKind, reference_of, shorter_reference
+from capo_ray.credit.critique import ReferenceKind
 from capo_ray.credit.reply import parse
-from capo_ray.critic_bench.items import Item
 from capo_ray.critic_bench.scores import Judged
 from capo_ray.critics import Critics
 from capo_ray.data import DataError
+from capo_ray.labelled import Item
 from capo_ray.seeds import seed_of
-from capo_ray.types import Critique, JsonDict, Prompt
-
-_READ_AGAIN = ("ok", "unreadable", "truncated", "out_of_range")
-"""Outcomes that the parser decides."""
+from capo_ray.types import REPLIED_OUTCOMES, Critique, JsonDict
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +73,7 @@ def _reply(record: JsonDict) -> Reply:
 
 def _critique(given: JsonDict, num_steps: int) -> Critique:
     """Read again from its text, so that a replay shows what today's parser makes of it."""
-    if given["outcome"] not in _READ_AGAIN:
+    if given["outcome"] not in REPLIED_OUTCOMES:
         return Critique(text=given["text"], outcome=given["outcome"], critic=given["critic"])
     cut = given["outcome"] == "truncated"
     return parse(given["text"], num_steps, truncated=cut, critic=given["critic"], num_tokens=int(given["num_tokens"]))
@@ -108,15 +105,7 @@ async def ask(
     start = monotonic()
 
     async def one(item: Item, file: TextIO) -> None:
-        prompt = Prompt(id=item.id, question=item.question, token_ids=(0,), answer=item.answer, solution=item.solution)
-        critiques = await critics.judge(
-            item.question,
-            reference_of(prompt, reference),
-            item.steps,
-            response_key=item.id,
-            shorter=shorter_reference(prompt, reference),
-            seed=seed_of(seed, "critic_bench", item.id),
-        )
+        critiques = await item.judged_by(critics, reference=reference, seed=seed_of(seed, "critic_bench", item.id))
         reply = Reply(item, critiques, session, round(monotonic() - start, 3))
         file.write(reply.line())
         file.flush()

@@ -10,18 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from capo_ray.credit.flags import Labels, Truths, flags
 from capo_ray.credit.vote import Vote, agreement, sealed, vote
 from capo_ray.critics import CriticSettings
 from capo_ray.types import FAILED_OUTCOMES, Critique, Metrics
 
 VOTES: tuple[Vote, ...] = ("intersection", "majority", "strict_majority", "union", "average")
 SIZES = (1, 2, 4, 8)
-FLAG = 0.5
-"""Weight from which on a step counts as flagged: `average` alone has weights between 0 and 1."""
-
-Labels = Sequence[bool | None]
-"""Per step: wrong, right, or None where nobody knows."""
-
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -63,21 +58,15 @@ def score(judged: Sequence[Judged], how: Vote, k: int) -> Score:
     ]
     found = _share(truth == said for truth, said in firsts if truth != NONE)
     passed = _share(truth == said for truth, said in firsts if truth == NONE)
-    steps = Counter(
-        (flag, label)
-        for response, row in zip(judged, flagged, strict=True)
-        if row is not None
-        for flag, label in zip(row, response.labels, strict=True)
-    )  # an unknown label is counted under None
-    hits = steps[True, True]
+    steps = Truths.of((row, response.labels) for response, row in zip(judged, flagged, strict=True))
     return Score(
         vote=how,
         k=k,
         f1=_harmonic(found, passed),
         found_first_error=found,
         passed_correct=passed,
-        precision=_ratio(hits, hits + steps[True, False]),
-        recall=_ratio(hits, hits + steps[False, True]),
+        precision=_ratio(steps.hits, steps.flagged),
+        recall=_ratio(steps.hits, steps.wrong),
         unjudged=sum(row is None for row in flagged) / len(judged),
         adaptive_tokens=adaptive_share(judged, how, k),
     )
@@ -85,12 +74,6 @@ def score(judged: Sequence[Judged], how: Vote, k: int) -> Score:
 
 NONE = -1
 """The first wrong step of a response that has none, as ProcessBench writes it."""
-
-
-def flags(critiques: Sequence[Critique], num_steps: int, how: Vote) -> tuple[bool, ...] | None:
-    """Per step, whether the vote calls it wrong; None without a valid critique."""
-    verdict = vote(critiques, num_steps, how)
-    return tuple(weight >= FLAG for weight in verdict.weights) if verdict.num_valid else None
 
 
 def _known(labels: Labels) -> tuple[bool, ...]:

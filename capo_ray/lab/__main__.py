@@ -18,7 +18,7 @@ from capo_ray.checkpoint import RunDirError
 from capo_ray.config import ConfigError
 from capo_ray.data import DataError
 from capo_ray.lab.design import Design, designs, load
-from capo_ray.lab.report import curves, page
+from capo_ray.lab.report import curves, figure_of, page
 from capo_ray.lab.runs import folder, results, run_all
 
 INTERRUPTED = 130
@@ -28,15 +28,10 @@ def write_report(design: Design, out: Path) -> Path:
     """OUT/report.md and the figures beside it, of the runs that are finished."""
     arm, seed = design.runs()[0]
     found = results(design, out, design.config(arm, seed, folder(out, arm, seed)).steps)
-    text = page(design, found)
-    for group in dict.fromkeys(arm.group for arm in design.arms.values()):
-        if any(design.arms[result.arm].group == group for result in found):
-            name = f"{group.replace(' ', '-')}.svg"
-            (out / name).write_text(curves(design, found, group), encoding="utf-8")
-            heading = f"## {group[0].upper()}{group[1:]}\n"
-            text = text.replace(heading, f"{heading}\n![Right answer and process by step]({name})\n")
+    for group in dict.fromkeys(design.arms[result.arm].group for result in found):
+        (out / figure_of(group)).write_text(curves(design, found, group), encoding="utf-8")
     path = out / "report.md"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(page(design, found), encoding="utf-8")
     return path
 
 

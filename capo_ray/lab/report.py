@@ -7,9 +7,10 @@ points. Leaves out how runs are read (see `lab.runs`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf
+from math import inf, isnan, nan
 from statistics import fmean
 
+from capo_ray import plots
 from capo_ray.lab.design import Design
 from capo_ray.lab.intervals import Interval, interval, paired
 from capo_ray.lab.runs import Result
@@ -20,7 +21,11 @@ Measure = Callable[[Result], float | None]
 
 
 def _after(name: str, scale: float = 1.0) -> Measure:
-    return lambda result: None if result.after.get(name) is None else scale * result.after[name]
+    def measure(result: Result) -> float | None:
+        value = result.after.get(name, nan)
+        return None if isnan(value) else scale * value
+
+    return measure
 
 
 def _mean(name: str, scale: float = 1.0) -> Measure:
@@ -58,8 +63,13 @@ COLUMNS: tuple[tuple[str, Measure], ...] = (
 """Of the held-out evaluation after the last step, of the steps' mean, and what a point of the first column cost."""
 
 
+def figure_of(group: str) -> str:
+    """Name of the file that `page` shows for a group of arms; `curves` draws it."""
+    return f"{group.replace(' ', '-')}.svg"
+
+
 def page(design: Design, results: Sequence[Result]) -> str:
-    """The report as Markdown, without its figure."""
+    """The report as Markdown, which shows a figure per group."""
     if not results:
         return f"# {design.title}\n\nNo run is finished yet.\n"
     arms = {name: [result for result in results if result.arm == name] for name in design.arms}
@@ -68,7 +78,12 @@ def page(design: Design, results: Sequence[Result]) -> str:
     for group in dict.fromkeys(arm.group for arm in design.arms.values()):
         members = {name: found for name, found in arms.items() if design.arms[name].group == group}
         if members:
-            parts += [f"## {group[0].upper()}{group[1:]}\n", _table(design, members), _verdicts(design, members, arms)]
+            parts += [
+                f"## {group[0].upper()}{group[1:]}\n",
+                f"![Right answer and process by step]({figure_of(group)})\n",
+                _table(design, members),
+                _verdicts(design, members, arms),
+            ]
     return "\n".join(parts)
 
 
@@ -158,43 +173,13 @@ def _at(result: Result, budget: float) -> float | None:
     return fmean(recent) if recent else None
 
 
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#000000")
-_WIDTH, _HEIGHT, _LEFT, _TOP, _BELOW, _LEGEND = 640, 320, 48, 16, 36, 220
-
-
 def curves(design: Design, results: Sequence[Result], group: str) -> str:
-    """Right answer and process by step, mean over seeds, one line per arm of `group`: an SVG."""
-    lines = {}
+    """Right answer and process by step, mean over seeds, one line per arm of `group` and the baseline: an SVG."""
+    drawn = {}
     for name, arm in design.arms.items():
         found = [result for result in results if result.arm == name]
         if found and (arm.group == group or name == design.baseline):
             length = min(len(result.steps) for result in found)
-            lines[name] = [fmean(result.steps[s].get(BOTH) or 0.0 for result in found) for s in range(length)]
-    longest = max((len(line) for line in lines.values()), default=1)
-    top = max((value for line in lines.values() for value in line), default=1.0)
-    top = min(1.0, (int(10 * top) + 1) / 10)
-
-    def x(step: float) -> float:
-        return _LEFT + step * (_WIDTH - _LEFT - 8) / max(longest - 1, 1)
-
-    def y(value: float) -> float:
-        return _TOP + (1 - value / top) * (_HEIGHT - _TOP - _BELOW)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH + _LEGEND} {_HEIGHT}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{_WIDTH + _LEGEND}" height="{_HEIGHT}" fill="white"/>',
-    ]
-    for tenth in range(int(10 * top) + 1):
-        at = y(tenth / 10)
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{at:.1f}" y2="{at:.1f}" stroke="#dddddd"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{10 * tenth} %</text>')
-    for step in range(0, longest, max(1, longest // 6)):
-        parts.append(f'<text x="{x(step):.1f}" y="{_HEIGHT - 18}" text-anchor="middle">{step + 1}</text>')
-    parts.append(f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 3}" text-anchor="middle">step</text>')
-    for number, (name, line) in enumerate(lines.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
-        points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in enumerate(line))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{_WIDTH + 8}" y="{_TOP + 14 + 18 * number}" fill="{colour}">{name}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+            means = (fmean(100 * (result.steps[s].get(BOTH) or 0.0) for result in found) for s in range(length))
+            drawn[name] = list(enumerate(means, start=1))
+    return plots.lines(drawn, x="step", y="right answer and process, %")

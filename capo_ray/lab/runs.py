@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,14 +15,11 @@ from pathlib import Path
 from statistics import fmean
 from time import monotonic
 
+from capo_ray import tracking
 from capo_ray.checkpoint import Checkpoints, claim
 from capo_ray.config import Config
 from capo_ray.lab.design import Design
 from capo_ray.types import JsonDict, Metrics
-
-log = logging.getLogger(__name__)
-
-EVALUATION = "evaluation/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +52,7 @@ def read(out: Path, arm: str, seed: int, steps: int) -> Result | None:
     if not file.is_file():
         return None
     lines: list[JsonDict] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    evaluations = {line["step"]: _evaluation(line) for line in lines if _evaluation(line)}
+    evaluations = tracking.evaluations(lines)
     if 0 not in evaluations or steps not in evaluations:
         return None
     return Result(
@@ -64,12 +60,8 @@ def read(out: Path, arm: str, seed: int, steps: int) -> Result | None:
         seed=seed,
         before=evaluations[0],
         after=evaluations[steps],
-        steps=tuple(line for line in lines if not _evaluation(line)),
+        steps=tuple(line for line in lines if not tracking.is_evaluation(line)),
     )
-
-
-def _evaluation(line: JsonDict) -> Metrics:
-    return {name.removeprefix(EVALUATION): value for name, value in line.items() if name.startswith(EVALUATION)}
 
 
 def results(design: Design, out: Path, steps: int) -> list[Result]:

@@ -13,8 +13,8 @@ from openai_server import chat, serving_in_thread
 
 from capo_ray.credit.critique import render_reply, unwrap
 from capo_ray.critic_bench.__main__ import main
-from capo_ray.critic_bench.items import Item, arithmetic, processbench
 from capo_ray.data import DataError
+from capo_ray.labelled import Item, arithmetic, processbench
 
 K = 8
 Labels = dict[tuple[str, ...], int]
@@ -95,7 +95,7 @@ def test_processbench_math_to_four_digits(test_data: Path, tmp_path: Path, capsy
 
     figures = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert figures["summary"]["responses_per_s"] > 0
-    assert (tmp_path / "out" / "precision_recall.svg").read_text().startswith("<svg")
+    assert (tmp_path / "out" / "precision_recall.svg").read_text().endswith("</svg>\n")
 
     assert main([f"replay={tmp_path / 'out' / 'replies.jsonl'}", f"out={tmp_path / 'again'}"]) == 0
     assert json.loads((tmp_path / "again" / "scores.json").read_text()) == figures
