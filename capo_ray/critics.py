@@ -7,29 +7,30 @@ is left out where it can change nothing; a critique is the same in either round.
 never an exception and never a zero; too many of them in a row of critiques are an exception, `CriticsFailed`, that
 stops the run.
 
-Leaves out: what is kept for later (see `critique_cache`), sending and retrying (see `asking`), which engine a request
-goes to (see `routing`), starting engines (see `cluster`), voting (see `credit`).
+Leaves out: what is counted (see `critic_counts`) and kept for later (see `critique_cache`), sending and retrying (see
+`asking`), which engine a request goes to (see `routing`), starting engines (see `cluster`), voting (see `credit`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from time import monotonic
-from typing import Literal, get_args
+from typing import Literal
 
 from capo_ray.asking import Failure, Line, Outage, Request, Retrying
 from capo_ray.credit.critique import Messages, Reference, Template, fingerprint, messages
-from capo_ray.credit.reply import contradicts_itself, parse
-from capo_ray.credit.vote import Vote, agreement, sealed, useful_round, vote
+from capo_ray.credit.reply import parse
+from capo_ray.credit.vote import Vote, sealed, useful_round
+from capo_ray.critic_counts import CriticCounts
 from capo_ray.critique_cache import CritiqueCache
 from capo_ray.engines.protocols import CriticEngine
 from capo_ray.routing import Routing
 from capo_ray.seeds import seed_of
-from capo_ray.types import FAILED_OUTCOMES, Critique, CritiqueOutcome, Metrics, Sampling
+from capo_ray.types import REPLIED_OUTCOMES, Critique, Metrics, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -153,10 +154,8 @@ class Critics:
             Line(voter.engines, settings.routing(voter.max_sequences, each), settings.retrying) for voter in voters
         ]
         self._cache = CritiqueCache(settings.cache)
-        self._recent: deque[CritiqueOutcome] = deque(maxlen=settings.failure_window)
-        self._last_failure = ""
+        self._counts = CriticCounts(settings.failure_window)
         self._goes_without = False
-        self._totals = _no_totals()
 
     async def judge(
         self,
@@ -180,10 +179,9 @@ class Critics:
         start = monotonic()
         critiques = await self._judged(question, reference, steps, response_key, seed, num_critiques)
         if shorter is not None and {critique.outcome for critique in critiques} in _DOES_NOT_FIT:
-            self._totals["references_shortened"] += 1
+            self._counts.add(references_shortened=1)
             critiques = await self._judged(question, shorter, steps, response_key, seed, num_critiques)
-        self._totals["seconds"] += monotonic() - start
-        self._count(critiques)
+        self._counts.count(critiques, seconds=monotonic() - start)
         self._check_failures()
         return critiques
 
@@ -205,13 +203,13 @@ class Critics:
                 critiques = await self._in_rounds(response, rounds)
                 self._keep(response, critiques)
                 if in_full:
-                    self._compare(critiques, len(steps))
+                    self._counts.compare(critiques, len(steps), settings.vote)
         return critiques
 
     def _keep(self, response: _Response, critiques: tuple[Critique, ...]) -> None:
         """Remember what more asking could not change; what failed may be there next time."""
         asked = [critique for critique in critiques if critique.outcome != "not_asked"]
-        replied = all(critique.outcome in _REPLIED for critique in asked)
+        replied = all(critique.outcome in REPLIED_OUTCOMES for critique in asked)
         if replied and self._sealed(response, asked, len(critiques) - len(asked)):
             self._cache.keep((response.shown, len(critiques)), critiques)
 
@@ -236,7 +234,7 @@ class Critics:
         for size in rounds:
             made = await self._critiques(response, range(len(critiques), len(critiques) + size))
             critiques, left = critiques + made, left - size
-            if self._sealed(response, critiques, left) or not any(c.outcome in _REPLIED for c in made):
+            if self._sealed(response, critiques, left) or not any(c.outcome in REPLIED_OUTCOMES for c in made):
                 break
         unasked = Critique(text="", outcome="not_asked", prompt_hash=response.shown)
         return critiques + (unasked,) * left
@@ -266,19 +264,18 @@ class Critics:
                 prefers=response.homes.get(voter, ""),
             )
         )
-        self._totals["retries"] += line.retries
+        self._counts.add(retries=line.retries)
         line.retries = 0
         if isinstance(answer, Outage):
             answer = self._bear(answer)
         if isinstance(answer, Failure):
-            self._last_failure = answer.cause
+            self._counts.last_failure = answer.cause
             made = [Critique(text="", outcome=answer.outcome, critic=answer.critic)] * n
         else:
             replies, critic = answer
             response.homes[voter] = critic
             self._goes_without = False
-            self._totals["prompt_tokens"] += replies.prompt_tokens
-            self._totals["cached_prompt_tokens"] += replies.cached_tokens
+            self._counts.add(prompt_tokens=replies.prompt_tokens, cached_prompt_tokens=replies.cached_tokens)
             made = [
                 parse(
                     reply.text,
@@ -316,61 +313,28 @@ class Critics:
             )
         return Failure("not_asked", outage.cause)
 
+    def apart(self) -> Critics:
+        """The same engines and queues for what is no response of the run: counted by itself, never from a cache, and
+        no failure of it stops the run."""
+        made = copy(self)
+        made._settings = replace(self._settings, cache=0, max_failed_share=1.0)
+        made._cache = CritiqueCache(0)
+        made._counts = CriticCounts(made._settings.failure_window)
+        return made
+
     def metrics(self) -> Metrics:
         """Sums since the last call, and the share of critiques that were valid among those that could be."""
-        totals, self._totals = self._totals, _no_totals()
-        valid = totals["outcome_ok"]
-        judged = valid + sum(totals[f"outcome_{outcome}"] for outcome in FAILED_OUTCOMES)
-        if judged:
-            totals["valid_share"] = valid / judged
-        return totals | {"engines_down": float(sum(line.pool.num_down for line in self._lines))}
-
-    def _compare(self, critiques: Sequence[Critique], num_steps: int) -> None:
-        """Count how far critiques agree, and whether the first alone would have said the same as all of them."""
-        how = self._settings.vote
-        whole, first = (vote(some, num_steps, how) for some in (critiques, critiques[:1]))
-        if whole.num_valid:
-            same, pairs = agreement(whole)
-            self._totals["agreeing_pairs"] += same
-            self._totals["compared_pairs"] += pairs
-            self._totals["judged_in_full"] += 1
-            self._totals["first_differs"] += not first.num_valid or first.weights != whole.weights
-
-    def _count(self, critiques: Sequence[Critique]) -> None:
-        totals = self._totals
-        totals["responses"] += 1
-        for critique in critiques:
-            totals[f"outcome_{critique.outcome}"] += 1
-            totals["critique_tokens"] += critique.num_tokens
-            totals["contradictions"] += contradicts_itself(critique)
-            totals["dropped_indices"] += critique.num_dropped
-            if (critique.outcome == "ok" or critique.outcome in FAILED_OUTCOMES) and not critique.cached:
-                self._recent.append(critique.outcome)
-            if critique.outcome in FAILED_OUTCOMES and critique.text:
-                self._last_failure = f"a reply that ends in {critique.text[-200:]!r}"
+        return self._counts.take() | {"engines_down": float(sum(line.pool.num_down for line in self._lines))}
 
     def _check_failures(self) -> None:
         settings = self._settings
-        failed = Counter(outcome for outcome in self._recent if outcome != "ok")
+        failed = self._counts.failed
         if failed.total() > settings.max_failed_share * settings.failure_window:
             kinds = ", ".join(f"{outcome} {count}" for outcome, count in failed.most_common())
             raise CriticsFailed(
-                f"{failed.total()} of the last {len(self._recent)} critiques failed ({kinds}); "
-                f"{settings.max_failed_share:.0%} of {settings.failure_window} may. Last: {self._last_failure}"
+                f"{failed.total()} of the last {self._counts.num_recent} critiques failed ({kinds}); "
+                f"{settings.max_failed_share:.0%} of {settings.failure_window} may. Last: {self._counts.last_failure}"
             )
 
 
-_REPLIED: frozenset[CritiqueOutcome] = frozenset({"ok", "unreadable", "truncated", "out_of_range"})
-_SUMS = ("responses", "retries", "seconds", "critique_tokens", "prompt_tokens", "cached_prompt_tokens")
 _DOES_NOT_FIT = ({"refused"}, {"refused", "not_asked"})
-_AGREEMENT = ("agreeing_pairs", "compared_pairs", "judged_in_full", "first_differs")
-_COUNTS = (
-    "references_shortened",
-    "contradictions",
-    "dropped_indices",
-    *(f"outcome_{outcome}" for outcome in get_args(CritiqueOutcome)),
-)
-
-
-def _no_totals() -> Metrics:
-    return dict.fromkeys((*_SUMS, *_AGREEMENT, *_COUNTS), 0.0)

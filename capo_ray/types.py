@@ -31,6 +31,8 @@ FAILED_OUTCOMES: frozenset[CritiqueOutcome] = frozenset(
     {"unreadable", "truncated", "out_of_range", "timeout", "engine_error"}
 )
 """Outcomes that count in the failure share; `refused`, `not_asked` and `cancelled` are nobody's failure."""
+REPLIED_OUTCOMES: frozenset[CritiqueOutcome] = frozenset({"ok", "unreadable", "truncated", "out_of_range"})
+"""Outcomes of a critic that replied: the parser decides which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from capo_ray.credit.flags import Labels, Truths, flags
+from capo_ray.credit.flags import FlagCounts, Labels, flags
 from capo_ray.credit.vote import Vote, agreement, sealed, vote
 from capo_ray.critics import CriticSettings
 from capo_ray.types import FAILED_OUTCOMES, Critique, Metrics
 
 VOTES: tuple[Vote, ...] = ("intersection", "majority", "strict_majority", "union", "average")
 SIZES = (1, 2, 4, 8)
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -58,7 +59,7 @@ def score(judged: Sequence[Judged], how: Vote, k: int) -> Score:
     ]
     found = _share(truth == said for truth, said in firsts if truth != NONE)
     passed = _share(truth == said for truth, said in firsts if truth == NONE)
-    steps = Truths.of((row, response.labels) for response, row in zip(judged, flagged, strict=True))
+    steps = FlagCounts.of((row, response.labels) for response, row in zip(judged, flagged, strict=True))
     return Score(
         vote=how,
         k=k,

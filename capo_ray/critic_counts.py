@@ -1,0 +1,73 @@
+"""What the judging service counts of critiques as they come, and the last of them that failed.
+
+Counts are sums since they were last taken. Leaves out how many failures a run bears (critics), and rates (tally).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import get_args
+
+from capo_ray.credit.reply import contradicts_itself
+from capo_ray.credit.vote import Vote, agreement, vote
+from capo_ray.types import FAILED_OUTCOMES, Critique, CritiqueOutcome, Metrics
+
+_NAMES = (
+    *("responses", "retries", "seconds", "critique_tokens", "prompt_tokens", "cached_prompt_tokens"),
+    *("agreeing_pairs", "compared_pairs", "judged_in_full", "first_differs"),
+    *("references_shortened", "contradictions", "dropped_indices"),
+    *(f"outcome_{outcome}" for outcome in get_args(CritiqueOutcome)),
+)
+
+
+class CriticCounts:
+    def __init__(self, window: int) -> None:
+        """`window`: critiques over which failures are remembered."""
+        self._totals = dict.fromkeys(_NAMES, 0.0)
+        self._recent: deque[CritiqueOutcome] = deque(maxlen=window)
+        self.last_failure = ""
+        """Why the last critique failed."""
+
+    def add(self, **counts: float) -> None:
+        for name, value in counts.items():
+            self._totals[name] += value
+
+    def count(self, critiques: Sequence[Critique], *, seconds: float) -> None:
+        """One response, which took `seconds`."""
+        self.add(responses=1, seconds=seconds)
+        for critique in critiques:
+            self.add(
+                critique_tokens=critique.num_tokens,
+                contradictions=contradicts_itself(critique),
+                dropped_indices=critique.num_dropped,
+                **{f"outcome_{critique.outcome}": 1},
+            )
+            if (critique.outcome == "ok" or critique.outcome in FAILED_OUTCOMES) and not critique.cached:
+                self._recent.append(critique.outcome)
+            if critique.outcome in FAILED_OUTCOMES and critique.text:
+                self.last_failure = f"a reply that ends in {critique.text[-200:]!r}"
+
+    def compare(self, critiques: Sequence[Critique], num_steps: int, how: Vote) -> None:
+        """How far critiques agree, and whether the first alone would have said the same as all of them."""
+        whole, first = (vote(some, num_steps, how) for some in (critiques, critiques[:1]))
+        if whole.num_valid:
+            same, pairs = agreement(whole)
+            differs = not first.num_valid or first.weights != whole.weights
+            self.add(agreeing_pairs=same, compared_pairs=pairs, judged_in_full=1, first_differs=differs)
+
+    @property
+    def failed(self) -> Counter[CritiqueOutcome]:
+        """Failures by kind among the last `num_recent` critiques."""
+        return Counter(outcome for outcome in self._recent if outcome != "ok")
+
+    @property
+    def num_recent(self) -> int:
+        return len(self._recent)
+
+    def take(self) -> Metrics:
+        """Sums since the last call, and the share of critiques that were valid among those that could be."""
+        totals, self._totals = self._totals, dict.fromkeys(_NAMES, 0.0)
+        valid = totals["outcome_ok"]
+        judged = valid + sum(totals[f"outcome_{outcome}"] for outcome in FAILED_OUTCOMES)
+        return totals | ({"valid_share": valid / judged} if judged else {})
