@@ -242,12 +242,14 @@ def test_a_critic_that_nobody_can_read_stops_the_run(tmp_path: Path) -> None:
 def test_an_interrupt_ends_in_seconds_and_names_the_checkpoint(tmp_path: Path, sent: str) -> None:
     """A terminal's Ctrl-C reaches every process of the group, a scheduler's SIGTERM the first one."""
     mark = uuid.uuid4().hex
-    process = start(tmp_path / "run", [*QUICK, "steps=400", "checkpoint_every=1"], mark)
+    process = start(
+        tmp_path / "run", [*QUICK, "steps=400", "checkpoint_every=1", "data.evaluation_prompts=0"], mark
+    )
     assert process.stdout is not None
     seen = ""
     for line in process.stdout:
         seen += line
-        if line.startswith("step   3/") or line.startswith("step 3/"):
+        if line.startswith("step   2/"):  # the checkpoint of step 1 is whole
             break
     if sent == "Ctrl-C to all":
         os.killpg(process.pid, signal.SIGINT)
