@@ -25,6 +25,7 @@ from capo_ray.plan import critics_here, optimizer_steps_per_batch
 from capo_ray.types import Prompt, Sampling
 
 if TYPE_CHECKING:
+    from capo_ray.canaries import Canary
     from capo_ray.cluster.crew import RayCrew
     from capo_ray.critics import Critics
     from capo_ray.engines.critic_http import HttpCritic
@@ -43,12 +44,15 @@ class Prepared:
     """Of the critics that this run starts engines for."""
     prompts_for: Callable[[int, int], Sequence[Prompt]]
     held_out: Sequence[Prompt]
+    canaries_for: Callable[[int], Sequence[Canary]]
 
 
 def prepare(config: Config, run_dir: Path) -> Prepared:
     """Find models and data and check that they fit together. Raises ConfigError or DataError."""
+    from capo_ray.canaries import CanarySet
     from capo_ray.data import load_prompts
 
+    canaries = CanarySet.of(config)
     check_servers(config)
     policy = find_model(config.policy, "policy", run_dir, seed=config.seed)
     if newest := Checkpoints(run_dir, keep=1).newest():
@@ -69,7 +73,13 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
                 "the critic", lengths | {"critic.max_critique_tokens": config.critic.max_critique_tokens}
             )
     prompts = load_prompts(config, policy.encoder(config.policy.system_prompt))
-    return Prepared(policy=policy, critics=critics, prompts_for=prompts.for_step, held_out=prompts.held_out)
+    return Prepared(
+        policy=policy,
+        critics=critics,
+        prompts_for=prompts.for_step,
+        held_out=prompts.held_out,
+        canaries_for=canaries.for_step,
+    )
 
 
 def sampling_of(config: Config) -> Sampling:
@@ -350,6 +360,7 @@ async def running_crew(config: Config, found: Prepared, run_dir: Path, tracker: 
             checkpoints=Checkpoints(run_dir, keep=config.keep_checkpoints),
             prompts_for=found.prompts_for,
             held_out=found.held_out,
+            canaries_for=found.canaries_for,
             export_to=run_dir / "policy",
         )
         settings = CrewSettings(

@@ -170,6 +170,19 @@ def _check_http(voter: Voter) -> None:
         raise ValueError(f"`endpoints` names a server twice: {list(voter.endpoints)}")
 
 
+class Canaries(Block):
+    """Responses with known wrong steps that are judged beside the run's own, to see what its critics are worth."""
+
+    source: str = Field(
+        description="`arithmetic`: of the tiny world, labelled exactly; else a file or folder in ProcessBench's layout"
+    )
+    rate: float = Field(0.02, gt=0, le=1, description="canaries per response of the run")
+    min_precision: float = Field(
+        0.0, ge=0, le=1, description="the run warns when precision over the last canaries is lower; 0: never"
+    )
+    min_recall: float = Field(0.0, ge=0, le=1, description="the same of recall")
+
+
 class Critic(Voter):
     """The critic pool: frozen models that write critiques (CAPO.md section 3)."""
 
@@ -206,6 +219,7 @@ class Critic(Voter):
     )
     max_failed_share: float = Field(0.5, gt=0, le=1, description="failed critiques above this share stop the run")
     failure_window: int = Field(256, ge=1, description="critiques over which the failed share is taken")
+    canaries: Canaries | None = Field(None, description="see below; null: none are judged")
 
     @model_validator(mode="after")
     def _check_others(self) -> Self:

@@ -104,6 +104,7 @@ BLOCKS: dict[str, str] = {
     "Shape": "`policy.shape`, and `critic.model.shape`",
     **{name.capitalize(): f"`{name}`" for name in ("data", "rollout", "critic")},
     "Voter": "`critic.others`",
+    "Canaries": "`critic.canaries`",
     "Reward": "`reward`",
     **{name.capitalize(): f"`{name}`" for name in ("algorithm", "trainer", "cluster", "tracking")},
 }

@@ -21,10 +21,10 @@ from time import time
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.checkpoint import Checkpoints, RunDirError, read_state
-from capo_ray.config import Config, Tracking
+from capo_ray.config import Canaries, Config, Tracking
 from capo_ray.tracking_sinks import Sink, TensorBoard, start_wandb
 from capo_ray.types import JsonDict, Metrics
-from capo_ray.watch import HackingWatch
+from capo_ray.watch import CanaryWatch, HackingWatch, Watch
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -112,8 +112,12 @@ class Tracker:
         total_steps: int,
         resume_state: JsonDict | None = None,
         console: bool = True,
+        canaries: Canaries | None = None,
     ) -> None:
-        """`resume_state` is what `state` returned when the checkpoint was written; a run keeps its wandb id by it."""
+        """`resume_state` is what `state` returned when the checkpoint was written; a run keeps its wandb id by it.
+
+        `canaries` has the floors below which it warns of the critic.
+        """
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_dir = run_dir
         self._file = run_dir / "metrics.jsonl"
@@ -121,7 +125,9 @@ class Tracker:
         self._console = console
         self._wandb_id = str((resume_state or {}).get("wandb_id") or secrets.token_hex(4))
         self._restarts = 0
-        self._watch = HackingWatch()
+        self._watches: list[Watch] = [HackingWatch()]
+        if canaries is not None:
+            self._watches.append(CanaryWatch(min_precision=canaries.min_precision, min_recall=canaries.min_recall))
         self._sinks: list[Sink] = []
         if config.tensorboard:
             self._sinks.append(TensorBoard(run_dir / "tensorboard"))
@@ -144,6 +150,7 @@ class Tracker:
             resolved_config=config.model_dump(mode="json"),
             total_steps=config.steps,
             resume_state=state,
+            canaries=config.critic.canaries if config.critic else None,
         )
         made.rewind(state["step"])
         return made
@@ -151,7 +158,7 @@ class Tracker:
     def step(self, step: int, metrics: Metrics) -> None:
         """Write down what step `step` (from 0) did."""
         self._write(step, metrics | {"run/restarts": float(self._restarts)})
-        if warning := self._watch.look(metrics):
+        for warning in filter(None, [watch.look(metrics) for watch in self._watches]):
             log.warning("step %d: %s", step + 1, warning)
         self._say(f"step {step + 1:>{len(str(self._total_steps))}}/{self._total_steps}", metrics)
 

@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "seeds",
         "types",
     ),
+    "canaries": ("config", "credit", "critics", "data", "labelled", "seeds", "tally", "tasks", "types"),
     "labelled": ("credit", "critics", "data", "tasks", "types"),
     "driver": ("credit", "engines.protocols", "types"),
     "engines": ("config", "credit", "learn", "types"),
@@ -76,6 +77,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tasks": ("config", "credit", "engines.protocols", "tally", "types"),
     "data": ("config", "tasks", "types"),
     "cluster": (
+        "canaries",
         "checkpoint",
         "config",
         "credit",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
+from capo_ray.canaries import Canary
 from capo_ray.cluster.lifeline import Lifeline
 from capo_ray.engines.protocols import Message, Replies, UpdateBatch, WeightReceipt
 from capo_ray.types import GroupSummary, Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
@@ -151,6 +152,9 @@ class AggregatorActor:
 
     async def close_group(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
         return self._aggregator.close(prompt, step, num_samples)
+
+    async def begin_canaries(self, canaries: Sequence[Canary]) -> None:
+        self._aggregator.begin_canaries(canaries)
 
     async def write_samples(self, step: int) -> None:
         self._aggregator.write_samples(step)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from capo_ray.canaries import Canary, CanaryJudge
 from capo_ray.credit.critique import ReferenceKind, reference_of, shorter_reference
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
@@ -61,6 +62,14 @@ class Aggregator:
         self._members: dict[str, dict[int, Member]] = {}
         self._samples: dict[int, list[JsonDict]] = {}
         """By step: groups of a later one are closed while an earlier one is trained on."""
+        self._canaries: CanaryJudge | None = None
+        if parts.critics is not None:
+            self._canaries = CanaryJudge(
+                parts.critics,
+                reference=parts.reference,
+                vote=parts.scheme.vote,
+                min_valid_critiques=parts.scheme.min_valid_critiques,
+            )
 
     async def score(self, prompt: Prompt, rollout: Rollout, seed: int, step: int) -> int:
         """Verify and judge one response; its index in the group. `seed` is the run's."""
@@ -133,13 +142,22 @@ class Aggregator:
         partial.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
         partial.rename(path)
 
+    def begin_canaries(self, canaries: Sequence[Canary]) -> None:
+        """Have them judged beside the responses; nothing waits for them."""
+        if self._canaries is not None:
+            self._canaries.begin(canaries)
+
     async def end(self) -> None:
-        """Nothing is verified afterwards."""
+        """Nothing is judged or verified afterwards."""
+        if self._canaries is not None:
+            await self._canaries.end()
         if self._parts.close_verifier is not None:
             await self._parts.close_verifier()
 
     def metrics(self) -> Metrics:
-        return self._parts.critics.metrics() if self._parts.critics else {}
+        """What was counted since the last call, of responses and of canaries."""
+        made = self._parts.critics.metrics() if self._parts.critics else {}
+        return made | (self._canaries.take() if self._canaries else {})
 
 
 def _sequences(prompt: Prompt, score: GroupScore) -> tuple[TrainSequence, ...]:

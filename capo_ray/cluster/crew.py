@@ -14,6 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from capo_ray.canaries import Canary
 from capo_ray.checkpoint import Checkpoints, read_state
 from capo_ray.cluster.patience import when_up
 from capo_ray.cluster.rollout_pool import RolloutPool
@@ -54,6 +55,8 @@ class CrewParts:
     checkpoints: Checkpoints
     prompts_for: Callable[[int, int], Sequence[Prompt]]
     """(step, attempt) -> the prompts of its batch; a pure function."""
+    canaries_for: Callable[[int], Sequence[Canary]]
+    """step -> the canaries that are judged beside its responses; a pure function."""
     held_out: Sequence[Prompt]
     export_to: Path
     """Folder of the trained policy."""
@@ -84,6 +87,7 @@ class RayCrew:
 
     async def collect(self, step: int) -> Batch:
         start = monotonic()
+        begun = self._begin_canaries(step)
         groups = await self._groups(self._parts.prompts_for(step, 0), step, self._settings.samples_per_step)
         spare: list[GroupSummary] = []
         for attempt in range(1, self._settings.refills + 1):
@@ -95,7 +99,14 @@ class RayCrew:
                 if group.has_credit:
                     groups[place], group = group, groups[place]
                 spare.append(group)
+        await asyncio.gather(*begun)
         return Batch(step=step, groups=tuple(groups), spare=tuple(spare), seconds=monotonic() - start)
+
+    def _begin_canaries(self, step: int) -> list[Any]:
+        """Spread them over the shards, which say no more than that they have begun."""
+        shards, canaries = self._parts.aggregators, self._parts.canaries_for(step)
+        shares = [canaries[number :: len(shards)] for number in range(len(shards))]
+        return [shard.begin_canaries.remote(share) for shard, share in zip(shards, shares, strict=True) if share]
 
     async def _groups(self, prompts: Sequence[Prompt], step: int, num_samples: int) -> list[GroupSummary]:
         samples = _spread(num_samples, len(prompts))
@@ -199,8 +210,14 @@ class RayCrew:
             if new["prompt_tokens"] > 0:
                 made[f"cache/{role}_prompt_hit_share"] = new["cached_tokens"] / new["prompt_tokens"]
         judging = add(await asyncio.gather(*(shard.metrics.remote() for shard in self._parts.aggregators)))
-        wanted = ("retries", "references_shortened", "contradictions", "dropped_indices", "engines_down")
-        return made | rates(judging) | {f"critic/{name}": judging[name] for name in wanted if name in judging}
+        wanted = (
+            *("retries", "references_shortened", "contradictions", "dropped_indices", "engines_down"),
+            *("canaries", "canary_hits", "canary_flagged", "canary_wrong"),
+        )
+        counted = {f"critic/{name}": judging[name] for name in wanted if name in judging}
+        if "canary_tokens" in judging:
+            counted["tokens/canaries"] = judging["canary_tokens"]
+        return made | rates(judging) | counted
 
     def _trainer_speed(self, batch: Batch, seconds: Metrics) -> Metrics:
         tokens = sum(sum(group.lengths) for group in batch.groups)

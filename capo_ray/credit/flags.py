@@ -19,10 +19,12 @@ Labels = Sequence[bool | None]
 """Per step: wrong, right, or None where nobody knows."""
 
 
-def flags(critiques: Sequence[Critique], num_steps: int, how: Vote) -> tuple[bool, ...] | None:
-    """Per step, whether the vote calls it wrong; None without a valid critique."""
+def flags(
+    critiques: Sequence[Critique], num_steps: int, how: Vote, *, min_valid_critiques: int = 1
+) -> tuple[bool, ...] | None:
+    """Per step, whether the vote calls it wrong; None with fewer valid critiques."""
     verdict = vote(critiques, num_steps, how)
-    return tuple(weight >= FLAG for weight in verdict.weights) if verdict.num_valid else None
+    return tuple(weight >= FLAG for weight in verdict.weights) if verdict.num_valid >= min_valid_critiques else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,9 @@ class Crew(RayCrew):
             refills=refills,
             samples_per_step=3,
         )
-        parts: Any = SimpleNamespace(workers=[], prompts_for=self.prompts_for)
+        parts: Any = SimpleNamespace(
+            workers=[], aggregators=[], prompts_for=self.prompts_for, canaries_for=lambda step: []
+        )
         super().__init__(parts, settings)
         self.telling = telling
         self.asked: list[tuple[str, int]] = []
