@@ -324,7 +324,7 @@ async def running_crew(config: Config, found: Prepared, run_dir: Path, tracker: 
     from capo_ray.cluster.crew import CrewParts, CrewSettings, RayCrew
     from capo_ray.cluster.placement import Hire
     from capo_ray.cluster.trainer_group import TrainerGroup
-    from capo_ray.credit.advantage import ALGORITHMS
+    from capo_ray.credit.advantage import algorithm_of
 
     async with Hire(config) as hire:
         workers = hire.rollouts([
@@ -345,7 +345,7 @@ async def running_crew(config: Config, found: Prepared, run_dir: Path, tracker: 
             responses_per_update=config.trainer.responses_per_update,
             aggregation=config.algorithm.aggregation,
             max_response_tokens=config.rollout.max_response_tokens,
-            over_batch=ALGORITHMS[config.algorithm.advantage].over_batch,
+            over_batch=algorithm_of(config.algorithm.advantage).over_batch,
         )
         named = [(f"critic-{n}", critic) for n, critic in enumerate(critics)]
         aggregators = hire.aggregators(partial(make_aggregator, config, named, run_dir / "samples"))

@@ -10,16 +10,31 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+
+from capo_ray import extension
 
 Vote = Literal["intersection", "majority", "strict_majority", "union", "average", "greedy"]
 ErrorSet = Literal["all", "from_first", "first"]
 Returns = Literal["none", "suffix_sum", "suffix_min"]
 OutcomeSource = Literal["verifier", "critic"]
 Advantage = Literal["capo", "capo_mean", "capo_channels", "capo_batch", "grpo", "dr_grpo", "rloo", "reinforce_pp"]
+Surrogate = Literal["clip", "cispo", "gspo", "gspo_token"]
+
+
+def _or_own(known: Any) -> tuple[AfterValidator, WithJsonSchema]:
+    """For a field that takes one of the `known` names, or `module:name` of an object of the user's."""
+    names = get_args(known)
+
+    def check(name: str) -> str:
+        if name not in names and not extension.is_own(name):
+            raise ValueError(f"must be one of {', '.join(names)}, or module:name of your own, got {name!r}")
+        return name
+
+    return AfterValidator(check), WithJsonSchema({"enum": [*names, "module:name"], "type": "string"})
 
 
 class ConfigError(ValueError):
@@ -278,8 +293,8 @@ class Reward(Block):
 class Algorithm(Block):
     """From token rewards to a gradient (CAPO.md sections 6 and 7)."""
 
-    advantage: Advantage = "capo"
-    surrogate: Literal["clip", "cispo", "gspo", "gspo_token"] = "clip"
+    advantage: Annotated[str, *_or_own(Advantage)] = "capo"
+    surrogate: Annotated[str, *_or_own(Surrogate)] = "clip"
     clip_low: float = Field(0.2, gt=0, le=1)
     clip_high: float = Field(0.2, gt=0)
     clip_dual: float | None = Field(

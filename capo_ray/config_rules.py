@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
+from capo_ray import extension
 from capo_ray.config import Config, voter_field
-
-PAYS_FOR_STEPS = ("capo", "capo_mean", "capo_channels", "capo_batch")
-"""Advantages that see step penalties."""
+from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
 
 
 def check(config: Config) -> None:
@@ -38,7 +37,9 @@ def _check_logprobs(config: Config) -> None:
 
 def _check_objective(config: Config) -> None:
     algorithm = config.algorithm
-    if algorithm.surrogate == "gspo" and algorithm.advantage in PAYS_FOR_STEPS:
+    if extension.is_own(algorithm.surrogate):
+        extension.load(algorithm.surrogate, callable, is_a="a function of (Tokens, Clip) to a Surrogate")
+    if algorithm.surrogate == "gspo" and algorithm_of(algorithm.advantage).step_penalties:
         raise ValueError(
             f"`algorithm.surrogate` gspo gives a response one ratio and one advantage, and advantage "
             f"{algorithm.advantage} has one per token; use gspo_token"
@@ -70,7 +71,7 @@ def _check_batch(config: Config) -> None:
 
 def _check_credit(config: Config) -> None:
     advantage, reward = config.algorithm.advantage, config.reward
-    pays = advantage in PAYS_FOR_STEPS
+    pays = algorithm_of(advantage).step_penalties
     if config.critic is None and pays:
         raise ValueError(
             f"`algorithm.advantage` {advantage} needs a `critic`: without critiques it has no process rewards; "
@@ -94,9 +95,10 @@ def _check_credit(config: Config) -> None:
             "critiques; use one of the two"
         )
     if not pays and (reward.error_set, reward.returns) != ("all", "none"):
+        paying = ", ".join(name for name, made in ALGORITHMS.items() if made.step_penalties)
         raise ValueError(
             f"`reward.error_set` {reward.error_set} and `reward.returns` {reward.returns} shape step penalties, and "
-            f"`algorithm.advantage` {advantage} has none; use one of {', '.join(PAYS_FOR_STEPS)}"
+            f"`algorithm.advantage` {advantage} has none; use one of {paying}"
         )
     if reward.overlong_tokens > config.rollout.max_response_tokens:
         raise ValueError(

@@ -19,7 +19,7 @@ from math import fsum, isfinite
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
-from capo_ray.credit.advantage import ALGORITHMS
+from capo_ray.credit.advantage import algorithm_of
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.vote import sealed
 from capo_ray.learn.batch import centre_and_spread
@@ -97,7 +97,7 @@ def revote(groups: Sequence[RecordedGroup], before: Scheme, after: Scheme) -> li
     scores = [[score_group(group.members, scheme) for group in groups] for scheme in (before, after)]
     open_verdicts = [tuple(is_open(member, before, after) for member in group.members) for group in groups]
     open_groups = [any(row) and after.needs_judge for row in open_verdicts]
-    pays = ALGORITHMS[after.advantage].step_penalties
+    pays = algorithm_of(after.advantage).step_penalties
     everyone = after.unjudged == "outcome_only"  # one member that may be unjudged changes the rewards of all
     rows_before = _trained(scores[0], before, [False] * len(groups))
     rows = _trained(scores[1], after, open_groups)
@@ -119,7 +119,7 @@ def revote(groups: Sequence[RecordedGroup], before: Scheme, after: Scheme) -> li
 def _trained(scores: Sequence[GroupScore], scheme: Scheme, left_out: Sequence[bool]) -> list[Rows]:
     """Advantages as they are trained on; over a batch they are standardised by the groups that are not left out."""
     centre, spread = 0.0, 1.0
-    if ALGORITHMS[scheme.advantage].over_batch:
+    if algorithm_of(scheme.advantage).over_batch:
         known = [score for score, out in zip(scores, left_out, strict=True) if not out]
         centre, spread = centre_and_spread(count_group(score, [None] * len(score.members)) for score in known)
     made: list[Rows] = []

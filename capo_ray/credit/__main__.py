@@ -22,7 +22,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO, get_args
 
-from capo_ray.credit.advantage import ALGORITHMS
+from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
 from capo_ray.credit.group import GroupScore, Member, Scheme, Unjudged, score_group
 from capo_ray.credit.reply import parse
 from capo_ray.credit.steps import SegmenterKind, delimiter, steps_of
@@ -189,7 +189,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--process-weight", type=_weight, default=1.0, metavar="P")
     add("--segmenter", choices=get_args(SegmenterKind), default="blank_line")
     add("--segmenter-pattern", metavar="REGEX", help="what stands between two steps (segmenter regex)")
-    add("--advantage", choices=list(ALGORITHMS), default="capo")
+    add("--advantage", default="capo", help=f"{', '.join(ALGORITHMS)}, or module:name of your own")
     add("--min-valid-critiques", type=int, default=1, metavar="N", help="fewer: the response is unjudged")
     add("--unjudged", choices=get_args(Unjudged), default="drop")
     return parser.parse_args(argv)
@@ -200,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         tokens = Tokens(args.tokenizer)
         between = delimiter(args.segmenter, args.segmenter_pattern)
+        algorithm_of(args.advantage)
     except (OSError, ValueError) as error:
         print(f"python -m capo_ray.credit: {error}", file=sys.stderr)
         return 2

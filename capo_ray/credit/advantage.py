@@ -15,6 +15,8 @@ from itertools import chain
 from math import fsum, sqrt
 from typing import Literal
 
+from capo_ray import extension
+
 Advantage = Literal["capo", "capo_mean", "capo_channels", "capo_batch", "grpo", "dr_grpo", "rloo", "reinforce_pp"]
 Rows = Sequence[Sequence[float]]
 """[member][T]"""
@@ -117,3 +119,16 @@ ALGORITHMS: dict[Advantage, Algorithm] = {
     "rloo": Algorithm(leave_one_out, step_penalties=False),
     "reinforce_pp": Algorithm(as_they_are, step_penalties=False, over_batch=True),
 }
+
+
+def algorithm_of(name: Advantage | str) -> Algorithm:
+    """One of `ALGORITHMS`, or one of a user's, by `module:name`. Raises ValueError."""
+    for known, algorithm in ALGORITHMS.items():
+        if name == known:
+            return algorithm
+    if not extension.is_own(name):
+        raise ValueError(f"{name!r} is none of {', '.join(ALGORITHMS)}, and no module:name of your own")
+    own: Algorithm = extension.load(
+        name, lambda found: isinstance(found, Algorithm), is_a="a capo_ray.credit.advantage.Algorithm"
+    )
+    return own

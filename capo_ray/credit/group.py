@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from capo_ray.credit.advantage import ALGORITHMS, Advantage
+from capo_ray.credit.advantage import Advantage, algorithm_of
 from capo_ray.credit.penalty import ErrorSet, Returns, penalties
 from capo_ray.credit.reward import ANSWER_ONLY, Outcome, outcome_reward, token_rewards
 from capo_ray.credit.vote import Vote, vote
@@ -34,7 +34,8 @@ class Scheme:
     error_set: ErrorSet = "all"
     returns: Returns = "none"
     outcome: Outcome = ANSWER_ONLY
-    advantage: Advantage = "capo"
+    advantage: Advantage | str = "capo"
+    """Of `credit.advantage`, or `module:name` of your own."""
     min_valid_critiques: int = 1
     """A response with fewer is unjudged."""
     unjudged: Unjudged = "drop"
@@ -44,7 +45,7 @@ class Scheme:
     @property
     def needs_judge(self) -> bool:
         """Whether a response that no critic has judged is lacking something."""
-        return ALGORITHMS[self.advantage].step_penalties or self.outcome.source == "critic"
+        return algorithm_of(self.advantage).step_penalties or self.outcome.source == "critic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,7 @@ class GroupScore:
 
 def score_group(members: Sequence[Member], scheme: Scheme) -> GroupScore:
     """Vote, reward and normalise one prompt's responses."""
-    algorithm = ALGORITHMS[scheme.advantage]
+    algorithm = algorithm_of(scheme.advantage)
     verdicts = [_verdict(member, scheme) for member in members]
     outcomes = [_outcome(member, scheme) for member in members]
     by_verifier = scheme.outcome.source == "verifier"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from capo_ray.learn.surrogate import SURROGATES, Clip, SurrogateName, Tokens
+from capo_ray.learn.surrogate import Clip, SurrogateName, Tokens, surrogate_of
 
 KlEstimator = Literal["k1", "k2", "k3", "abs"]
 KlPlace = Literal["loss", "reward"]
@@ -76,7 +76,7 @@ def kl_penalty(logprobs: Tensor, reference: Tensor, estimator: KlEstimator) -> T
 class Objective:
     """Settings of the policy objective; see config.Algorithm."""
 
-    surrogate: SurrogateName = "clip"
+    surrogate: SurrogateName | str = "clip"
     bounds: Clip = field(default_factory=Clip)
     kl_weight: float = 0.0
     kl_estimator: KlEstimator = "k3"
@@ -121,7 +121,7 @@ def policy_loss(
     if reference is not None and objective.kl_place == "reward":
         advantages = advantages - objective.kl_weight * kl_penalty(old, reference, objective.kl_estimator)
     tokens = Tokens(logprobs=logprobs, log_ratio=log_ratio, advantages=advantages, rows=rows)
-    made = SURROGATES[objective.surrogate](tokens, objective.bounds)
+    made = surrogate_of(objective.surrogate)(tokens, objective.bounds)
     losses = made.losses
     gap = clamped(old - sampler)
     importance = None

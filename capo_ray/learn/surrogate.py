@@ -1,8 +1,8 @@
 """Surrogates: what a token loses, given how far its probability has moved and its advantage (docs/algorithm.md, 7).
 
 Each is one function from `Tokens` to a loss per token, in the table `SURROGATES`; a new one is a function here and an
-entry there. Sequence ratios need whole responses, which a micro-batch always holds. Leaves out: weights, KL, importance
-and metrics (see `learn.loss`).
+entry there, or a function in a file of yours and `algorithm.surrogate=module:name`. Sequence ratios need whole
+responses, which a micro-batch always holds. Leaves out: weights, KL, importance and metrics (see `learn.loss`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from capo_ray import extension
 
 SurrogateName = Literal["clip", "cispo", "gspo", "gspo_token"]
 
@@ -103,3 +105,14 @@ SURROGATES: dict[SurrogateName, Callable[[Tokens, Clip], Surrogate]] = {
     "gspo": gspo,
     "gspo_token": gspo_token,
 }
+
+
+def surrogate_of(name: SurrogateName | str) -> Callable[[Tokens, Clip], Surrogate]:
+    """One of `SURROGATES`, or one of a user's, by `module:name`. Raises ValueError."""
+    for known, surrogate in SURROGATES.items():
+        if name == known:
+            return surrogate
+    own: Callable[[Tokens, Clip], Surrogate] = extension.load(
+        name, callable, is_a="a function of (Tokens, Clip) to a Surrogate"
+    )
+    return own

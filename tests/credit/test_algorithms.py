@@ -10,7 +10,6 @@ from typing import get_args
 import pytest
 
 from capo_ray import config
-from capo_ray.config_rules import PAYS_FOR_STEPS
 from capo_ray.credit.advantage import ALGORITHMS, Advantage
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.penalty import ErrorSet, Returns, penalties
@@ -245,4 +244,3 @@ def test_the_configuration_names_what_the_core_has() -> None:
     assert get_args(config.Advantage) == get_args(Advantage) == tuple(ALGORITHMS)
     assert get_args(config.ErrorSet) == get_args(ErrorSet)
     assert get_args(config.Returns) == get_args(Returns)
-    assert tuple(name for name, made in ALGORITHMS.items() if made.step_penalties) == PAYS_FOR_STEPS

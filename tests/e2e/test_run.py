@@ -210,6 +210,11 @@ def test_a_run_directory_is_never_mixed(whole: Ran) -> None:
 
 
 def test_two_of_everything_one_step_behind(tmp_path: Path) -> None:
+    """And an advantage and a surrogate out of a file in the folder that it is started from."""
+    (tmp_path / "my_file.py").write_text(
+        "from capo_ray.credit.advantage import ALGORITHMS\nfrom capo_ray.learn.surrogate import clip\n"
+        "CAPO = ALGORITHMS['capo']\n"
+    )
     ran = run(
         tmp_path / "run",
         *QUICK,
@@ -220,6 +225,8 @@ def test_two_of_everything_one_step_behind(tmp_path: Path) -> None:
         "trainer.zero_stage=3",
         "trainer.optimisation_passes=2",
         "algorithm.max_staleness=1",
+        "algorithm.advantage=my_file:CAPO",
+        "algorithm.surrogate=my_file:clip",
         "algorithm.old_logprobs=sampler",
         "algorithm.kl_weight=0.01",
         "reward.vote=average",
@@ -242,9 +249,7 @@ def test_a_critic_that_nobody_can_read_stops_the_run(tmp_path: Path) -> None:
 def test_an_interrupt_ends_in_seconds_and_names_the_checkpoint(tmp_path: Path, sent: str) -> None:
     """A terminal's Ctrl-C reaches every process of the group, a scheduler's SIGTERM the first one."""
     mark = uuid.uuid4().hex
-    process = start(
-        tmp_path / "run", [*QUICK, "steps=400", "checkpoint_every=1", "data.evaluation_prompts=0"], mark
-    )
+    process = start(tmp_path / "run", [*QUICK, "steps=400", "checkpoint_every=1", "data.evaluation_prompts=0"], mark)
     assert process.stdout is not None
     seen = ""
     for line in process.stdout:
