@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 # The core runs no engine: credit, grade, data, configuration, plans.
 CORE = [
     "hydra-core>=1.3.2,<2",
+    "jinja2>=3.1",
     "math-verify>=0.9,<0.10",
     "omegaconf>=2.3,<3",
     "pydantic>=2.9,<3",
@@ -27,7 +28,6 @@ GPU = [
     "aiohttp>=3.10",
     "datasets==5.2.0",
     "deepspeed==0.19.8",
-    "jinja2>=3.1",
     "matplotlib>=3.10",
     "psutil>=5.9",
     "pyarrow>=17",
@@ -65,7 +65,11 @@ setup(
     package_dir={"capo_ray.conf": "conf"},
     package_data={
         "capo_ray.conf": ["*.yaml", "**/*.yaml"],
-        "capo_ray": ["py.typed", "assets/**/*.safetensors", "assets/**/*.json", "assets/**/*.md", "assets/**/*.jinja"],
+        "capo_ray": [
+            "py.typed",
+            "credit/templates/*.jinja",
+            *(f"assets/**/*.{ending}" for ending in ("safetensors", "json", "md", "jinja")),
+        ],
     },
     install_requires=CORE,
     extras_require={"gpu": GPU, "ledger": LEDGER, "test": TEST},

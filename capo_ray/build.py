@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from capo_ray.checkpoint import Checkpoints
 from capo_ray.config import Config, ConfigError, Voter, voter_field
+from capo_ray.critic_prompt import find_template
 from capo_ray.models import ModelFiles, find_model
 from capo_ray.plan import critics_here, optimizer_steps_per_batch
 from capo_ray.types import Prompt, Sampling
@@ -27,6 +28,7 @@ from capo_ray.types import Prompt, Sampling
 if TYPE_CHECKING:
     from capo_ray.canaries import Canary
     from capo_ray.cluster.crew import RayCrew
+    from capo_ray.credit.template import PromptTemplate
     from capo_ray.critics import Critics
     from capo_ray.engines.critic_http import HttpCritic
     from capo_ray.engines.protocols import CriticEngine
@@ -42,6 +44,8 @@ class Prepared:
     policy: ModelFiles
     critics: Sequence[ModelFiles]
     """Of the critics that this run starts engines for."""
+    template: PromptTemplate | None
+    """What critics are asked with; None where there are none."""
     prompts_for: Callable[[int, int], Sequence[Prompt]]
     held_out: Sequence[Prompt]
     canaries_for: Callable[[int], Sequence[Canary]]
@@ -52,6 +56,7 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
     from capo_ray.canaries import CanarySet
     from capo_ray.data import load_prompts
 
+    template = find_template(config.critic) if config.critic else None
     canaries = CanarySet.of(config)
     check_servers(config)
     policy = find_model(config.policy, "policy", run_dir, seed=config.seed)
@@ -76,6 +81,7 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
     return Prepared(
         policy=policy,
         critics=critics,
+        template=template,
         prompts_for=prompts.for_step,
         held_out=prompts.held_out,
         canaries_for=canaries.for_step,
@@ -144,13 +150,13 @@ def make_sender(config: Config, handles: Sequence[Any], *, engine: Any, rank: in
     )
 
 
-def make_critics(config: Config, actors: Sequence[tuple[str, Any]]) -> Critics | None:
+def make_critics(config: Config, template: PromptTemplate | None, actors: Sequence[tuple[str, Any]]) -> Critics | None:
     """The judging service over the `actors` of the critics that run here, in their order, and over servers."""
     from capo_ray.cluster.critic_pool import RemoteCritic
     from capo_ray.critics import Critics
     from capo_ray.critics import Voter as Engines
 
-    if config.critic is None:
+    if config.critic is None or template is None:
         return None
     left = iter(actors)
     voters = [
@@ -162,7 +168,7 @@ def make_critics(config: Config, actors: Sequence[tuple[str, Any]]) -> Critics |
         )
         for voter in config.critic.voters
     ]
-    return Critics(voters[0].engines, critic_settings(config), others=voters[1:])
+    return Critics(voters[0].engines, critic_settings(config, template), others=voters[1:])
 
 
 def critics_without_actors(voter: Voter) -> tuple[CriticEngine, ...]:
@@ -209,7 +215,15 @@ def check_servers(config: Config) -> None:
             log.warning("%s.endpoints: %s; it is tried again during the run", place, fault)
 
 
-def make_aggregator(config: Config, critics: Sequence[tuple[str, Any]], samples: Path, *, shard: int, put: Any) -> Any:
+def make_aggregator(
+    config: Config,
+    template: PromptTemplate | None,
+    critics: Sequence[tuple[str, Any]],
+    samples: Path,
+    *,
+    shard: int,
+    put: Any,
+) -> Any:
     from capo_ray.cluster.aggregator import Aggregator, AggregatorParts
     from capo_ray.credit.group import Scheme
     from capo_ray.credit.reward import Outcome
@@ -241,20 +255,20 @@ def make_aggregator(config: Config, critics: Sequence[tuple[str, Any]], samples:
         ),
         between=delimiter(reward.segmenter, reward.segmenter_pattern),
         verify=task.verify,
-        critics=make_critics(config, critics),
+        critics=make_critics(config, template, critics),
         reference=config.critic.reference if config.critic else "none",
         find_truth=task.find_truth,
         close_verifier=task.close,
         samples=samples,
     )
     ledger = None
-    if config.critic is not None and config.tracking.ledger:
-        sampling = critic_settings(config).sampling
+    if template is not None and config.tracking.ledger:
+        sampling = critic_settings(config, template).sampling
         ledger = Ledger(samples.parent, shard=shard, scheme=parts.scheme, sampling=sampling)
     return Aggregator(parts, shard=shard, put=put, ledger=ledger)
 
 
-def critic_settings(config: Config) -> Any:
+def critic_settings(config: Config, template: PromptTemplate) -> Any:
     from capo_ray.critics import CriticSettings
 
     critic = config.critic
@@ -268,7 +282,7 @@ def critic_settings(config: Config) -> Any:
         min_valid_critiques=config.reward.min_valid_critiques,
         cache=critic.cache,
         cache_seed=config.seed,
-        template=critic.template,
+        template=template,
         max_critique_tokens=critic.max_critique_tokens,
         temperature=critic.temperature,
         top_p=critic.top_p,
@@ -348,7 +362,7 @@ async def running_crew(config: Config, found: Prepared, run_dir: Path, tracker: 
             over_batch=algorithm_of(config.algorithm.advantage).over_batch,
         )
         named = [(f"critic-{n}", critic) for n, critic in enumerate(critics)]
-        aggregators = hire.aggregators(partial(make_aggregator, config, named, run_dir / "samples"))
+        aggregators = hire.aggregators(partial(make_aggregator, config, found.template, named, run_dir / "samples"))
         await asyncio.gather(hire.ready(), trainers.start())
         await trainers.connect(workers)
         parts = CrewParts(

@@ -217,7 +217,11 @@ class Critic(Voter):
         ge=0,
         description="responses whose critiques are kept per aggregator shard, for equal ones that come later; 0: none",
     )
-    template: Literal["paper", "brief"] = "paper"
+    template: str = Field(
+        "paper",
+        description="`paper`: the full instructions; `brief`: what the tiny critic was taught; else a Jinja file of "
+        "your own, see [operations.md](operations.md#your-own-critic-prompt)",
+    )
     reference: Literal["solution", "answer", "none"] = "solution"
     max_critique_tokens: int = Field(2048, gt=0)
     temperature: float = Field(0.7, ge=0)
@@ -378,7 +382,10 @@ class Config(Block):
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
     run_dir: str | None = Field(None, description="null: runs/NAME-TIME below the working directory")
     resume: bool = Field(False, description="continue the run in `run_dir` from its last checkpoint")
-    dry_run: bool = Field(False, description="print the resolved configuration and the placement plan, then stop")
+    dry_run: bool = Field(
+        False,
+        description="print the resolved configuration, the placement plan and what a critic would read, then stop",
+    )
     seed: int = Field(0, ge=0)
     steps: int = Field(gt=0, description="rollout batches to train on")
     prompts_per_step: int = Field(gt=0)

@@ -34,7 +34,6 @@ MEANINGS: dict[str, str] = {
     "Rollout.temperature": "of sampling; the trainer scales its logits by it too",
     "Rollout.top_p": "nucleus of sampling; 1: off",
     "Rollout.gpu_memory_share": "share of a GPU that an engine may take",
-    "Critic.template": "`paper`: the full instructions; `brief`: what the tiny critic was taught",
     "Critic.reference": "what the critic is shown of the right solution; where the data lacks it, the next best",
     "Critic.max_critique_tokens": "tokens after which a critique is cut off",
     "Critic.on_outage": "`wait`: training waits for a critic to come back; `outcome_only`: it goes on, and a group "

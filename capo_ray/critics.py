@@ -18,12 +18,14 @@ import logging
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic
 from typing import Literal
 
 from capo_ray.asking import Failure, Line, Outage, Request, Retrying
-from capo_ray.credit.critique import Messages, Reference, Template, fingerprint, messages
+from capo_ray.credit.critique import Messages, Reference, fingerprint
 from capo_ray.credit.reply import parse
+from capo_ray.credit.template import PromptTemplate, shipped
 from capo_ray.credit.vote import Vote, sealed, useful_round
 from capo_ray.critic_counts import CriticCounts
 from capo_ray.critique_cache import CritiqueCache
@@ -58,7 +60,7 @@ class CriticSettings:
     """Responses whose critiques are kept, for equal ones that come later; 0: none."""
     cache_seed: int = 0
     """With a cache the seed of critiques comes from this and from what is shown, and not from `judge`."""
-    template: Template = "paper"
+    template: PromptTemplate = field(default_factory=partial(shipped, "paper"))
     max_critique_tokens: int = 2048
     temperature: float = 0.7
     top_p: float = 0.9
@@ -190,7 +192,7 @@ class Critics:
     ) -> tuple[Critique, ...]:
         """What critics say of one response with one reference, or what the cache has of it."""
         settings = self._settings
-        asked = messages(question, reference, steps, template=settings.template)
+        asked = settings.template.messages(question, reference, steps)
         shown = fingerprint(asked)
         if settings.cache:
             seed = seed_of(settings.cache_seed, shown, "critique")

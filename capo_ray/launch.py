@@ -25,7 +25,7 @@ USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
   +experiment=tiny_cpu              the whole pipeline on two CPU cores, in minutes
   +experiment=tiny_cpu_text         the same on real text, with a random model
   +experiment=llama3b_intersection  the paper's Llama-3.2-3B with intersection voting, on GPUs
-  dry_run=true                      print the resolved configuration and the placement plan, then stop
+  dry_run=true                      print configuration, placement plan and an example of what a critic reads, then stop
   run_dir=DIR resume=true           continue a run from its last checkpoint
 """
 NEXT = """Next: look at metrics.jsonl and samples/ there, or `tensorboard --logdir` on it; try reward=intersection, or
@@ -55,10 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def launch(config: Config) -> int:
     """Run `config`; the exit code."""
+    from capo_ray.critic_prompt import example, find_template
     from capo_ray.plan import describe, refuse_unfit
 
     if config.dry_run:
-        print(describe(config))
+        asked = f"\n{example(config, find_template(config.critic))}" if config.critic else ""
+        print(f"{describe(config)}\n{asked}".rstrip("\n"))
         return 0
     refuse_unfit(config)
     run_dir = run_dir_of(config)

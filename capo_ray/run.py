@@ -40,6 +40,8 @@ async def run(config: Config, run_dir: Path, session: AbstractContextManager[obj
 
     found = prepare(config, run_dir)
     write_config(config, run_dir)
+    if found.template is not None:
+        (run_dir / "critic_prompt.jinja").write_text(found.template.source, encoding="utf-8")
     tracker = Tracker.open(config, run_dir)
     try:
         with session or ray_session(config.cluster, logs=run_dir / "logs"):

@@ -12,6 +12,7 @@ from openai_server import chat, serving_in_thread, unused_endpoint
 from capo_ray.build import check_servers, make_critics
 from capo_ray.config import Config, ConfigError, compose
 from capo_ray.credit.critique import Reference, render_reply
+from capo_ray.credit.template import shipped
 
 
 async def answer(body: dict[str, Any], request: web.Request) -> web.Response:
@@ -73,7 +74,7 @@ def test_several_critics_write_in_turn() -> None:
                 f"critic.others=[{other}]",
             ]
         )
-        service = make_critics(made, [])
+        service = make_critics(made, shipped("paper"), [])
         assert service is not None
         critiques = await service.judge("?", Reference("none"), ["a", "b"], response_key="p/0", seed=0, k=3)
         assert [critique.wrong_steps for critique in critiques] == [(1,)] * 3

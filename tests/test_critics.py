@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from capo_ray.credit.critique import Reference, fingerprint, render_reply, unwrap
+from capo_ray.credit.template import shipped
 from capo_ray.critics import Critics, CriticSettings, CriticsFailed
 from capo_ray.engines.protocols import Completion, Message, PromptTooLong, Replies
 from capo_ray.types import Critique, Metrics, Sampling
@@ -123,7 +124,9 @@ def test_what_fits_with_no_reference_is_refused() -> None:
 
 def test_k_critiques_are_one_request() -> None:
     engine = FakeCritic()
-    service = critics(engine, critiques=4, template="brief", temperature=0.5, top_p=0.8, max_critique_tokens=99)
+    service = critics(
+        engine, critiques=4, template=shipped("brief"), temperature=0.5, top_p=0.8, max_critique_tokens=99
+    )
     answer = asyncio.run(judge(service, seed=17))
     (asked,) = engine.asked
     assert (asked["n"], asked["seed"]) == (4, 17)

@@ -12,6 +12,7 @@ from capo_ray.config import Tracking, compose
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.reward import Outcome
 from capo_ray.credit.steps import steps_of
+from capo_ray.credit.template import shipped
 from capo_ray.ledger import Ledger, LedgerError, read, scheme_from_json, scheme_to_json
 from capo_ray.tracking import Tracker
 from capo_ray.types import Answer, Critique, Sampling
@@ -167,12 +168,14 @@ def test_who_keeps_a_ledger(tmp_path: Path, overrides: tuple[str, ...], kept: bo
     """A run with critics, unless it is told not to."""
     config = compose(["+experiment=tiny_cpu", *overrides])
     critics = [("critic-0", object())] if config.critic else []
-    aggregator = make_aggregator(config, critics, tmp_path / "samples", shard=0, put=lambda payload: payload)
+    template = shipped("brief") if config.critic else None
+    aggregator = make_aggregator(config, template, critics, tmp_path / "samples", shard=0, put=lambda payload: payload)
     assert (aggregator._ledger is not None) is kept
 
 
 def test_settings_of_adaptive_voting_and_cache_reach_the_critics() -> None:
     given = ("critic.adaptive=true", "critic.first_round=3", "critic.full_share=0.5", "critic.cache=7", "seed=11")
-    settings = critic_settings(compose(["+experiment=tiny_cpu", *given, "reward.vote=strict_majority"]))
+    config = compose(["+experiment=tiny_cpu", *given, "reward.vote=strict_majority"])
+    settings = critic_settings(config, shipped("brief"))
     assert (settings.adaptive, settings.first_round, settings.full_share) == (True, 3, 0.5)
     assert (settings.vote, settings.cache, settings.cache_seed) == ("strict_majority", 7, 11)

@@ -120,14 +120,14 @@ def test_a_wheel_holds_configuration_and_models(built: Path) -> None:
         metadata = email.message_from_bytes(
             wheel.read(next(name for name in names if name.endswith(".dist-info/METADATA")))
         )
-    for folder in ("conf", "capo_ray/assets"):
+    for folder in ("conf", "capo_ray/assets", "capo_ray/credit/templates"):
         there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
         inside = {f"capo_ray/{name}" if folder == "conf" else name for name in there}
         assert inside <= names, inside - names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
     required = {name: re.split(r"[<>=!\[; ]", name)[0] for name in metadata.get_all("Requires-Dist", [])}
     core = {name for line, name in required.items() if "extra ==" not in line}
-    assert core == {"hydra-core", "math-verify", "omegaconf", "pydantic", "pyyaml", "tokenizers"}
+    assert core == {"hydra-core", "jinja2", "math-verify", "omegaconf", "pydantic", "pyyaml", "tokenizers"}
     assert {name for line, name in required.items() if 'extra == "gpu"' in line} >= ENGINES
     assert metadata["Version"] == "0.1.0"
     assert (metadata["License-Expression"] or metadata["License"]) == "Apache-2.0"

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capo_ray.config import Config, ConfigError, compose
+from capo_ray.credit.template import SHIPPED, PromptTemplate
 from capo_ray.critic_bench.engines import critics_of, sample
 from capo_ray.critic_bench.replies import Reply, ask, read_replies
 from capo_ray.critic_bench.report import evaluate, lines, plot, table
+from capo_ray.critic_prompt import find_template
 from capo_ray.critics import CriticsFailed
 from capo_ray.data import DataError
 from capo_ray.labelled import arithmetic, processbench, read_responses
@@ -96,13 +98,14 @@ def configuration(options: Options) -> Config:
 async def run(options: Options, config: Config, out: Path) -> list[Reply]:
     """Judge what is not judged yet; all replies."""
     assert config.critic is not None
+    template = find_template(config.critic)
     if options.data == "processbench":
         items = processbench(options.path or out)[: options.count]
     out.mkdir(parents=True, exist_ok=True)
-    _claim(options, config, out)
+    _claim(options, config, template, out)
     if options.data == "arithmetic":
         items = arithmetic(await _responses(options, config, out))[: options.count]
-    async with critics_of(config, out) as critics:
+    async with critics_of(config, template, out) as critics:
         with _progress("judged", len(items)) as advance:
             return await ask(
                 items,
@@ -114,7 +117,7 @@ async def run(options: Options, config: Config, out: Path) -> list[Reply]:
             )
 
 
-def _claim(options: Options, config: Config, out: Path) -> None:
+def _claim(options: Options, config: Config, template: PromptTemplate, out: Path) -> None:
     """Write down whose replies `out` holds, or see that they are this benchmark's. Raises ConfigError."""
     critic = config.critic
     assert critic is not None
@@ -125,7 +128,8 @@ def _claim(options: Options, config: Config, out: Path) -> None:
         "k": options.k,
         "seed": config.seed,
         "critics": voters,
-        **{name: getattr(critic, name) for name in ("template", "reference", "temperature", "top_p")},
+        "template": template.name if critic.template in SHIPPED else f"{template.name} ({template.digest})",
+        **{name: getattr(critic, name) for name in ("reference", "temperature", "top_p")},
         "max_critique_tokens": critic.max_critique_tokens,
     }
     path = out / "bench.json"

@@ -23,6 +23,7 @@ from capo_ray.build import (
     sampling_of,
 )
 from capo_ray.config import Config
+from capo_ray.credit.template import PromptTemplate
 from capo_ray.critics import Critics, Voter
 from capo_ray.models import find_model
 from capo_ray.plan import Role, critics_here
@@ -31,8 +32,8 @@ from capo_ray.types import Prompt
 
 
 @asynccontextmanager
-async def critics_of(config: Config, work: Path) -> AsyncIterator[Critics]:
-    """The judging service of `config`; files of random models go below `work`."""
+async def critics_of(config: Config, template: PromptTemplate, work: Path) -> AsyncIterator[Critics]:
+    """The judging service of `config`, asked with `template`; files of random models go below `work`."""
     assert config.critic is not None
     _prepare(config, "critic")
     check_servers(config)
@@ -49,7 +50,7 @@ async def critics_of(config: Config, work: Path) -> AsyncIterator[Critics]:
                 engines.append(make_critic(settings, f"critic-{number}"))
             opened += engines
             voters.append(Voter(engines=engines, max_sequences=voter.max_sequences))
-        yield Critics(voters[0].engines, critic_settings(config), others=voters[1:])
+        yield Critics(voters[0].engines, critic_settings(config, template), others=voters[1:])
     finally:
         for engine in opened:
             closing = engine.close() if hasattr(engine, "close") else None

@@ -148,6 +148,7 @@ def test_a_run_says_what_it_does_and_leaves_its_files(whole: Ran) -> None:
     assert f"Everything of this run: {whole.run_dir}" in whole.output
     for name in (
         "config.yaml",
+        "critic_prompt.jinja",
         "metrics.jsonl",
         "samples",
         "tensorboard",

@@ -5,9 +5,10 @@ import random
 
 import pytest
 
-from capo_ray.credit.critique import Reference, Template, messages
+from capo_ray.credit.critique import Reference
 from capo_ray.credit.reply import parse
 from capo_ray.credit.steps import segment
+from capo_ray.credit.template import shipped
 from capo_ray.tasks.arithmetic.critics import Critic, placebo, truth
 from capo_ray.tasks.arithmetic.flaws import Rates, write
 from capo_ray.tasks.arithmetic.world import Problem, check, problems
@@ -17,10 +18,10 @@ RATES = Rates(slip=0.1, recovered=0.1, cancelled=0.1, misquoted=0.2)
 
 
 def flags(
-    critic: Critic, problem: Problem, response: str, *, n: int = 1, seed: int = 7, template: Template = "brief"
+    critic: Critic, problem: Problem, response: str, *, n: int = 1, seed: int = 7, template: str = "brief"
 ) -> list[tuple[int, ...]]:
     steps = [response[piece.start : piece.shown_end] for piece in segment(response)]
-    asked = messages(problem.question, Reference("solution", problem.solution), steps, template=template)
+    asked = shipped(template).messages(problem.question, Reference("solution", problem.solution), steps)
     replies = asyncio.run(critic.complete(asked, Sampling(max_tokens=64), n=n, seed=seed))
     critiques = [parse(reply.text, len(steps)) for reply in replies.completions]
     assert all(critique.outcome == "ok" for critique in critiques)
@@ -28,7 +29,7 @@ def flags(
 
 
 @pytest.mark.parametrize("template", ["brief", "paper"])
-def test_the_truth_flags_what_is_wrong_and_nothing_else(template: Template) -> None:
+def test_the_truth_flags_what_is_wrong_and_nothing_else(template: str) -> None:
     rng = random.Random(0)
     for problem in problems(0, 50):
         response = write(problem, rng, RATES)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from capo_ray.credit import critique
 from capo_ray.credit.steps import segment
+from capo_ray.credit.template import shipped
 from capo_ray.tasks.arithmetic.flaws import Rates, mistaken, write
 from capo_ray.tasks.arithmetic.world import LARGEST, Judged, Problem, Sign, apply, judge, make_problem, signs_within
 
@@ -53,7 +54,7 @@ def critic_prompt(problem: Problem, response: str) -> Conversation:
     """What the critic is asked about `response`, as the pipeline asks it."""
     steps = [response[piece.start : piece.shown_end] for piece in segment(response)]
     reference = critique.Reference("solution", problem.solution)
-    return list(critique.messages(problem.question, reference, steps, template="brief"))
+    return list(shipped("brief").messages(problem.question, reference, steps))
 
 
 def facts(seed: int, count: int) -> Iterator[Conversation]:
