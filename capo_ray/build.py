@@ -54,7 +54,7 @@ class Prepared:
 def prepare(config: Config, run_dir: Path) -> Prepared:
     """Find models and data and check that they fit together. Raises ConfigError or DataError."""
     from capo_ray.canaries import CanarySet
-    from capo_ray.data import load_prompts
+    from capo_ray.data.prompts import load_prompts
 
     template = find_template(config.critic) if config.critic else None
     canaries = CanarySet.of(config)
@@ -77,7 +77,7 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
             critic.check_window(
                 "the critic", lengths | {"critic.max_critique_tokens": config.critic.max_critique_tokens}
             )
-    prompts = load_prompts(config, policy.encoder(config.policy.system_prompt))
+    prompts = load_prompts(config, policy.encoder(config.policy.system_prompt, config.policy.chat_template))
     return Prepared(
         policy=policy,
         critics=critics,
@@ -324,6 +324,7 @@ def critic_engine_settings(config: Config, voter: Voter, critic: ModelFiles) -> 
         "tokenizer": str(critic.tokenizer),
         "dtype": voter.model.dtype,
         "window": voter.window,
+        "chat_template": voter.model.chat_template,
         "tensor_parallel": voter.tensor_parallel,
         "max_sequences": voter.max_sequences,
         "gpu_memory_share": voter.gpu_memory_share,

@@ -21,7 +21,7 @@ from capo_ray.credit.critique import ReferenceKind
 from capo_ray.credit.flags import FlagCounts, flags
 from capo_ray.credit.vote import Vote
 from capo_ray.critics import Critics
-from capo_ray.data import DataError
+from capo_ray.data.problem import DataError
 from capo_ray.labelled import Item, arithmetic, processbench
 from capo_ray.seeds import seed_of
 from capo_ray.tally import add

@@ -7,6 +7,7 @@ are named exist and fit together (see `build`).
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,33 +66,63 @@ class Model(Block):
     tokenizer: str | None = Field(None, description="folder or id of the tokenizer; null: the model's own")
     shape: Shape | None = Field(None, description="null: read from the model's folder")
     system_prompt: str | None = Field(None, description="system message put before each question")
+    chat_template: str | None = Field(
+        None, description="Jinja template that conversations are rendered with; null: the tokenizer's own"
+    )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
 class Data(Block):
     """Where prompts come from."""
 
-    kind: Literal["arithmetic", "jsonl"]
-    path: str | None = Field(None, description="jsonl file (jsonl only); .gz is read too")
-    question_field: str = "question"
-    answer_field: str = Field("answer", description="gold final answer, or a text that `answer_pattern` finds it in")
-    solution_field: str | None = Field(None, description="reference solution shown to the critic; null: none")
+    kind: Literal["math", "arithmetic"] = Field(
+        "math", description="`math`: problems of `path`, verified by math-verify; `arithmetic`: the tiny world, made up"
+    )
+    path: str | None = Field(
+        None, description=".jsonl, .jsonl.gz or .parquet file, folder with a data set, or Hugging Face id (math only)"
+    )
+    subset: str | None = Field(None, description="configuration of a Hugging Face data set; null: its only one")
+    split: str = Field("train", description="split of a Hugging Face data set")
+    question_field: str = Field(
+        "question", description="column of the question, or of chat messages; `a.b` is column b inside a"
+    )
+    answer_field: str = Field("answer", description="gold final answer, or a text that holds it")
+    answer_boxed: bool = Field(False, description="the gold answer is in the last \\boxed{} of `answer_field`")
     answer_pattern: str | None = Field(None, description="regular expression whose first group is the gold answer")
+    solution_field: str | None = Field(None, description="reference solution shown to the critic; null: none")
+    id_field: str | None = Field(None, description="column of names that differ; null: FILE:NUMBER")
     limit: int | None = Field(None, gt=0, description="keep the first so many problems")
     operations: tuple[int, int] = Field((2, 4), description="arithmetic only: fewest and most operations of a problem")
     evaluation_prompts: int = Field(0, ge=0, description="held-out problems evaluated before and after the run")
-    evaluation_path: str | None = Field(None, description="jsonl of held-out problems (jsonl only)")
+    evaluation_path: str | None = Field(
+        None, description="data set of the held-out problems, with the same columns; null: `path`"
+    )
+    evaluation_split: str | None = Field(
+        None, description="its split; where both are null the held-out problems are drawn from those of training"
+    )
     max_prompt_tokens: int = Field(256, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.kind == "jsonl" and not self.path:
-            raise ValueError("`path` must name a jsonl file when `kind` is jsonl; pass data.path=FILE")
+        if self.kind == "math" and not self.path:
+            raise ValueError("`path` must name a file or a data set when `kind` is math; pass data.path=FILE_OR_ID")
         if self.operations[0] < 1 or self.operations[0] > self.operations[1]:
             raise ValueError(
                 f"`operations` must be [fewest, most] with 1 <= fewest <= most, got {list(self.operations)}"
             )
+        if self.answer_pattern is not None:
+            self._check_pattern(self.answer_pattern)
         return self
+
+    def _check_pattern(self, pattern: str) -> None:
+        if self.answer_boxed:
+            raise ValueError("`answer_boxed` and `answer_pattern` both say where the gold answer is; leave one out")
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"`answer_pattern` {pattern!r} is not a regular expression: {error}") from None
+        if not groups:
+            raise ValueError(f"`answer_pattern` {pattern!r} has no group; put the answer in one: (...)")
 
 
 class Rollout(Block):
@@ -467,24 +498,33 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 
     A field that no YAML file names can be set as any other, `key=value`, and `GROUP=null` leaves a whole block out.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf, open_dict
-    from omegaconf.errors import OmegaConfBaseException
 
+    for override in overrides:
+        if override.startswith("+experiment=") and override.endswith("_sft"):
+            raise ConfigError(f"a supervised training is started with: python -m capo_ray.sft {override}")
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
     without = [group for group in groups if f"{group}=null" in overrides]
     given = [_settable(override, groups) for override in overrides if override.removesuffix("=null") not in without]
+    tree = composed("config", given)
+    with open_dict(tree):
+        for group in without:
+            OmegaConf.update(tree, group, None)
+    return load(tree)
+
+
+def composed(name: str | None, overrides: Sequence[str]) -> Any:
+    """What Hydra makes of `conf/NAME.yaml`, or of nothing, with overrides. Raises ConfigError."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            tree = hydra_compose(config_name="config", overrides=given)
-        with open_dict(tree):
-            for group in without:
-                OmegaConf.update(tree, group, None)
+            return hydra_compose(config_name=name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(str(error)) from error
-    return load(tree)
 
 
 def _settable(override: str, groups: set[str]) -> str:

@@ -25,9 +25,6 @@ MEANINGS: dict[str, str] = {
     "Shape.layers": "decoder layers",
     "Shape.hidden_size": "width of the residual stream",
     "Shape.vocabulary": "entries of the embedding, padding included",
-    "Data.kind": "`arithmetic`: the tiny world, its problems are made; `jsonl`: a file, its answers are verified by "
-    "math-verify",
-    "Data.question_field": "field of a line that holds the question",
     "Data.max_prompt_tokens": "tokens; longer prompts, chat template included, are left out and counted",
     "Rollout.workers": "vLLM engines that sample",
     "Rollout.max_response_tokens": "tokens after which a response is cut off",

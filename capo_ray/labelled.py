@@ -15,7 +15,7 @@ from typing import Any
 
 from capo_ray.credit.critique import ReferenceKind, reference_of, shorter_reference
 from capo_ray.critics import Critics
-from capo_ray.data import DataError
+from capo_ray.data.problem import DataError
 from capo_ray.types import Critique, JsonDict, Prompt
 
 

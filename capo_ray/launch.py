@@ -17,7 +17,7 @@ from pathlib import Path
 
 from capo_ray.checkpoint import Checkpoints, RunDirError, abandon, claim
 from capo_ray.config import Config, ConfigError, compose
-from capo_ray.data import DataError
+from capo_ray.data.problem import DataError
 from capo_ray.run import run
 
 USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
@@ -29,7 +29,7 @@ USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
   run_dir=DIR resume=true           continue a run from its last checkpoint
 """
 NEXT = """Next: look at metrics.jsonl and samples/ there, or `tensorboard --logdir` on it; try reward=intersection, or
-algorithm.advantage=grpo with critic=null to see what the critiques were worth; make it yours with data.kind=jsonl."""
+algorithm.advantage=grpo with critic=null to see what the critiques were worth; make it yours: docs/data.md."""
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -56,11 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def launch(config: Config) -> int:
     """Run `config`; the exit code."""
     from capo_ray.critic_prompt import example, find_template
+    from capo_ray.data.example import prompt_example
     from capo_ray.plan import describe, refuse_unfit
 
     if config.dry_run:
         asked = f"\n{example(config, find_template(config.critic))}" if config.critic else ""
-        print(f"{describe(config)}\n{asked}".rstrip("\n"))
+        print(f"{describe(config)}\n{prompt_example(config)}\n{asked}".rstrip("\n"))
         return 0
     refuse_unfit(config)
     run_dir = run_dir_of(config)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capo_ray.config import Cluster, Model, Shape
-from capo_ray.models import ASSETS
+from capo_ray.models import folder_here
 
 GIB = 1 << 30
 
@@ -68,8 +68,7 @@ def shape_of(model: Model) -> Shape | None:
     """The shape that the configuration names, or that of the files where they are here; None where neither is."""
     if model.shape is not None:
         return model.shape
-    shipped = model.path.startswith("asset:")
-    folder = ASSETS / model.path.removeprefix("asset:") if shipped else Path(model.path).expanduser()
+    folder = folder_here(model.path)
     config = folder / "config.json"
     if not config.is_file():
         return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from capo_ray.config import Config, Rollout, Shape, Voter
+from capo_ray.config import Config, Rollout, Shape, Trainer, Voter
 
 GIB = 1 << 30
 ENGINE_GPU_GIB = 2.5
@@ -48,11 +48,24 @@ def engine_memory(
 
 
 def trainer_memory(config: Config, shape: Shape | None) -> dict[str, float]:
+    """GiB by purpose on one trainer rank of a run."""
+    return rank_memory(
+        config.trainer,
+        shape,
+        config.policy.dtype,
+        reference=config.algorithm.kl_weight > 0,
+        on_cpu=config.cluster.device == "cpu",
+    )
+
+
+def rank_memory(
+    trainer: Trainer, shape: Shape | None, dtype: str, *, reference: bool, on_cpu: bool
+) -> dict[str, float]:
     """GiB by purpose on one rank. In bfloat16 the optimizer keeps float32 weights beside its two moments."""
-    process = {"process": TRAINER_CPU_GIB} if config.cluster.device == "cpu" else {}
+    process = {"process": TRAINER_CPU_GIB} if on_cpu else {}
     if shape is None:
         return process
-    trainer, width = config.trainer, BYTES[config.policy.dtype]
+    width = BYTES[dtype]
     stage, ranks, number = trainer.zero_stage, trainer.ranks, shape.parameters / GIB
     tokens = trainer.tokens_per_micro_batch / GIB
     per_layer = 17 * width  # bytes kept per token and unit of hidden size: attention and a gated MLP
@@ -63,6 +76,6 @@ def trainer_memory(config: Config, shape: Shape | None) -> dict[str, float]:
         "optimizer": number * (8 if width == 4 else 12) / (ranks if stage >= 1 else 1),
         "activations": tokens * shape.hidden_size * kept + tokens * shape.vocabulary * (width + 4),
     }
-    if config.algorithm.kl_weight > 0:
+    if reference:
         memory["reference"] = number * width / (ranks if stage == 3 else 1)
     return memory | process

@@ -6,12 +6,16 @@ Reads JSON only. Leaves out loading weights (engines) and what a machine can hol
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capo_ray.config import ConfigError, Model
+from capo_ray.chat import Encode, conversation, render, template_in
+from capo_ray.config import ConfigError, Model, conf_dir
+
+log = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
@@ -48,24 +52,53 @@ class ModelFiles:
                 "with the model that the run began with"
             )
 
-    def encoder(self, system_prompt: str | None) -> Callable[[str], tuple[int, ...]]:
-        """Question -> token ids of the chat that ends where the policy's answer begins."""
+    def encoder(self, system_prompt: str | None, chat_template: str | None = None) -> Encode:
+        """What makes the token ids of the chat that ends where the policy's answer begins, out of a question and a
+        system message that stands in for `system_prompt`. `chat_template` None: the tokenizer's own."""
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
-        if tokenizer.chat_template is None:
+        template = chat_template or tokenizer.chat_template
+        if template is None:
             raise ConfigError(
-                f"policy.tokenizer: {self.tokenizer} has no chat template; use an instruction-tuned model's tokenizer"
+                f"policy.tokenizer: {self.tokenizer} has no chat template; use an instruction-tuned model's tokenizer, "
+                "or set policy.chat_template"
             )
-        system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        if "strftime_now" in template:
+            log.warning(
+                "the chat template of %s writes today's date into every prompt: tomorrow they are others. Set "
+                "policy.chat_template (conf/model has some with a fixed date)",
+                self.tokenizer,
+            )
 
-        def encode(question: str) -> tuple[int, ...]:
-            messages = [*system, {"role": "user", "content": question}]
+        def encode(question: str, system: str | None = None) -> tuple[int, ...]:
             return tuple(
-                tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+                tokenizer.apply_chat_template(
+                    conversation(question, system or system_prompt),
+                    chat_template=template,
+                    add_generation_prompt=True,
+                    tokenize=True,
+                    return_dict=False,
+                )
             )
 
         return encode
+
+
+def folder_here(name: str) -> Path:
+    """Where the files of a model or tokenizer would be without a network; it need not exist."""
+    shipped = name.startswith("asset:")
+    return ASSETS / name.removeprefix("asset:") if shipped else Path(name).expanduser()
+
+
+def shown(messages: Sequence[Mapping[str, str]], model: Model, *, add_generation_prompt: bool) -> str:
+    """`messages` as `model` reads them, or why that is not known. Asks no network."""
+    folder = folder_here(model.tokenizer or model.path)
+    found = (model.chat_template, {}) if model.chat_template else template_in(folder)
+    if found is None:
+        return f"(not known: the chat template of {model.tokenizer or model.path} is not here; chat_template sets one)"
+    template, special = found
+    return render(template, messages, special=special, add_generation_prompt=add_generation_prompt)
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
@@ -92,7 +125,7 @@ def _folder(model: Model, field: str, run_dir: Path, seed: int) -> Path:
     if model.path == "random":
         return _random(model, field, run_dir / "models" / field.removesuffix(".model"), seed)
     if model.path.startswith("asset:"):
-        folder = ASSETS / model.path.removeprefix("asset:")
+        folder = folder_here(model.path)
         if not folder.is_dir():
             there = ", ".join(sorted(path.name for path in ASSETS.iterdir())) if ASSETS.is_dir() else "none"
             raise ConfigError(f"{field}.path: no model {model.path!r} ships with this package; there are: {there}")
@@ -120,7 +153,9 @@ def _here(name: str, field: str) -> Path:
         return folder
     message = f"{field}: {name!r} is no folder here"
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ConfigError(f"{message}; name a folder or a Hugging Face id (owner/name)")
+        experiment = conf_dir() / "experiment" / f"{folder.name}.yaml"
+        made = f". python -m capo_ray.sft +experiment={folder.name} makes it" if experiment.is_file() else ""
+        raise ConfigError(f"{message}; name a folder or a Hugging Face id (owner/name){made}")
     from huggingface_hub import snapshot_download
 
     try:

@@ -1,16 +1,17 @@
 """`python -m capo_ray.sft`: supervised training on conversations, with the engine that the RL trainer uses.
 
+    python -m capo_ray.sft +experiment=qwen7b_sft                     # the paper's, from conf/experiment
     python -m capo_ray.sft model=FOLDER data=FILE.jsonl out=FOLDER learning_rate=1e-5
-    python -m capo_ray.sft model=config.json tokenizer=FOLDER data=FILE.jsonl out=FOLDER   # from random weights
+    python -m capo_ray.sft model=config.json model.tokenizer=FOLDER data=FILE.jsonl out=FOLDER   # from random weights
 
-A line of the data is {"messages": [{"role", "content"}, ...]}. Only what an assistant says carries loss, the token that
-ends its turn included; the rest is context. A turn is tokenised apart from what comes before it, as it is when the
-model is sampled. Which sequences step s learns from is a function of (seed, s). Leaves out: more than one machine.
+Learns from conversations, {"messages": [{"role", "content"}, ...]} a row, or with messages_field=null from problems and
+their solutions. `model` and `data` alone name the path; they and all they hold are set as in a run's `policy` and
+`data`. Which sequences step s learns from is a function of (seed, s). dry_run=true prints the settings, what a rank
+needs and an example. Leaves out: more than one machine, and what carries loss (conversations).
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import random
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,25 +27,32 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from capo_ray.config import Trainer
+from capo_ray.config import Block, Data, Model, Trainer, composed
+from capo_ray.conversations import Conversation, encode, length, read
+from capo_ray.machine import shape_of
+from capo_ray.memory import rank_memory
+from capo_ray.models import shown
 from capo_ray.types import TrainSequence
 
 if TYPE_CHECKING:
     from capo_ray.engines.train_deepspeed import DeepSpeedEngine
 
-Conversation = list[dict[str, str]]
+EXAMPLE: Conversation = [
+    {"role": "user", "content": "What is $2 + 3$?"},
+    {"role": "assistant", "content": "It is $5$.\n\n\\boxed{5}"},
+]
 
 
-class Sft(BaseModel):
+class Sft(Block):
     """Settings; given as key=value."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    model: str = Field(description="folder or Hugging Face id with weights, or a config.json: random weights")
-    tokenizer: str | None = Field(None, description="folder or id; null: the model's own")
-    data: str = Field(description="jsonl file of conversations; .gz is read too")
+    model: Model = Field(description="what is trained: weights, or with a config.json as `path` random ones")
+    data: Data = Field(description="what is learnt from")
+    messages_field: str | None = Field(
+        "messages", description="column of conversations; null: `data.question_field` and `data.solution_field`"
+    )
     out: str = Field(description="folder that the trained model is written to")
     epochs: float = Field(1.0, gt=0, description="passes over the data, unless `steps` is set")
     steps: int | None = Field(None, gt=0, description="optimizer steps")
@@ -61,18 +69,22 @@ class Sft(BaseModel):
     zero_stage: Literal[0, 1, 2, 3] = 0
     ranks: int = Field(1, ge=1, description="processes on this machine")
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     seed: int = Field(0, ge=0)
     evaluation_share: float = Field(0.0, ge=0, lt=1, description="share of the conversations held out")
     report_every: int = Field(20, gt=0, description="steps between progress lines")
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints in OUT/checkpoint; 0: none")
     resume: bool = Field(False, description="continue from OUT/checkpoint")
+    dry_run: bool = Field(False, description="print settings, plan and an example, then stop")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.model.endswith(".json") and self.tokenizer is None:
-            raise ValueError("`tokenizer` must be set when `model` is a config: there is no tokenizer beside it")
+        if self.model.path.endswith(".json") and self.model.tokenizer is None:
+            raise ValueError("`model.tokenizer` must be set when `model` is a config: there is no tokenizer beside it")
+        if self.data.kind != "math":
+            raise ValueError(f"`data.kind` {self.data.kind} has no texts to learn from; name some with data=FILE")
+        if self.messages_field is None and self.data.solution_field is None:
+            raise ValueError("`data.solution_field` must be set when `messages_field` is null: solutions are learnt")
         return self
 
     def trainer(self) -> Trainer:
@@ -81,100 +93,38 @@ class Sft(BaseModel):
 
 
 def parse(arguments: Sequence[str]) -> Sft:
-    """Settings from key=value arguments. Raises ValueError with one line per fault."""
+    """Settings from `+experiment=NAME` and key=value arguments. Raises ValueError with one line per fault."""
     from omegaconf import OmegaConf
 
-    if stray := [argument for argument in arguments if "=" not in argument]:
+    experiments = [argument for argument in arguments if argument.startswith("+experiment=")]
+    given = [_full(argument) for argument in arguments if argument not in experiments]
+    if stray := [argument for argument in given if "=" not in argument or argument.startswith("+")]:
         raise ValueError(f"arguments are key=value, got {' '.join(stray)}")
+    if wrong := [argument for argument in experiments if not argument.endswith("_sft")]:
+        raise ValueError(f"{wrong[0]} is no supervised training: the names of those end in _sft")
+    tree = OmegaConf.create(OmegaConf.to_container(composed(None, experiments)) if experiments else {})
+    tree.merge_with(OmegaConf.from_cli(given))
     try:
-        return Sft.model_validate(OmegaConf.to_container(OmegaConf.from_cli(list(arguments))))
+        return Sft.model_validate(OmegaConf.to_container(tree, resolve=True))
     except ValidationError as error:
         raise ValueError("\n".join(_line(fault) for fault in error.errors())) from None
+
+
+def _full(argument: str) -> str:
+    """`model` and `data` alone stand for their path."""
+    key, mark, value = argument.partition("=")
+    return f"{key}.path{mark}{value}" if key in ("model", "data") else argument
 
 
 def _line(fault: Any) -> str:
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return f"{where}: no such key; the keys are {', '.join(Sft.model_fields)}"
+        return f"{where}: no such key; see python -m capo_ray.sft --help"
     if fault["type"] == "missing":
         return f"{where}: missing; pass {where}=..."
     if fault["type"] == "value_error":
         return str(fault["msg"]).removeprefix("Value error, ")
     return f"{where}: {fault['msg']}, got {fault['input']!r}"
-
-
-def read(path: Path) -> Iterator[Conversation]:
-    """The conversations of a file, each cut after the assistant's last turn. Raises ValueError naming the line."""
-    if not path.is_file():
-        raise ValueError(f"there is no data file {path}")
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield _conversation(line)
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number}: {error}") from None
-
-
-def _conversation(line: str) -> Conversation:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
-    messages = entry.get("messages") if isinstance(entry, dict) else None
-    if not isinstance(messages, list) or not all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-        for message in messages
-    ):
-        raise ValueError('must be {"messages": [{"role": ..., "content": ...}, ...]} with strings')
-    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=None)
-    if last is None:
-        raise ValueError("no assistant message, so nothing to learn")
-    return messages[: last + 1]
-
-
-def pieces(conversation: Conversation, tokenizer: Any) -> list[tuple[str, bool]]:
-    """The text of a conversation, cut where an assistant's turn starts and ends; True where it carries loss."""
-    whole = tokenizer.apply_chat_template(conversation, tokenize=False)
-    result, done = [], 0
-    for index, message in enumerate(conversation):
-        if message["role"] != "assistant":
-            continue
-        before = tokenizer.apply_chat_template(conversation[:index], tokenize=False, add_generation_prompt=True)
-        until = tokenizer.apply_chat_template(conversation[: index + 1], tokenize=False).rstrip()
-        if not whole.startswith(before) or not whole.startswith(until):
-            raise ValueError(
-                f"the chat template renders turn {index} differently when more follows, so that what the model is "
-                "sampled after is not what it would be trained on; cut conversations after one assistant turn"
-            )
-        result += [(whole[done : len(before)], False), (whole[len(before) : len(until)], True)]
-        done = len(until)
-    return result
-
-
-def encode(conversations: Sequence[Conversation], tokenizer: Any) -> list[TrainSequence]:
-    cut = [pieces(conversation, tokenizer) for conversation in conversations]
-    texts = [text for turns in cut for text, _ in turns]
-    ids = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
-    return [_sequence([(next(ids), taught) for _, taught in turns]) for turns in cut]
-
-
-def _sequence(turns: Sequence[tuple[list[int], bool]]) -> TrainSequence:
-    (prompt, _), *rest = turns
-    tokens = tuple(token for ids, _ in rest for token in ids)
-    mask = tuple(taught for ids, taught in rest for _ in ids)
-    zeros = (0.0,) * len(tokens)
-    return TrainSequence(
-        prompt_ids=tuple(prompt),
-        token_ids=tokens,
-        advantages=zeros,
-        logprobs=zeros,
-        loss_mask=() if all(mask) else mask,
-    )
-
-
-def length(sequence: TrainSequence) -> int:
-    return len(sequence.prompt_ids) + len(sequence.token_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,11 +136,12 @@ class Examples:
 
 def prepare(config: Sft) -> Examples:
     """Read, check and tokenise everything once."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    conversations = list(read(Path(config.data)))
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or config.model)
-    shape = AutoConfig.from_pretrained(config.model)
+    shape = AutoConfig.from_pretrained(config.model.path)
+    tokenizer = tokenizer_of(config)
+    found = list(read(config.data, config.messages_field, config.model.system_prompt))
+    conversations = [conversation for conversation in found if conversation is not None]
     if len(tokenizer) > shape.vocab_size:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} entries, too many for the model's vocabulary of {shape.vocab_size}"
@@ -199,10 +150,36 @@ def prepare(config: Sft) -> Examples:
     longest = min(config.max_tokens or shape.max_position_embeddings, config.tokens_per_micro_batch)
     kept = [sequence for sequence in sequences if length(sequence) <= longest]
     if not kept:
-        raise ValueError(f"none of the {len(sequences)} conversations in {config.data} fits {longest} tokens")
+        raise ValueError(f"none of the {len(found)} conversations in {config.data.path} fits {longest} tokens")
     random.Random(config.seed).shuffle(kept)
     num_held_out = round(config.evaluation_share * len(kept))
-    return Examples(training=kept[num_held_out:], held_out=kept[:num_held_out], num_dropped=len(sequences) - len(kept))
+    return Examples(training=kept[num_held_out:], held_out=kept[:num_held_out], num_dropped=len(found) - len(kept))
+
+
+def tokenizer_of(config: Sft) -> Any:
+    """The tokenizer as the trained model will have it: with the configuration's chat template, and with the token that
+    ends a turn as its end of text. A base model's own end stands after documents; engines would sample past turns."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model.tokenizer or config.model.path)
+    if config.model.chat_template is not None:
+        tokenizer.chat_template = config.model.chat_template
+    if tokenizer.chat_template is None:
+        raise ValueError(f"the tokenizer of {config.model.path} has no chat template; set model.chat_template")
+    (example,) = encode([EXAMPLE], tokenizer)
+    end = tokenizer.convert_ids_to_tokens(example.token_ids[-1])
+    if end in tokenizer.get_added_vocab():
+        tokenizer.eos_token = end
+    return tokenizer
+
+
+def write_tokenizer(tokenizer: Any, out: Path) -> None:
+    """Beside the model's files, whose own end of text becomes the tokenizer's."""
+    tokenizer.save_pretrained(out)
+    for path in (out / "config.json", out / "generation_config.json"):
+        if path.is_file():
+            spec = json.loads(path.read_text(encoding="utf-8")) | {"eos_token_id": tokenizer.eos_token_id}
+            path.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
 
 
 def of_step(step: int, count: int, per_update: int, seed: int) -> list[int]:
@@ -225,15 +202,14 @@ def train(config: Sft, examples: Examples, rank: int, device: Literal["cpu", "gp
     count = len(examples.training)
     steps = config.steps or math.ceil(config.epochs * count / config.sequences_per_update)
     engine = DeepSpeedEngine(
-        config.model,
-        tokenizer=config.tokenizer,
+        config.model.path,
         trainer=config.trainer(),
         algorithm=None,
         total_steps=steps,
         rank=rank,
         world_size=config.ranks,
         device=device,
-        dtype=config.dtype,
+        dtype=config.model.dtype,
         seed=config.seed,
     )
     with closing(engine):
@@ -241,12 +217,15 @@ def train(config: Sft, examples: Examples, rank: int, device: Literal["cpu", "gp
             engine.restore(str(_checkpoint(config)))
         report = print if rank == 0 else _silent
         report(
-            f"{count} conversations to learn from, {len(examples.held_out)} held out, {examples.num_dropped} too long"
+            f"{count} conversations to learn from, {len(examples.held_out)} held out, {examples.num_dropped} too long "
+            "or without a solution"
         )
         _steps(config, examples.training, engine, steps, report)
         if examples.held_out:
             report(f"held-out loss {engine.evaluate(_batch(config, examples.held_out, rank))['nll']:.4f}")
         engine.save_pretrained(config.out)
+        if rank == 0:
+            write_tokenizer(tokenizer_of(config), Path(config.out))
         report(f"written to {config.out}")
 
 
@@ -308,6 +287,25 @@ def _spawned(rank: int, config: Sft, examples: Examples, device: Literal["cpu", 
     train(config, examples, rank, device)
 
 
+def describe(config: Sft) -> str:
+    """Settings, what one rank needs, and how an example is rendered; needs no network."""
+    import yaml
+
+    shape = shape_of(config.model)
+    parts = rank_memory(config.trainer(), shape, config.model.dtype, reference=False, on_cpu=False)
+    needs = f"{sum(parts.values()):.1f} GiB = " + " + ".join(f"{name} {gib:.1f}" for name, gib in parts.items())
+    resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    system = [{"role": "system", "content": config.model.system_prompt}] if config.model.system_prompt else []
+    example = shown([*system, *EXAMPLE], config.model, add_generation_prompt=False)
+    length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} passes over {config.data.path}"
+    return (
+        f"{resolved}\n"
+        f"plan: {config.ranks} ranks on one machine, {length}, {config.sequences_per_update} conversations an update\n"
+        f"  each rank (estimates): {needs if shape else 'not known here: the model has no shape'}\n"
+        f"an example as it is learnt from:\n{example}"
+    )
+
+
 def run(config: Sft) -> None:
     import torch
 
@@ -326,19 +324,32 @@ def run(config: Sft) -> None:
     torch.multiprocessing.spawn(_spawned, args=(config, examples, device), nprocs=config.ranks)
 
 
+def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
+    lines = []
+    for name, known in model.model_fields.items():
+        if known.annotation in (Model, Data):
+            lines += _fields(known.annotation, f"{name}.")
+            continue
+        default = "required" if known.is_required() else f"default {known.default}"
+        lines.append(f"  {prefix}{name}: {known.description + '; ' if known.description else ''}{default}")
+    return lines
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     if not given or given[0] in ("-h", "--help"):
         print(__doc__)
-        for name, known in Sft.model_fields.items():
-            default = "required" if known.is_required() else f"default {known.default}"
-            print(f"  {name}: {known.description + '; ' if known.description else ''}{default}")
+        print("\n".join(_fields(Sft)))
         return 0 if given else 2
     os.environ["OMP_NUM_THREADS"] = (
         "1"  # before torch is imported: spinning threads of busy processes starve each other
     )
     try:
-        run(parse(given))
+        config = parse(given)
+        if config.dry_run:
+            print(describe(config))
+        else:
+            run(config)
     except ValueError as error:
         print(f"capo_ray.sft: {error}", file=sys.stderr)
         return 2

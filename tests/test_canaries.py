@@ -16,7 +16,7 @@ from capo_ray.cluster.crew import CrewSettings, RayCrew
 from capo_ray.config import Config, compose
 from capo_ray.credit.critique import Reference, render_reply, unwrap
 from capo_ray.critics import Critics, CriticSettings
-from capo_ray.data import DataError
+from capo_ray.data.problem import DataError
 from capo_ray.engines.protocols import Completion, Message, Replies
 from capo_ray.labelled import Item
 from capo_ray.tally import rates

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from capo_ray.config import Config, ConfigError, compose, conf_dir, validate
+from capo_ray.launch import main as launch
 
-EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml") if not path.stem.endswith("_sft"))
+POLICIES = ("llama1b", "llama3b", "qwen1_5b", "qwen7b")
+METHODS = ("sft", "grpo", "genorm", "intersection", "majority", "union", "average", "greedy")
 TINY = "+experiment=tiny_cpu"
 HTTP = "critic=http critic.endpoints=[http://h:1/v1] critic.served_model=m"
 PAPER = {
@@ -45,28 +48,61 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
     assert names
     if group in ("data", "reward", "tracking"):
         for name in names:
-            compose(["+experiment=llama3b_intersection", f"{group}={name}"])
+            compose(["+experiment=llama3b_intersection", f"{group}={name}", "data.path=x"])
     if group == "model":
         for name in names:
             shape = compose([TINY, f"model@policy={name}"]).policy.shape
             assert (shape is None) == name.startswith("tiny_")
 
 
-@pytest.mark.parametrize("policy", PAPER)
-@pytest.mark.parametrize("vote", ["intersection", "majority"])
-def test_the_papers_settings(policy: str, vote: str) -> None:
-    config = compose([f"+experiment={policy}_{vote}"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_prints_its_plan_and_a_prompt(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch([f"+experiment={name}", "dry_run=true"]) == 0
+    printed = capsys.readouterr().out
+    assert f"placement of {name} on " in printed and "a prompt as the policy reads it" in printed
+    if name.startswith(POLICIES):
+        critics = 0 if name.endswith("grpo") else 8
+        assert f"placement of {name} on gpu: {8 + critics} GPUs" in printed and "fault" not in printed
+        assert "final answer within \\boxed{}." in printed and "What is $2 + 3$?" in printed
+
+
+def test_the_papers_experiments_are_all_there() -> None:
+    there = {path.stem for path in (conf_dir() / "experiment").glob("*.yaml")}
+    assert there == {f"{policy}_{method}" for policy in POLICIES for method in METHODS} | {"tiny_cpu", "tiny_cpu_text"}
+
+
+def test_a_supervised_training_is_not_launched() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["+experiment=qwen7b_sft", "steps=3"])
+    message = "a supervised training is started with: python -m capo_ray.sft +experiment=qwen7b_sft"
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_the_papers_settings(policy: str, method: str) -> None:
+    config = compose([f"+experiment={policy}_{method}"])
     parameters, rate = PAPER[policy]
-    assert config.policy.shape is not None and config.critic is not None and config.critic.model.shape is not None
+    assert config.policy.shape is not None
     assert (config.policy.shape.parameters, config.trainer.learning_rate) == (parameters, rate)
-    assert (config.reward.vote, config.reward.outcome_weight, config.reward.process_weight) == (vote, 2, 1)
+    assert (config.reward.outcome_weight, config.reward.process_weight) == (2, 1)
     assert (config.prompts_per_step * config.responses_per_prompt, config.responses_per_prompt) == (192, 16)
     assert (config.rollout.temperature, config.rollout.top_p, config.algorithm.kl_weight) == (0.7, 0.9, 0.01)
     assert (config.trainer.optimisation_passes, config.trainer.schedule) == (4, "cosine")
+    assert ("MATH-lighteval" in str(config.data.path)) == (policy in ("llama1b", "qwen1_5b"))
+    algorithm = "grpo" if method in ("grpo", "genorm") else "capo"
+    outcome = "critic" if method == "genorm" else "verifier"
+    assert (config.algorithm.advantage, config.reward.outcome) == (algorithm, outcome)
     critic = config.critic
-    assert (critic.critiques, critic.temperature, critic.top_p, critic.max_critique_tokens) == (4, 0.7, 0.9, 2048)
-    critic_parameters = critic.model.shape.parameters if critic.model.shape else 0
-    assert critic_parameters > 70e9 and ("Qwen" in critic.model.path) == policy.startswith("qwen")
+    assert (critic is None) == (method == "grpo")
+    if critic is None:
+        return
+    assert algorithm == "grpo" or config.reward.vote == method
+    sampling = (1, 0.0) if method == "greedy" else (4, 0.7)
+    assert (critic.critiques, critic.temperature) == sampling
+    assert (critic.top_p, critic.max_critique_tokens, critic.window) == (0.9, 2048, 8192)
+    assert critic.model is not None and critic.model.shape is not None and critic.model.shape.parameters > 70e9
+    assert ("Qwen" in critic.model.path) == policy.startswith("qwen")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +151,19 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         ),
         ("rollout.top_p=0", "rollout.top_p: Input should be greater than 0, got 0"),
         ("data.operations=[4,2]", "data: `operations` must be [fewest, most] with 1 <= fewest <= most, got [4, 2]"),
-        ("data.kind=jsonl", "data: `path` must name a jsonl file when `kind` is jsonl; pass data.path=FILE"),
+        (
+            "data.kind=math",
+            "data: `path` must name a file or a data set when `kind` is math; pass data.path=FILE_OR_ID",
+        ),
+        (
+            "data.answer_boxed=true data.answer_pattern='(.+)'",
+            "data: `answer_boxed` and `answer_pattern` both say where the gold answer is; leave one out",
+        ),
+        (
+            "data.answer_pattern='('",
+            "data: `answer_pattern` '(' is not a regular expression: missing ), unterminated subpattern at position 0",
+        ),
+        ("data.answer_pattern='.+'", "data: `answer_pattern` '.+' has no group; put the answer in one: (...)"),
         ("reward.segmenter=regex", "reward: `segmenter_pattern` must be set when `segmenter` is regex"),
         (
             "rollout.top_p=0.9 algorithm.old_logprobs=sampler",
@@ -143,7 +191,7 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         ),
         (
             "critic=placebo data=math data.path=x.jsonl",
-            "`critic.kind` placebo is for data.kind arithmetic, whose steps can be checked, and data.kind is jsonl",
+            "`critic.kind` placebo is for data.kind arithmetic, whose steps can be checked, and data.kind is math",
         ),
         (
             "critic=truth critic.workers=2",

@@ -59,8 +59,8 @@ def test_what_cannot_run(capsys: pytest.CaptureFixture[str], override: str, mess
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "data.path: there is no file {path}; pass data.path=FILE.jsonl"),
-        ("", "data.path: {path} is empty; it must hold one JSON object a line"),
+        (None, "data.path: there is no file {path}; pass data.path=FILE.jsonl (or "),
+        ("", "data.path: {path} is empty; it must hold one JSON object a line, or rows"),
         ('{"question": "q", "answer": "1"}\n{\n', "data.jsonl, line 2: not JSON ("),
         ('{"question": "q"}\n', "data.jsonl, line 1: no field 'answer'; there are question: set data.answer_field"),
     ],
@@ -72,7 +72,7 @@ def test_data_that_cannot_be_used(
     path = tmp_path / "data.jsonl"
     if content is not None:
         path.write_text(content)
-    assert refused(capsys, TINY, "data.kind=jsonl", f"data.path={path}").startswith(message.format(path=path))
+    assert refused(capsys, TINY, "data.kind=math", f"data.path={path}").startswith(message.format(path=path))
 
 
 def test_a_run_directory_is_not_mixed(capsys: pytest.CaptureFixture[str]) -> None:

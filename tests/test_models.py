@@ -89,7 +89,8 @@ def test_a_tokenizer_without_a_chat_template(tmp_path: Path, copy: Path) -> None
     with pytest.raises(ConfigError) as error:
         find_model(Model(path=str(copy)), "policy", tmp_path, seed=0).encoder(None)
     assert str(error.value) == (
-        f"policy.tokenizer: {copy} has no chat template; use an instruction-tuned model's tokenizer"
+        f"policy.tokenizer: {copy} has no chat template; use an instruction-tuned model's tokenizer, or set "
+        "policy.chat_template"
     )
 
 

@@ -187,7 +187,7 @@ def test_the_one_message() -> None:
     refuse_unfit(config(PAPER), TWO_NODES)
     refuse_unfit(config(PAPER, "cluster.address=auto"))
     assert experiments_that_fit(Machine(cpus=1, gpus=0, memory_gib=1)) == []
-    assert len(experiments_that_fit(TWO_NODES)) == 10
+    assert len(experiments_that_fit(TWO_NODES)) == 30
 
 
 def test_the_description_holds_configuration_and_plan() -> None:

@@ -71,13 +71,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "checkpoint": ("config", "types"),
     "tracking": ("checkpoint", "config", "tracking_sinks", "types", "watch"),
     "tracking_sinks": ("config", "types"),
-    "models": ("config", "credit", "engines.random_model"),
+    "chat": ("config",),
+    "models": ("chat", "config", "credit", "engines.random_model"),
     "machine": ("config", "models"),
     "memory": ("config",),
     "plan": ("config", "machine", "memory"),
     "critic_prompt": ("config", "credit", "types"),
     "tasks": ("config", "credit", "engines.protocols", "tally", "types"),
-    "data": ("config", "tasks", "types"),
+    "data": ("chat", "config", "models", "tasks", "types"),
+    "conversations": ("chat", "config", "data", "types"),
     "cluster": (
         "canaries",
         "checkpoint",
@@ -95,7 +97,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "types",
     ),
 }
-PROGRAMS_IN_PACKAGES = ("tasks.arithmetic.models", "tasks.arithmetic.measure")
+PROGRAMS_IN_PACKAGES = ("data.__main__", "tasks.arithmetic.models", "tasks.arithmetic.measure")
 """Programs that stand beside what they are about; they may import as programs do."""
 ONLY_IN = {
     "jinja2": ("credit.template", "credit.template_check"),

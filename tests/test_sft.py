@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from capo_ray import sft
+from capo_ray.config import Data, compose, conf_dir
+from capo_ray.conversations import encode, pieces, read
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -70,10 +72,15 @@ def write(path: Path, conversations: list[Any]) -> None:
     path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in conversations))
 
 
+def talks(path: Path, messages_field: str | None = "messages", system: str | None = None, **columns: Any) -> Any:
+    return read(Data(path=str(path), **columns), messages_field, system)
+
+
 def settings(folder: Path, *more: str) -> list[str]:
     return [
         f"model={folder / 'config.json'}",
-        f"tokenizer={folder / 'tokenizer'}",
+        f"model.tokenizer={folder / 'tokenizer'}",
+        "model.dtype=float32",
         f"data={folder / 'data.jsonl'}",
         f"out={folder / 'out'}",
         *more,
@@ -85,7 +92,7 @@ def settings(folder: Path, *more: str) -> list[str]:
 
 def taught(conversation: list[dict[str, str]], tokenizer: Any) -> tuple[str, list[str]]:
     """The whole text, and the stretches of it that carry loss."""
-    (made,) = sft.encode([conversation], tokenizer)
+    (made,) = encode([conversation], tokenizer)
     mask = made.loss_mask or (True,) * len(made.token_ids)
     stretches: list[list[int]] = [[]]
     for token, taken in zip(made.token_ids, mask, strict=True):
@@ -104,7 +111,7 @@ def test_only_what_an_assistant_says_carries_loss(tokenizer: Any) -> None:
 
 
 def test_one_turn_is_a_prompt_and_a_response(tokenizer: Any) -> None:
-    (made,) = sft.encode([talk("hi", "yes", system="be brief")], tokenizer)
+    (made,) = encode([talk("hi", "yes", system="be brief")], tokenizer)
     assert not made.loss_mask and tokenizer.decode(made.token_ids) == "yes<|im_end|>"
     prompt = tokenizer.apply_chat_template(
         talk("hi", system="be brief"), add_generation_prompt=True, tokenize=True, return_dict=True
@@ -118,7 +125,7 @@ def test_a_template_that_rewrites_history_is_refused(tokenizer: Any) -> None:
             return "".join("" if m is not messages[-1] and m["role"] == "assistant" else m["content"] for m in messages)
 
     with pytest.raises(ValueError, match="renders turn 1 differently when more follows"):
-        sft.pieces(talk("a", "b", "c", "d"), Forgetful())
+        pieces(talk("a", "b", "c", "d"), Forgetful())
 
 
 # -- what is refused
@@ -126,12 +133,17 @@ def test_a_template_that_rewrites_history_is_refused(tokenizer: Any) -> None:
 
 def test_settings_are_checked(tmp_path: Path) -> None:
     given = ["model=m", "data=d", "out=o"]
-    assert sft.parse([*given, "betas=[0.9,0.95]", "steps=3"]).betas == (0.9, 0.95)
+    parsed = sft.parse([*given, "betas=[0.9,0.95]", "steps=3", "data.limit=5"])
+    assert (parsed.betas, parsed.model.path, parsed.data.path, parsed.data.limit) == ((0.9, 0.95), "m", "d", 5)
     for more, message in (
-        ("learnin_rate=1", "learnin_rate: no such key; the keys are model, tokenizer,"),
+        ("learnin_rate=1", "learnin_rate: no such key; see python -m capo_ray.sft --help"),
         ("learning_rate=-1", "learning_rate: Input should be greater than 0, got -1"),
         ("zero_stage=4", "zero_stage: Input should be 0, 1, 2 or 3, got 4"),
-        ("model=x.json", "`tokenizer` must be set when `model` is a config"),
+        ("model=x.json", "`model.tokenizer` must be set when `model` is a config"),
+        ("messages_field=null", "`data.solution_field` must be set when `messages_field` is null"),
+        ("data.kind=arithmetic", "`data.kind` arithmetic has no texts to learn from; name some with data=FILE"),
+        ("+experiment=x_sft", "Could not find 'experiment/x_sft'"),
+        ("+experiment=tiny_cpu", "+experiment=tiny_cpu is no supervised training: the names of those end in _sft"),
         ("loud", "arguments are key=value, got loud"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
@@ -144,7 +156,8 @@ def test_settings_are_checked(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "line 3: not JSON"),
-        ("[]", 'line 3: must be {"messages"'),
+        ("[]", "line 3: a JSON list, must be an object"),
+        ('{"text": "hi"}', 'line 3: must be {"messages"'),
         ('{"messages": [{"role": "user"}]}', "with strings"),
         ('{"messages": [{"role": "user", "content": "hi"}]}', "line 3: no assistant message"),
     ],
@@ -154,15 +167,63 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     write(path, [talk("a", "b")])
     path.write_text(path.read_text() + "\n" + line + "\n")
     with pytest.raises(ValueError, match=re.escape(message)):
-        list(sft.read(path))
+        list(talks(path))
 
 
 def test_data_may_be_missing_or_packed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no data file"):
-        list(sft.read(tmp_path / "data.jsonl"))
+    with pytest.raises(ValueError, match="there is no file"):
+        list(talks(tmp_path / "data.jsonl"))
     with gzip.open(tmp_path / "data.jsonl.gz", "wt") as file:
         file.write(json.dumps({"messages": talk("a", "b", "never answered")}))
-    assert list(sft.read(tmp_path / "data.jsonl.gz")) == [talk("a", "b")]
+    assert list(talks(tmp_path / "data.jsonl.gz")) == [talk("a", "b")]
+
+
+def test_problems_and_their_solutions(tmp_path: Path) -> None:
+    rows = [{"problem": "2 + 2?", "solution": "It is \\boxed{4}."}, {"problem": "Prove it.", "solution": " "}]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"question_field": "problem", "answer_field": "solution", "solution_field": "solution"}
+    made = list(talks(tmp_path / "data.jsonl", None, "be brief", **columns))
+    assert made == [talk("2 + 2?", "It is \\boxed{4}.", system="be brief"), None]
+    assert len(list(talks(tmp_path / "data.jsonl", None, None, limit=1, **columns))) == 1
+    with pytest.raises(ValueError, match=r"line 1: no field 'text'; there are problem, solution: set data\."):
+        list(talks(tmp_path / "data.jsonl", None, None, **columns | {"question_field": "text"}))
+
+
+EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*_sft.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_shows_its_plan(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sft.main([f"+experiment={name}", "dry_run=true"]) == 0
+    printed = capsys.readouterr().out
+    config = sft.parse([f"+experiment={name}"])
+    assert (config.learning_rate, config.sequences_per_update, config.out) == (1e-5, 80, f"./models/{name}")
+    assert config.data.path == "AI-MO/NuminaMath-CoT" and config.model.shape is not None
+    assert "4 ranks on one machine, 1 passes over AI-MO/NuminaMath-CoT" in printed and "optimizer" in printed
+    assert "final answer within \\boxed{}." in printed and "What is $2 + 3$?" in printed
+
+
+def test_what_is_learnt_is_what_is_trained_on_later() -> None:
+    """The supervised policy is the one that the RL experiments of its name start from, asked in the same way."""
+    for name in EXPERIMENTS:
+        taught = sft.parse([f"+experiment={name}"])
+        trained = compose([f"+experiment={name.removesuffix('_sft')}_majority"]).policy
+        assert (trained.path == taught.out) == name.startswith("qwen")
+        assert taught.model.model_copy(update={"path": trained.path}) == trained
+
+
+def test_the_end_of_a_turn_becomes_the_end_of_text(folder: Path) -> None:
+    """As with Qwen's base models, whose own end of text stands after documents: engines would sample past turns."""
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    spec = json.loads(path.read_text()) | {"eos_token": "<|pad|>"}
+    path.write_text(json.dumps(spec))
+    tokenizer = sft.tokenizer_of(sft.parse(settings(folder)))
+    assert tokenizer.eos_token == "<|im_end|>"
+    (folder / "generation_config.json").write_text("{}")
+    sft.write_tokenizer(tokenizer, folder)
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((folder / name).read_text())["eos_token_id"] == tokenizer.eos_token_id
+    assert json.loads((folder / "tokenizer_config.json").read_text())["eos_token"] == "<|im_end|>"
 
 
 def test_what_fits_is_kept_and_the_rest_counted(folder: Path) -> None:
@@ -217,7 +278,7 @@ def test_it_learns_and_goes_on_where_it_stopped(folder: Path) -> None:
     begun = run(folder, *common, "steps=6", "checkpoint_every=6")
     resumed = run(folder, *common, "steps=90", "resume=true", "evaluation_share=0")
     straight = run(folder, *common, "steps=90", "ranks=2", "zero_stage=2", f"out={folder / 'straight'}")
-    assert "40 conversations to learn from, 0 held out, 0 too long" in begun and "tokens/s" in begun
+    assert "40 conversations to learn from, 0 held out, 0 too long or without a" in begun and "tokens/s" in begun
     assert losses(begun) + losses(resumed) == pytest.approx(losses(straight), abs=2e-3)
     assert losses(straight)[-1] < 0.2 < losses(straight)[0]
 

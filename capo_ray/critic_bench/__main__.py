@@ -26,7 +26,7 @@ from capo_ray.critic_bench.replies import Reply, ask, read_replies
 from capo_ray.critic_bench.report import evaluate, lines, plot, table
 from capo_ray.critic_prompt import find_template
 from capo_ray.critics import CriticsFailed
-from capo_ray.data import DataError
+from capo_ray.data.problem import DataError
 from capo_ray.labelled import arithmetic, processbench, read_responses
 
 USAGE = """usage: python -m capo_ray.critic_bench critic=NAME data=processbench path=FILE_OR_FOLDER k=8 out=DIR

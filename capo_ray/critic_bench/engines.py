@@ -64,7 +64,7 @@ async def sample(config: Config, work: Path, count: int, advance: Callable[[], N
 
     _prepare(config, "rollout")
     policy = find_model(config.policy, "policy", work, seed=config.seed)
-    encode = policy.encoder(config.policy.system_prompt)
+    encode = policy.encoder(config.policy.system_prompt, config.policy.chat_template)
     engine = make_rollout(rollout_settings(config, policy), "rollout-0")
     sampling, asked = (
         sampling_of(config),

@@ -18,7 +18,7 @@ from capo_ray.credit.critique import ReferenceKind
 from capo_ray.credit.reply import parse
 from capo_ray.critic_bench.scores import Judged
 from capo_ray.critics import Critics
-from capo_ray.data import DataError
+from capo_ray.data.problem import DataError
 from capo_ray.labelled import Item
 from capo_ray.seeds import seed_of
 from capo_ray.types import REPLIED_OUTCOMES, Critique, JsonDict

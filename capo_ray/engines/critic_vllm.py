@@ -21,7 +21,8 @@ class VllmCritic:
         self._requests = Requests(self._engine)
         self._closed = False
         tokenizer = self._engine.get_tokenizer()
-        if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        self._template = settings.chat_template or getattr(tokenizer, "chat_template", None)
+        if tokenizer is None or not self._template:
             raise ValueError(
                 f"the critic's tokenizer {settings.tokenizer} has no chat template; use an instruction-tuned model"
             )
@@ -29,7 +30,11 @@ class VllmCritic:
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
         token_ids = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=False
+            [dict(message) for message in messages],
+            chat_template=self._template,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
         )
         window = self._engine.model_config.max_model_len
         if len(token_ids) + sampling.max_tokens > window:

@@ -36,6 +36,8 @@ class VllmSettings:
     eager: bool = False
     device: str = "gpu"
     seed: int = 0
+    chat_template: str | None = None
+    """Of a critic's conversations; None: the tokenizer's own."""
     weight_transfer: str | None = None
     """Transport of weights_receive by name; None for a frozen model."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from capo_ray.checkpoint import RunDirError
 from capo_ray.config import ConfigError
-from capo_ray.data import DataError
+from capo_ray.data.problem import DataError
 from capo_ray.lab.design import Design, designs, load
 from capo_ray.lab.report import curves, figure_of, page
 from capo_ray.lab.runs import folder, results, run_all

@@ -46,7 +46,7 @@ def mathematics(config: Config) -> Task:
     return Task(verify, None, verifier.close)
 
 
-TASKS: dict[str, Callable[[Config], Task]] = {"arithmetic": arithmetic, "jsonl": mathematics}
+TASKS: dict[str, Callable[[Config], Task]] = {"arithmetic": arithmetic, "math": mathematics}
 
 
 def task_of(config: Config) -> Task:

@@ -13,7 +13,7 @@ from openai_server import chat, serving_in_thread
 
 from capo_ray.credit.critique import render_reply, unwrap
 from capo_ray.critic_bench.__main__ import main
-from capo_ray.data import DataError
+from capo_ray.data.problem import DataError
 from capo_ray.labelled import Item, arithmetic, processbench
 
 K = 8

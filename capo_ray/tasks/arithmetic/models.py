@@ -138,7 +138,8 @@ def teach(stage: Stage, model: Path, work: Path, name: str) -> Path:
         file.writelines(json.dumps({"messages": lesson}) + "\n" for lesson in stage.lessons)
     settings = {
         "model": model,
-        "tokenizer": work / "tokenizer",
+        "model.tokenizer": work / "tokenizer",
+        "model.dtype": "float32",
         "data": data,
         "out": out,
         "steps": stage.steps,

@@ -1,0 +1,84 @@
+"""Conversations as text: chat templates, rendered without the model and without its tokenizer's library.
+
+A template comes from the configuration (`conf/model` has those of the paper's models) or from the model's own files.
+Leaves out turning text into tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from capo_ray.config import ConfigError
+
+
+class Encode(Protocol):
+    def __call__(self, question: str, system: str | None = None, /) -> tuple[int, ...]:
+        """Token ids of the chat that ends where the answer begins. `system` stands in for the usual system message."""
+
+
+def conversation(question: str, system: str | None) -> list[dict[str, str]]:
+    """The messages that a policy answers."""
+    before = [{"role": "system", "content": system}] if system else []
+    return [*before, {"role": "user", "content": question}]
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    special: Mapping[str, str] | None = None,
+    add_generation_prompt: bool = True,
+) -> str:
+    """`messages` as the model reads them, up to where its answer begins. `special`: the tokenizer's special tokens by
+    name, for templates that refer to them. Raises ConfigError where the template refuses them."""
+    try:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise ConfigError("chat templates need the package jinja2: pip install jinja2") from None
+
+    def refuse(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    # The same settings and functions as transformers gives to templates.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    try:
+        return str(
+            environment.from_string(template).render(
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                **(special or {}),
+            )
+        )
+    except TemplateError as error:
+        raise ConfigError(f"chat_template: it does not render these messages: {error}") from error
+
+
+def _to_json(value: Any, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, **options)
+
+
+def template_in(folder: Path) -> tuple[str, dict[str, str]] | None:
+    """The chat template of the tokenizer in `folder`, and the special tokens it may refer to; None without one."""
+    path = folder / "tokenizer_config.json"
+    spec = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    alone = folder / "chat_template.jinja"
+    template = alone.read_text(encoding="utf-8") if alone.is_file() else spec.get("chat_template")
+    if isinstance(template, list):  # several by name
+        template = next((one["template"] for one in template if one["name"] == "default"), None)
+    if template is None:
+        return None
+    tokens = {name: _content(spec.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    return template, {name: token for name, token in tokens.items() if token is not None}
+
+
+def _content(token: Any) -> str | None:
+    return token["content"] if isinstance(token, dict) else token

@@ -1,0 +1,38 @@
+"""One prompt of a run as its policy will read it, without network, and without files that are not here.
+
+Part of what `dry_run=true` prints. Leaves out the critic's side.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from capo_ray.chat import conversation
+from capo_ray.config import Config
+from capo_ray.data.problem import DataError, Problem
+from capo_ray.data.prompts import arithmetic_problems
+from capo_ray.data.read import problems
+from capo_ray.models import shown
+
+STAND_IN = Problem(id="stand-in", question="What is $2 + 3$?", answer="5")
+
+
+def prompt_example(config: Config) -> str:
+    """The first problem of the data where they are files on this machine, else a stand-in, in the chat template."""
+    problem, source = _first(config)
+    messages = conversation(problem.question, problem.system or config.policy.system_prompt)
+    text = shown(messages, config.policy, add_generation_prompt=True)
+    return f"a prompt as the policy reads it ({source})\n" + "\n".join(f"  | {line}" for line in text.split("\n"))
+
+
+def _first(config: Config) -> tuple[Problem, str]:
+    if config.data.kind == "arithmetic":
+        return arithmetic_problems(config.seed, 1, config.data)[0], "made up, as in the run"
+    path = Path(str(config.data.path)).expanduser()
+    if not path.is_file():
+        return STAND_IN, f"a stand-in: {config.data.path} is not looked at in a dry run"
+    try:
+        first = next(problems(config.data))
+    except DataError as error:
+        return STAND_IN, f"a stand-in: {error}"
+    return (STAND_IN, f"a stand-in: {first}") if isinstance(first, DataError) else (first, f"the first of {path.name}")

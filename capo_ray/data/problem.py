@@ -1,0 +1,107 @@
+"""From a row of a data set to a problem: columns by name, nested ones by dotted names, gold answers out of texts.
+
+Leaves out where rows come from (read) and how problems become prompts (prompts).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from capo_ray.config import Data
+from capo_ray.tasks.math import last_boxed
+from capo_ray.types import JsonDict
+
+
+class DataError(ValueError):
+    """A data set cannot be used; the message names the file, the row and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    id: str
+    question: str
+    answer: str
+    """Empty where the row has none."""
+    solution: str = ""
+    system: str | None = None
+    """System message of the row itself, which stands before the policy's own."""
+
+
+def problem_of(record: JsonDict, where: str, name: str, data: Data) -> Problem:
+    """`where` says where the row stands, `name` is its id where it brings none. Raises DataError."""
+    question, system = _question(_value(record, data.question_field, "question_field", where), data, where)
+    answer = _text(record, data.answer_field, "answer_field", where)
+    solution = _text(record, data.solution_field, "solution_field", where) if data.solution_field else ""
+    if data.id_field is not None:
+        name = _text(record, data.id_field, "id_field", where)
+    return Problem(id=name, question=question, answer=_gold(answer, data, where), solution=solution, system=system)
+
+
+def _gold(text: str, data: Data, where: str) -> str:
+    """The final answer in what the answer's column holds."""
+    if data.answer_boxed:
+        return (last_boxed(text) or "").strip()
+    if data.answer_pattern is not None:
+        found = re.search(data.answer_pattern, text)
+        if found is None:
+            raise DataError(
+                f"{where}: data.answer_pattern {data.answer_pattern!r} does not match field {data.answer_field!r}, "
+                f"which ends in {text[-80:]!r}"
+            )
+        return (found[1] or "").strip()
+    return text.strip()
+
+
+def _question(value: Any, data: Data, where: str) -> tuple[str, str | None]:
+    """The question, and the system message before it where the column holds messages, as verl's `prompt` does."""
+    if not isinstance(value, list):
+        return _plain(value, data.question_field, where), None
+    if not all(isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in value):
+        raise DataError(
+            f"{where}: field {data.question_field!r} is a list, must be a text or messages with a role and a content"
+        )
+    roles = [message["role"] for message in value]
+    if roles not in (["user"], ["system", "user"]):
+        raise DataError(
+            f"{where}: field {data.question_field!r} holds the messages {', '.join(roles) or 'of nobody'}; a prompt is "
+            "one of a user, after at most one system message"
+        )
+    return value[-1]["content"], value[0]["content"] if len(value) > 1 else None
+
+
+def _text(record: JsonDict, name: str, option: str, where: str) -> str:
+    """A list, such as that of several right answers, is joined by commas."""
+    value = _value(record, name, option, where)
+    if isinstance(value, list) and value:
+        return ", ".join(_plain(part, name, where) for part in value)
+    return _plain(value, name, where)
+
+
+def _plain(value: Any, name: str, where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        kind = "empty list" if value == [] else type(value).__name__
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise DataError(f"{where}: field {name!r} is {article} {kind}, must be a text or a number")
+    return str(value)
+
+
+def _value(record: JsonDict, name: str, option: str, where: str) -> Any:
+    """The column called `name`, or the one that its dots lead to."""
+    if name in record:
+        return record[name]
+    found: Any = record
+    for part in name.split("."):
+        if not isinstance(found, dict) or part not in found:
+            raise DataError(f"{where}: no field {name!r}; there are {', '.join(_names(record))}: set data.{option}")
+        found = found[part]
+    return found
+
+
+def _names(record: JsonDict) -> list[str]:
+    """Dotted names of what a row holds."""
+    names: list[str] = []
+    for name, value in sorted(record.items()):
+        names += [f"{name}.{inner}" for inner in _names(value)] if isinstance(value, dict) and value else [name]
+    return names

@@ -1,0 +1,126 @@
+"""Chat templates: those of conf/model render what the models were trained on, and what is shown is what is sampled."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from capo_ray.chat import conversation, render, template_in
+from capo_ray.config import ConfigError, Model, compose, conf_dir
+from capo_ray.models import ASSETS, find_model, shown
+
+TALK = [
+    {"role": "user", "content": " 1 + 1? "},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "Sure?"},
+]
+SYSTEM = {"role": "system", "content": "Be brief."}
+LLAMA_3 = (
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n1 + 1?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n2<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+SYSTEM_HEADER = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+CHATML = (
+    "<|im_start|>user\n 1 + 1? <|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n"
+    "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
+)
+EXPECTED = {
+    "llama3_70b_instruct": (LLAMA_3, LLAMA_3.replace("<|begin_of_text|>", f"{SYSTEM_HEADER}Be brief.<|eot_id|>")),
+    **dict.fromkeys(
+        ("llama3_2_1b_instruct", "llama3_2_3b_instruct"),
+        tuple(
+            LLAMA_3.replace("<|begin_of_text|>", f"{SYSTEM_HEADER}{DATES}{system}<|eot_id|>")
+            for system in ("", "Be brief.")
+        ),
+    ),
+    **{
+        name: (
+            f"<|im_start|>system\n{usual}You are a helpful assistant.<|im_end|>\n{CHATML}",
+            f"<|im_start|>system\nBe brief.<|im_end|>\n{CHATML}",
+        )
+        for name, usual in {
+            "qwen2_5_1_5b": "",
+            "qwen2_5_7b": "",
+            "qwen2_5_72b_instruct": "You are Qwen, created by Alibaba Cloud. ",
+        }.items()
+    },
+}
+"""Without a system message, and with one."""
+
+
+def template(name: str) -> str:
+    found = compose(["+experiment=tiny_cpu", f"model@policy={name}"]).policy.chat_template
+    assert found is not None
+    return found
+
+
+def test_every_model_that_is_not_here_has_a_template() -> None:
+    named = {path.stem for path in (conf_dir() / "model").glob("*.yaml")}
+    assert named - {"random_tiny", "tiny_policy", "tiny_critic"} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_template_renders_as_the_model_was_trained(name: str) -> None:
+    without, with_system = EXPECTED[name]
+    assert render(template(name), TALK) == without
+    assert render(template(name), [SYSTEM, *TALK]) == with_system
+    unended = render(template(name), TALK[:2], add_generation_prompt=False)
+    assert without.startswith(unended) and unended.rstrip().endswith(("2<|eot_id|>", "2<|im_end|>"))
+
+
+@pytest.fixture
+def qwen2(test_data: Path, tmp_path: Path) -> Path:
+    """A folder with a full-size tokenizer, whose own template always has a system message and asks for no prompt."""
+    import gzip
+
+    folder = tmp_path / "qwen2"
+    folder.mkdir()
+    there = test_data / "tokenizers" / "qwen2"
+    (folder / "tokenizer.json").write_bytes(gzip.decompress((there / "tokenizer.json.gz").read_bytes()))
+    shutil.copy(there / "tokenizer_config.json", folder)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 151936, "max_position_embeddings": 2048}))
+    return folder
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own template", "set template"])
+def test_what_is_shown_is_what_is_sampled(qwen2: Path, tmp_path: Path, own: bool) -> None:
+    from tokenizers import Tokenizer
+
+    model = Model(path=str(qwen2), chat_template=None if own else template("qwen2_5_7b"))
+    encode = find_model(model, "policy", tmp_path, seed=0).encoder("Be brief.", model.chat_template)
+    tokenizer = Tokenizer.from_file(str(qwen2 / "tokenizer.json"))
+    for question in ("1 + 1?", " é\n\nx ", "<|im_end|>"):
+        text = shown(conversation(question, "Be brief."), model, add_generation_prompt=True)
+        assert tokenizer.encode(text, add_special_tokens=False).ids == list(encode(question))
+    assert encode("1?", "Be long.") != encode("1?") == encode("1?", "Be brief.")
+
+
+def test_special_tokens_and_the_places_of_templates(tmp_path: Path) -> None:
+    spec = {"bos_token": {"content": "<s>"}, "chat_template": [{"name": "default", "template": "{{ bos_token }}A"}]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(spec))
+    found = template_in(tmp_path)
+    assert found is not None and render(found[0], TALK, special=found[1]) == "<s>A"
+    (tmp_path / "chat_template.jinja").write_text("B{{ messages | length }}")
+    assert shown(TALK, Model(path=str(tmp_path)), add_generation_prompt=True) == "B3"
+    tiny = shown(TALK, Model(path="asset:tiny_policy"), add_generation_prompt=True)
+    assert tiny.startswith("<|im_start|>user\n 1 + ")
+    assert template_in(ASSETS / "nothing") is None
+
+
+def test_a_template_that_is_wrong_or_refuses() -> None:
+    with pytest.raises(ConfigError, match="chat_template: it does not render these messages: roles must alternate"):
+        render("{{ raise_exception('roles must alternate') }}", TALK)
+    with pytest.raises(ConfigError, match="chat_template: it does not render these messages: "):
+        render("{% for %}", TALK)
+    unknown = shown(TALK, Model(path="owner/name"), add_generation_prompt=True)
+    assert unknown == "(not known: the chat template of owner/name is not here; chat_template sets one)"
+
+
+def test_a_template_with_todays_date_is_warned_of(
+    qwen2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    find_model(Model(path=str(qwen2)), "policy", tmp_path, seed=0).encoder(None, "{{ strftime_now('%d') }}")
+    assert "writes today's date into every prompt: tomorrow they are others. Set policy.chat_template" in caplog.text
