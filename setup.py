@@ -44,7 +44,7 @@ GPU = [
 # What reads a run's ledger (`python -m capo_ray.revote`) on a machine without engines.
 LEDGER = ["pyarrow>=17", "rich>=13"]
 
-TEST = ["build", "hypothesis", "mypy", "pytest>=8", "pytest-timeout", "ruff"]
+TEST = ["build", "hypothesis", "mypy", "pytest>=8", "pytest-timeout", "pytest-xdist", "ruff"]
 
 
 def readme() -> str:
