@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from capo_ray.canaries import Canary
     from capo_ray.cluster.crew import RayCrew
     from capo_ray.credit.template import PromptTemplate
+    from capo_ray.critic_budget import CriticBudget
     from capo_ray.critics import Critics
     from capo_ray.engines.critic_http import HttpCritic
     from capo_ray.engines.protocols import CriticEngine
@@ -268,6 +269,19 @@ def make_aggregator(
     return Aggregator(parts, shard=shard, put=put, ledger=ledger)
 
 
+def critic_budget(config: Config) -> CriticBudget | None:
+    from capo_ray.critic_budget import CriticBudget
+
+    critic = config.critic
+    if critic is None or critic.tokens_per_step is None:
+        return None
+    return CriticBudget(
+        critic.tokens_per_step,
+        most_per_response=critic.critiques * critic.max_critique_tokens,
+        max_staleness=config.algorithm.max_staleness,
+    )
+
+
 def critic_settings(config: Config, template: PromptTemplate) -> Any:
     from capo_ray.critics import CriticSettings
 
@@ -376,6 +390,7 @@ async def running_crew(config: Config, found: Prepared, run_dir: Path, tracker: 
             prompts_for=found.prompts_for,
             held_out=found.held_out,
             canaries_for=found.canaries_for,
+            budget=critic_budget(config),
             export_to=run_dir / "policy",
         )
         settings = CrewSettings(

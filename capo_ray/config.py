@@ -248,6 +248,9 @@ class Critic(Voter):
         ge=0,
         description="responses whose critiques are kept per aggregator shard, for equal ones that come later; 0: none",
     )
+    tokens_per_step: int | None = Field(
+        None, gt=0, description="tokens that critics may write in a step, about; null: no bound"
+    )
     template: str = Field(
         "paper",
         description="`paper`: the full instructions; `brief`: what the tiny critic was taught; else a Jinja file of "

@@ -13,7 +13,8 @@ from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
 
 def check(config: Config) -> None:
     """Raises ValueError at the first rule that is broken."""
-    for rule in (_check_logprobs, _check_objective, _check_batch, _check_credit, _check_windows, _check_cluster):
+    rules = (_check_logprobs, _check_objective, _check_batch, _check_credit, _check_budget, _check_windows)
+    for rule in (*rules, _check_cluster):
         rule(config)
 
 
@@ -116,6 +117,25 @@ def _check_credit(config: Config) -> None:
         raise ValueError(
             f"`reward.min_valid_critiques` {config.reward.min_valid_critiques} can never be reached with "
             f"critic.critiques {config.critic.critiques}"
+        )
+
+
+def _check_budget(config: Config) -> None:
+    critic = config.critic
+    if critic is None or critic.tokens_per_step is None:
+        return
+    if config.reward.outcome == "critic":
+        raise ValueError(
+            "`critic.tokens_per_step` leaves groups unjudged, and `reward.outcome` critic has nothing to pay them by; "
+            "use one of the two"
+        )
+    group = config.responses_per_prompt * critic.critiques * critic.max_critique_tokens
+    if critic.tokens_per_step < group:
+        raise ValueError(
+            f"`critic.tokens_per_step` {critic.tokens_per_step} must hold one group: responses_per_prompt "
+            f"{config.responses_per_prompt} x critic.critiques {critic.critiques} x critic.max_critique_tokens "
+            f"{critic.max_critique_tokens} = {group}, what it is taken to cost before any was judged; raise it, or ask "
+            "for fewer or shorter critiques"
         )
 
 

@@ -315,6 +315,10 @@ class Critics:
             )
         return Failure("not_asked", outage.cause)
 
+    def not_asked(self) -> tuple[Critique, ...]:
+        """What stands for the critiques of a response that no critic is asked about."""
+        return (Critique(text="", outcome="not_asked"),) * self._settings.critiques
+
     def apart(self) -> Critics:
         """The same engines and queues for what is no response of the run: counted by itself, never from a cache, and
         no failure of it stops the run."""

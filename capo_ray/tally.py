@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import fsum
 
 from capo_ray.credit.group import GroupScore
-from capo_ray.types import FAILED_OUTCOMES, Critique, Metrics, Scored
+from capo_ray.types import FAILED_OUTCOMES, REPLIED_OUTCOMES, Critique, Metrics, Scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ RATES: dict[str, tuple[str, str]] = {
     "critic/canary_precision": ("canary_hits", "canary_flagged"),
     "critic/canary_recall": ("canary_hits", "canary_wrong"),
     "critic/canary_valid_share": ("canary_valid_critiques", "canary_finished_critiques"),
+    "critic/over_budget_share": ("over_budget", "responses"),
     "group/credit_share": ("groups_with_credit", "groups"),
     "group/dropped_share": ("groups_dropped", "groups"),
     "truth/step_accuracy": ("steps_right", "truth_steps"),
@@ -106,6 +107,7 @@ def _count_credit(scored: Scored) -> dict[str, float]:
         "flagged_steps": len(flagged),
         "flagged_tokens": sum(scored.steps[s].tokens[1] - scored.steps[s].tokens[0] for s in flagged),
         "critiques": len(scored.critiques),
+        "answered_steps": len(scored.steps) if any(c.outcome in REPLIED_OUTCOMES for c in scored.critiques) else 0,
         "finished_critiques": len(finished),
         "written_critiques": sum(not critique.cached for critique in finished),
         "valid_critiques": sum(critique.outcome == "ok" for critique in scored.critiques),

@@ -299,6 +299,21 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "`reward.min_valid_critiques` 5 can never be reached with critic.critiques 4",
         ),
         (
+            "critic.tokens_per_step=6143",
+            "`critic.tokens_per_step` 6143 must hold one group: responses_per_prompt 16 x critic.critiques 4 x "
+            "critic.max_critique_tokens 96 = 6144, what it is taken to cost before any was judged; raise it, or ask "
+            "for fewer or shorter critiques",
+        ),
+        (
+            "critic.tokens_per_step=9999 reward.outcome=critic",
+            "`critic.tokens_per_step` leaves groups unjudged, and `reward.outcome` critic has nothing to pay them by; "
+            "use one of the two",
+        ),
+        (
+            "critic.canaries.rate=0",
+            "critic.canaries.rate: Input should be greater than 0, got 0",
+        ),
+        (
             "critic.window=100",
             "the critic's window of 100 tokens cannot hold a question and a response (128) and "
             "critic.max_critique_tokens 96; lower one or set a larger critic.window",

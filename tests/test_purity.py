@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "ledger": ("credit", "types"),
     "routing": ("engines.protocols",),
     "asking": ("engines.protocols", "routing", "types"),
+    "critic_budget": ("types",),
     "critic_counts": ("credit", "types"),
     "critics": (
         "asking",
@@ -85,6 +86,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "checkpoint",
         "config",
         "credit",
+        "critic_budget",
         "critics",
         "ledger",
         "engines.protocols",

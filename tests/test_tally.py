@@ -48,6 +48,7 @@ COUNTS = {
     "flagged_steps": 2,
     "flagged_tokens": 2,
     "critiques": 8,
+    "answered_steps": 3 + 2 + 1,
     "finished_critiques": 6,
     "valid_critiques": 4,
     "written_critiques": 6,

@@ -11,6 +11,7 @@ from typing import Any
 
 from capo_ray.canaries import Canary
 from capo_ray.cluster.lifeline import Lifeline
+from capo_ray.critic_budget import Sampled
 from capo_ray.engines.protocols import Message, Replies, UpdateBatch, WeightReceipt
 from capo_ray.types import GroupSummary, Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
 
@@ -146,6 +147,18 @@ class AggregatorActor:
 
     async def score(self, prompt: Prompt, rollout: Rollout, seed: int, step: int) -> int:
         return await self._aggregator.score(prompt, rollout, seed, step)
+
+    async def verify(self, prompt: Prompt, rollout: Rollout) -> int:
+        return await self._aggregator.verify(prompt, rollout)
+
+    async def sampled(self, prompt: Prompt) -> tuple[Sampled, ...]:
+        return self._aggregator.sampled(prompt)
+
+    async def judge_group(self, prompt: Prompt, seed: int, step: int) -> None:
+        await self._aggregator.judge_group(prompt, seed, step)
+
+    async def leave_group(self, prompt: Prompt) -> None:
+        self._aggregator.leave_group(prompt)
 
     async def check(self, prompt: Prompt, rollout: Rollout) -> tuple[int, Metrics]:
         return await self._aggregator.check(prompt, rollout)

@@ -1,8 +1,9 @@
 """The reward aggregator: verifies answers, has responses judged, votes, and gives every token its reward and advantage.
 
 One shard holds all responses of a prompt; a response is verified and judged the moment it arrives, its group is closed
-when the last one is. Payloads stay here and in the object store; the driver gets summaries. Leaves out how a group is
-scored (credit.group), how critics are asked (critics) and who samples (rollout_pool).
+when the last one is. Where critics have a budget a response is verified when it arrives, and judged, or not, with its
+group. Payloads stay here and in the object store; the driver gets summaries. Leaves out how a group is scored
+(credit.group), how critics are asked (critics) and who samples (rollout_pool).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from capo_ray.canaries import Canary, CanaryJudge
 from capo_ray.credit.critique import ReferenceKind, reference_of, shorter_reference
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
+from capo_ray.critic_budget import Sampled
 from capo_ray.critics import Critics
 from capo_ray.ledger import Ledger
 from capo_ray.seeds import seed_of
 from capo_ray.tally import Truth, count_group, count_response
-from capo_ray.types import Answer, Critique, GroupSummary, JsonDict, Metrics, Prompt, Rollout, TrainSequence
+from capo_ray.types import Answer, Critique, GroupSummary, JsonDict, Metrics, Prompt, Rollout, Step, TrainSequence
 
 Verify = Callable[[Prompt, str], Awaitable[Answer]]
 """(prompt, response) -> verdict; never raises for what a response says."""
@@ -75,24 +77,49 @@ class Aggregator:
         """Verify and judge one response; its index in the group. `seed` is the run's."""
         steps = steps_of(rollout.text, rollout.char_ends, self._parts.between)
         answer, critiques = await asyncio.gather(
-            self._parts.verify(prompt, rollout.text),
-            self._judge(
-                prompt, rollout, [s.text for s in steps], seed_of(seed, step, prompt.id, rollout.index, "critique")
-            ),
+            self._parts.verify(prompt, rollout.text), self._judge(prompt, rollout, steps, seed, step)
         )
-        member = Member(rollout=rollout, steps=steps, critiques=critiques, answer=answer)
-        self._members.setdefault(prompt.id, {})[rollout.index] = member
-        return rollout.index
+        return self._keep(prompt, Member(rollout=rollout, steps=steps, critiques=critiques, answer=answer))
 
-    async def _judge(self, prompt: Prompt, rollout: Rollout, steps: Sequence[str], seed: int) -> tuple[Critique, ...]:
+    async def verify(self, prompt: Prompt, rollout: Rollout) -> int:
+        """Verify one response alone, for `judge_group` or `leave_group` later; its index in the group."""
+        steps = steps_of(rollout.text, rollout.char_ends, self._parts.between)
+        answer = await self._parts.verify(prompt, rollout.text)
+        return self._keep(prompt, Member(rollout=rollout, steps=steps, critiques=(), answer=answer))
+
+    def _keep(self, prompt: Prompt, member: Member) -> int:
+        self._members.setdefault(prompt.id, {})[member.rollout.index] = member
+        return member.rollout.index
+
+    def sampled(self, prompt: Prompt) -> tuple[Sampled, ...]:
+        """The responses that are there, by their index."""
+        members = (member for _, member in sorted(self._members[prompt.id].items()))
+        return tuple(Sampled(member.answer, len(member.steps)) for member in members)
+
+    async def judge_group(self, prompt: Prompt, seed: int, step: int) -> None:
+        """Have the responses judged that were verified alone."""
+        members = self._members[prompt.id].values()
+        judging = [self._judge(prompt, member.rollout, member.steps, seed, step) for member in members]
+        for member, critiques in zip(tuple(members), await asyncio.gather(*judging), strict=True):
+            self._keep(prompt, replace(member, critiques=critiques))
+
+    def leave_group(self, prompt: Prompt) -> None:
+        """Ask no critic about the responses that were verified alone."""
+        assert self._parts.critics is not None
+        for member in tuple(self._members[prompt.id].values()):
+            self._keep(prompt, replace(member, critiques=self._parts.critics.not_asked()))
+
+    async def _judge(
+        self, prompt: Prompt, rollout: Rollout, steps: Sequence[Step], seed: int, step: int
+    ) -> tuple[Critique, ...]:
         if self._parts.critics is None:
             return ()
         return await self._parts.critics.judge(
             prompt.question,
             reference_of(prompt, self._parts.reference),
-            steps,
+            [shown.text for shown in steps],
             response_key=f"{prompt.id}/{rollout.index}",
-            seed=seed,
+            seed=seed_of(seed, step, prompt.id, rollout.index, "critique"),
             shorter=shorter_reference(prompt, self._parts.reference),
         )
 

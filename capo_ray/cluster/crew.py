@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,6 +19,7 @@ from capo_ray.checkpoint import Checkpoints, read_state
 from capo_ray.cluster.patience import when_up
 from capo_ray.cluster.rollout_pool import RolloutPool
 from capo_ray.cluster.trainer_group import TrainerGroup
+from capo_ray.critic_budget import CriticBudget, Sampled
 from capo_ray.gate import Gate
 from capo_ray.seeds import seed_of
 from capo_ray.tally import add, rates
@@ -58,6 +59,8 @@ class CrewParts:
     canaries_for: Callable[[int], Sequence[Canary]]
     """step -> the canaries that are judged beside its responses; a pure function."""
     held_out: Sequence[Prompt]
+    budget: CriticBudget | None
+    """Of critic tokens; None: every response is judged as soon as it is finished."""
     export_to: Path
     """Folder of the trained policy."""
 
@@ -79,7 +82,10 @@ class RayCrew:
         if checkpoint is None:
             self._parts.tracker.rewind(0)
             return 0
-        step = int(read_state(checkpoint)["step"])
+        state = read_state(checkpoint)
+        step = int(state["step"])
+        if self._parts.budget is not None:
+            self._parts.budget.restore(state.get("critic_costs", {}))
         await self._parts.trainers.restore(checkpoint / "trainer")
         self._parts.tracker.rewind(step)
         log.info("resumed from %s", checkpoint)
@@ -94,7 +100,8 @@ class RayCrew:
             silent = [place for place, group in enumerate(groups) if not group.has_credit]
             if not silent:
                 break
-            fresh = await self._groups(self._parts.prompts_for(step, attempt)[: len(silent)], step, 0)
+            prompts = self._parts.prompts_for(step, attempt)[: len(silent)]
+            fresh = await self._groups(prompts, step, 0, spent=_critic_tokens((*groups, *spare)))
             for place, group in zip(silent, fresh, strict=True):
                 if group.has_credit:
                     groups[place], group = group, groups[place]
@@ -108,8 +115,13 @@ class RayCrew:
         shares = [canaries[number :: len(shards)] for number in range(len(shards))]
         return [shard.begin_canaries.remote(share) for shard, share in zip(shards, shares, strict=True) if share]
 
-    async def _groups(self, prompts: Sequence[Prompt], step: int, num_samples: int) -> list[GroupSummary]:
+    async def _groups(
+        self, prompts: Sequence[Prompt], step: int, num_samples: int, *, spent: float = 0.0
+    ) -> list[GroupSummary]:
+        """`spent`: critic tokens of the step so far."""
         samples = _spread(num_samples, len(prompts))
+        if self._parts.budget is not None:
+            return await self._groups_within(self._parts.budget, prompts, step, samples, spent)
         async with asyncio.TaskGroup() as tasks:
             groups = [
                 tasks.create_task(self._group(prompt, step, kept))
@@ -117,15 +129,55 @@ class RayCrew:
             ]
         return [group.result() for group in groups]
 
+    async def _groups_within(
+        self, budget: CriticBudget, prompts: Sequence[Prompt], step: int, samples: Sequence[int], spent: float
+    ) -> list[GroupSummary]:
+        """Which groups are judged is known when the answers of all are, so judging waits for the last response."""
+        async with asyncio.TaskGroup() as tasks:
+            sampled = [tasks.create_task(self._verified(prompt, step)) for prompt in prompts]
+        admitted = budget.admit(step, [group.result() for group in sampled], spent=spent)
+        async with asyncio.TaskGroup() as tasks:
+            groups = [
+                tasks.create_task(self._judge_group(prompt, step, kept, judged))
+                for prompt, kept, judged in zip(prompts, samples, admitted, strict=True)
+            ]
+        return [group.result() for group in groups]
+
+    async def _verified(self, prompt: Prompt, step: int) -> tuple[Sampled, ...]:
+        """Sample and verify the group of `prompt`."""
+        shard = self._shard(prompt)
+
+        async def verify(rollout: Any) -> int:
+            return await shard.verify.remote(prompt, rollout)
+
+        await self._sample(prompt, step, verify)
+        return await shard.sampled.remote(prompt)
+
+    async def _judge_group(self, prompt: Prompt, step: int, num_samples: int, judged: bool) -> GroupSummary:
+        shard = self._shard(prompt)
+        if judged:
+            await shard.judge_group.remote(prompt, self._settings.seed, step)
+        else:
+            await shard.leave_group.remote(prompt)
+        summary = await shard.close_group.remote(prompt, step, num_samples)
+        left = 0.0 if judged else summary.tally["responses"]
+        return replace(summary, tally=summary.tally | {"over_budget": left})
+
     async def _group(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
         shard, seed = self._shard(prompt), self._settings.seed
 
         async def judge(rollout: Any) -> int:
             return await shard.score.remote(prompt, rollout, seed, step)
 
-        seeds = {index: seed_of(seed, step, prompt.id, index) for index in range(self._settings.responses_per_prompt)}
-        await self._rollouts.generate(prompt, self._settings.sampling, seeds, judge)
+        await self._sample(prompt, step, judge)
         return await shard.close_group.remote(prompt, step, num_samples)
+
+    async def _sample(self, prompt: Prompt, step: int, deliver: Callable[[Any], Awaitable[int]]) -> None:
+        settings = self._settings
+        seeds = {
+            index: seed_of(settings.seed, step, prompt.id, index) for index in range(settings.responses_per_prompt)
+        }
+        await self._rollouts.generate(prompt, settings.sampling, seeds, deliver)
 
     def _shard(self, prompt: Prompt) -> Any:
         shards = self._parts.aggregators
@@ -191,6 +243,9 @@ class RayCrew:
             "tokens/sampled": tally.get("response_tokens", 0.0),
             "tokens/critiques": tally.get("critique_tokens", 0.0),
         }
+        if self._parts.budget is not None:
+            self._parts.budget.record(batch.step, tally)
+            metrics["critic/budget_used"] = tally["critique_tokens"] / self._parts.budget.tokens_per_step
         if self._settings.refills:
             metrics["group/refilled"] = float(len(batch.spare))
         self._parts.tracker.step(batch.step, metrics)
@@ -226,7 +281,10 @@ class RayCrew:
     async def save(self, step: int) -> None:
         partial = self._parts.checkpoints.begin(step)
         await self._parts.trainers.save(partial / "trainer")
-        self._parts.checkpoints.commit(partial, {"step": step, **self._parts.tracker.state()})
+        state = {"step": step, **self._parts.tracker.state()}
+        if self._parts.budget is not None:
+            state["critic_costs"] = self._parts.budget.state()
+        self._parts.checkpoints.commit(partial, state)
 
     async def export(self) -> None:
         """Write the policy as a folder that transformers and vLLM load."""
@@ -236,6 +294,10 @@ class RayCrew:
 def _spread(total: int, parts: int) -> list[int]:
     """`total` in `parts` numbers as equal as can be."""
     return [total // parts + (part < total % parts) for part in range(parts)]
+
+
+def _critic_tokens(groups: Sequence[GroupSummary]) -> float:
+    return sum(group.tally.get("critique_tokens", 0.0) for group in groups)
 
 
 def _why_dropped(batch: Batch) -> str:

@@ -16,12 +16,13 @@ from capo_ray.cluster.aggregator import Aggregator, AggregatorParts
 from capo_ray.credit.critique import render_reply, unwrap
 from capo_ray.credit.group import Scheme
 from capo_ray.credit.steps import BLANK_LINE
+from capo_ray.critic_budget import Sampled
 from capo_ray.critics import Critics, CriticSettings, CriticsFailed
 from capo_ray.engines.protocols import Completion, Message, Replies
 from capo_ray.ledger import Ledger, read
 from capo_ray.seeds import seed_of
 from capo_ray.tally import Truth
-from capo_ray.types import Answer, Metrics, Prompt, Rollout, Sampling
+from capo_ray.types import Answer, GroupSummary, Metrics, Prompt, Rollout, Sampling
 
 PROMPT = Prompt(id="p@3", question="What is 6 x 7?", token_ids=(5, 6, 7), answer="42", solution="6 x 7 = 42.")
 GOOD = ("fine\n\n", "so 42")
@@ -208,6 +209,56 @@ def test_without_critics_outcomes_alone_count(tmp_path: Path) -> None:
         pytest.approx([-1.0] * 4, abs=1e-5),
     ]
     assert summary.tally["critiques"] == 0 and shard.aggregator.metrics() == {}
+
+
+def together(shard: Shard, judged: bool, *rollouts: Rollout) -> GroupSummary:
+    """As under a budget: verified first, then judged, or not, as a group."""
+
+    async def run() -> None:
+        assert await asyncio.gather(*(shard.aggregator.verify(PROMPT, rollout) for rollout in rollouts))
+        assert shard.critic.asked == []
+        if judged:
+            await shard.aggregator.judge_group(PROMPT, seed=11, step=3)
+        else:
+            shard.aggregator.leave_group(PROMPT)
+
+    asyncio.run(run())
+    return shard.aggregator.close(PROMPT, 3, num_samples=0)
+
+
+def test_a_group_that_is_judged_later_is_judged_the_same(tmp_path: Path) -> None:
+    at_once, later = Shard(tmp_path / "a"), Shard(tmp_path / "b")
+    rollouts = group_of(GOOD, FLAWED, LOST)
+    at_once.score(rollouts)
+    wanted = at_once.aggregator.close(PROMPT, 3, num_samples=0)
+    assert together(later, True, *rollouts[::-1]) == wanted and later.store == at_once.store
+    by_steps = [sorted(shard.critic.asked, key=lambda asked: asked["seed"]) for shard in (at_once, later)]
+    assert by_steps[0] == by_steps[1]
+
+
+def test_a_group_that_is_not_judged_has_outcome_rewards_alone(tmp_path: Path) -> None:
+    shard = Shard(tmp_path)
+    summary = together(shard, False, *group_of(FLAWED, GOOD, LOST))
+    assert shard.critic.asked == [] and summary.lengths == (6, 6, 7)
+    rows = [set(sequence.advantages) for sequence in shard.store[0]]
+    assert [len(row) for row in rows] == [1, 1, 1] and rows[0] == rows[1] != rows[2]
+    tally = summary.tally
+    assert (tally["critique_not_asked"], tally["critiques"], tally["unjudged"], tally["answered_steps"]) == (6, 6, 3, 0)
+
+
+def test_what_a_budget_asks_of_a_group_is_in_its_order(tmp_path: Path) -> None:
+    shard = Shard(tmp_path)
+
+    async def run() -> None:
+        for rollout in group_of(GOOD, LOST, ("fine\n\n", "or not?"))[::-1]:
+            await shard.aggregator.verify(PROMPT, rollout)
+
+    asyncio.run(run())
+    assert shard.aggregator.sampled(PROMPT) == (
+        Sampled("correct", 2),
+        Sampled("wrong", len(LOST)),
+        Sampled("unverifiable", 2),
+    )
 
 
 def test_results_do_not_depend_on_the_order_of_arrival(tmp_path: Path) -> None:

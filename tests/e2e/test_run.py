@@ -158,6 +158,7 @@ def test_a_run_says_what_it_does_and_leaves_its_files(whole: Ran) -> None:
         assert (whole.run_dir / name).exists(), name
     assert [line["step"] for line in whole.steps] == [0, 1, 2, 3]
     assert all(line["staleness"] == 0 for line in whole.steps)
+    assert sum(line.get("critic/canaries", 0) for line in whole.steps) >= 1
 
 
 def test_the_sampler_and_the_trainer_agree_on_log_probabilities(whole: Ran) -> None:
@@ -222,6 +223,7 @@ def test_two_of_everything_one_step_behind(tmp_path: Path) -> None:
         "steps=4",
         "rollout.workers=2",
         "critic.workers=2",
+        "critic.tokens_per_step=3072",  # two groups, as long as nobody knows what critiques cost
         "reward.aggregators=2",
         "trainer.zero_stage=3",
         "trainer.optimisation_passes=2",
@@ -234,6 +236,8 @@ def test_two_of_everything_one_step_behind(tmp_path: Path) -> None:
     )
     assert ran.code == 0, ran.output
     assert [line["staleness"] for line in ran.steps] == [0, 1, 1, 1]
+    assert [line["critic/over_budget_share"] for line in ran.steps[:2]] == [0.5, 0.5]
+    assert all(line["critic/over_budget_share"] < 0.5 for line in ran.steps[2:])
     assert {tuple(sample["versions"]) for sample in ran.samples if sample["step"] == 3} == {(2,)}
     assert left_behind(ran.mark) == []
 
