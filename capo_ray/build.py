@@ -7,19 +7,18 @@ that can be wrong without a GPU is checked in `prepare`, before Ray starts. Leav
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capo_ray.build_critics import check_servers, critic_budget, critic_settings, make_critics
 from capo_ray.checkpoint import Checkpoints
-from capo_ray.config import Config, ConfigError, Voter, voter_field
+from capo_ray.config import Config, Voter
 from capo_ray.critic_prompt import find_template
 from capo_ray.models import ModelFiles, find_model
 from capo_ray.plan import critics_here, optimizer_steps_per_batch
@@ -29,13 +28,7 @@ if TYPE_CHECKING:
     from capo_ray.canaries import Canary
     from capo_ray.cluster.crew import RayCrew
     from capo_ray.credit.template import PromptTemplate
-    from capo_ray.critic_budget import CriticBudget
-    from capo_ray.critics import Critics
-    from capo_ray.engines.critic_http import HttpCritic
-    from capo_ray.engines.protocols import CriticEngine
     from capo_ray.tracking import Tracker
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,71 +144,6 @@ def make_sender(config: Config, handles: Sequence[Any], *, engine: Any, rank: in
     )
 
 
-def make_critics(config: Config, template: PromptTemplate | None, actors: Sequence[tuple[str, Any]]) -> Critics | None:
-    """The judging service over the `actors` of the critics that run here, in their order, and over servers."""
-    from capo_ray.cluster.critic_pool import RemoteCritic
-    from capo_ray.critics import Critics
-    from capo_ray.critics import Voter as Engines
-
-    if config.critic is None or template is None:
-        return None
-    left = iter(actors)
-    voters = [
-        Engines(
-            engines=tuple(RemoteCritic(*actor) for actor in islice(left, voter.workers))
-            if voter.kind == "vllm"
-            else critics_without_actors(voter),
-            max_sequences=voter.max_sequences,
-        )
-        for voter in config.critic.voters
-    ]
-    return Critics(voters[0].engines, critic_settings(config, template), others=voters[1:])
-
-
-def critics_without_actors(voter: Voter) -> tuple[CriticEngine, ...]:
-    """Those that live where they are asked from: servers, and the critics of the tiny world that need no model."""
-    if voter.kind == "http":
-        return http_critics(voter)
-    from capo_ray.tasks.arithmetic.critics import placebo, truth
-
-    return (truth() if voter.kind == "truth" else placebo(voter.flag_share),)
-
-
-def http_critics(voter: Voter) -> tuple[HttpCritic, ...]:
-    from capo_ray.engines.critic_http import HttpCritic, HttpSettings, server_name
-
-    return tuple(
-        HttpCritic(
-            HttpSettings(endpoint=endpoint, model=voter.served_model or "", api_key_env=voter.api_key_env),
-            name=f"{voter.served_model} at {server_name(endpoint)}",
-        )
-        for endpoint in voter.endpoints
-    )
-
-
-def check_servers(config: Config) -> None:
-    """Raises ConfigError where no server of a critic answers, or one refuses the key or serves another model."""
-    from capo_ray.engines.critic_http import HttpCriticError, served_models
-
-    for number, voter in enumerate(config.critic.voters if config.critic else ()):
-        place, faults = voter_field(number), []
-        for engine in http_critics(voter) if voter.kind == "http" else ():
-            try:
-                names = served_models(engine.settings)
-            except HttpCriticError as error:
-                faults.append(str(error))
-                continue
-            if names and voter.served_model not in names:
-                there = ", ".join(names[:10])
-                raise ConfigError(
-                    f"{place}.served_model: {engine.settings.endpoint} serves {there}, not {voter.served_model!r}"
-                )
-        if faults and len(faults) == len(voter.endpoints):
-            raise ConfigError(f"{place}.endpoints: no server can be used: {'; '.join(faults)}")
-        for fault in faults:
-            log.warning("%s.endpoints: %s; it is tried again during the run", place, fault)
-
-
 def make_aggregator(
     config: Config,
     template: PromptTemplate | None,
@@ -267,49 +195,6 @@ def make_aggregator(
         sampling = critic_settings(config, template).sampling
         ledger = Ledger(samples.parent, shard=shard, scheme=parts.scheme, sampling=sampling)
     return Aggregator(parts, shard=shard, put=put, ledger=ledger)
-
-
-def critic_budget(config: Config) -> CriticBudget | None:
-    from capo_ray.critic_budget import CriticBudget
-
-    critic = config.critic
-    if critic is None or critic.tokens_per_step is None:
-        return None
-    return CriticBudget(
-        critic.tokens_per_step,
-        most_per_response=critic.critiques * critic.max_critique_tokens,
-        max_staleness=config.algorithm.max_staleness,
-    )
-
-
-def critic_settings(config: Config, template: PromptTemplate) -> Any:
-    from capo_ray.critics import CriticSettings
-
-    critic = config.critic
-    assert critic is not None
-    return CriticSettings(
-        critiques=critic.critiques,
-        adaptive=critic.adaptive,
-        first_round=critic.first_round,
-        full_share=critic.full_share,
-        vote=config.reward.vote,
-        min_valid_critiques=config.reward.min_valid_critiques,
-        cache=critic.cache,
-        cache_seed=config.seed,
-        template=template,
-        max_critique_tokens=critic.max_critique_tokens,
-        temperature=critic.temperature,
-        top_p=critic.top_p,
-        max_sequences=critic.max_sequences,
-        deadline_s=critic.deadline_s,
-        deadline_floor_s=critic.deadline_floor_s,
-        attempts=critic.attempts,
-        outage_s=critic.outage_s,
-        on_outage=critic.on_outage,
-        outage_limit_s=critic.outage_limit_s,
-        max_failed_share=critic.max_failed_share,
-        failure_window=critic.failure_window,
-    )
 
 
 # ---- the crew --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 
 from capo_ray.config import Config, ConfigError, Critic
-from capo_ray.credit.critique import Messages, reference_of
+from capo_ray.credit.critique import reference_of
 from capo_ray.credit.template import SHIPPED, PromptTemplate, TemplateError, shipped
 from capo_ray.credit.template_check import check
 from capo_ray.types import Prompt
@@ -64,9 +64,9 @@ def example(config: Config, template: PromptTemplate) -> str:
         solution=_SOLUTION if has_solutions else "",
     )
     asked = template.messages(_QUESTION, reference_of(prompt, config.critic.reference), _STEPS)
-    heading = f"what a critic reads (critic.template {template.name}), by an invented example:"
-    return f"{heading}\n{_shown(asked)}"
+    heading = f"a prompt as a critic reads it (critic.template {template.name}, an invented response)"
+    return "\n".join([heading, *(_shown(**message) for message in asked)])
 
 
-def _shown(asked: Messages) -> str:
-    return "\n".join(f"--- {message['role']} ---\n{message['content']}" for message in asked) + "\n--- end ---"
+def _shown(role: str, content: str) -> str:
+    return "\n".join([f"  {role}", *(f"  | {line}" for line in content.split("\n"))])

@@ -60,8 +60,10 @@ def launch(config: Config) -> int:
     from capo_ray.plan import describe, refuse_unfit
 
     if config.dry_run:
-        asked = f"\n{example(config, find_template(config.critic))}" if config.critic else ""
-        print(f"{describe(config)}\n{prompt_example(config)}\n{asked}".rstrip("\n"))
+        examples = [prompt_example(config)]
+        if config.critic is not None:
+            examples.append(example(config, find_template(config.critic)))
+        print("\n".join([describe(config), *examples]))
         return 0
     refuse_unfit(config)
     run_dir = run_dir_of(config)

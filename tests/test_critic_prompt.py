@@ -41,23 +41,24 @@ def test_the_documented_template_works(capsys: pytest.CaptureFixture[str]) -> No
     assert main([TINY, "critic.template=deutsch.jinja", "dry_run=true"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    plan, shown = printed.out.split("what a critic reads (critic.template deutsch.jinja), by an invented example:\n")
+    heading = "a prompt as a critic reads it (critic.template deutsch.jinja, an invented response)\n"
+    plan, shown = printed.out.split(heading)
     assert "placement of tiny_cpu" in plan
     assert shown.startswith(
-        "--- system ---\nDu prüfst Lösungen von Mathematikaufgaben Schritt für Schritt.\n--- user ---"
+        "  system\n  | Du prüfst Lösungen von Mathematikaufgaben Schritt für Schritt.\n  user\n  | Auf"
     )
-    assert "\n\nRichtig ist (Lösung):\nThere are 12 * 8 = 96 pencils." in shown
-    assert "nummeriert:\n<step_0>\nFirst we count" in shown and shown.count("<step_") == 3
-    assert shown.endswith("nichts dazwischen.\n--- end ---\n")
+    assert "\n  | \n  | Richtig ist (Lösung):\n  | There are 12 * 8 = 96 pencils." in shown
+    assert "nummeriert:\n  | <step_0>\n  | First we count" in shown and shown.count("<step_") == 3
+    assert shown.endswith("  | nichts dazwischen.\n")
 
 
 @pytest.mark.parametrize(
     ("overrides", "reads"),
     [
-        ((), "--- system ---\nFind the wrong steps.\n--- user ---\nQuestion: A school has"),
-        (("critic.template=paper",), "\n\nReference solution:\nThere are 12"),
-        (("critic.template=paper", "critic.reference=answer"), "\n\nCorrect final answer:\n46\n\n"),
-        (("critic.template=paper", "critic.reference=none"), "are left?\n\nStudent's solution, its steps"),
+        ((), "  system\n  | Find the wrong steps.\n  user\n  | Question: A school has"),
+        (("critic.template=paper",), "  | \n  | Reference solution:\n  | There are 12"),
+        (("critic.template=paper", "critic.reference=answer"), "  | \n  | Correct final answer:\n  | 46\n  | \n"),
+        (("critic.template=paper", "critic.reference=none"), "are left?\n  | \n  | Student's solution, its steps"),
     ],
 )
 def test_a_dry_run_shows_what_a_critic_reads(
@@ -69,13 +70,13 @@ def test_a_dry_run_shows_what_a_critic_reads(
 
 def test_without_a_critic_there_is_nothing_to_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([TINY, "critic=null", "algorithm=grpo", "dry_run=true"]) == 0
-    assert "what a critic reads" not in capsys.readouterr().out
+    assert "as a critic reads it" not in capsys.readouterr().out
 
 
 def test_the_example_has_no_solution_where_the_data_has_none() -> None:
     config = compose(["+experiment=llama3b_intersection", "data.solution_field=null", "data.path=x.jsonl"])
     assert config.critic is not None
-    assert "Correct final answer:\n46" in example(config, find_template(config.critic))
+    assert "Correct final answer:\n  | 46\n" in example(config, find_template(config.critic))
 
 
 @pytest.mark.parametrize("override", ["dry_run=true", "steps=1"])

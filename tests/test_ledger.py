@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from responses import response
 
-from capo_ray.build import critic_settings, make_aggregator
+from capo_ray.build import make_aggregator
+from capo_ray.build_critics import critic_settings
 from capo_ray.config import Tracking, compose
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.reward import Outcome

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.build import (
-    check_servers,
     critic_engine_settings,
-    critic_settings,
-    critics_without_actors,
     make_critic,
     make_rollout,
     rollout_settings,
     sampling_of,
 )
+from capo_ray.build_critics import check_servers, critic_settings, critics_without_actors
 from capo_ray.config import Config
 from capo_ray.credit.template import PromptTemplate
 from capo_ray.critics import Critics, Voter

@@ -1,0 +1,130 @@
+"""From a Config to the judging service: its critics, wherever they run, and how they are asked.
+
+Leaves out the engines that this run starts for critics, and their actors (build).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from capo_ray.config import Config, ConfigError, Voter, voter_field
+
+if TYPE_CHECKING:
+    from capo_ray.credit.template import PromptTemplate
+    from capo_ray.critic_budget import CriticBudget
+    from capo_ray.critics import Critics, CriticSettings
+    from capo_ray.engines.critic_http import HttpCritic
+    from capo_ray.engines.protocols import CriticEngine
+
+log = logging.getLogger(__name__)
+
+
+def make_critics(config: Config, template: PromptTemplate | None, actors: Sequence[tuple[str, Any]]) -> Critics | None:
+    """The judging service over the `actors` of the critics that run here, in their order, and over servers."""
+    from capo_ray.cluster.critic_pool import RemoteCritic
+    from capo_ray.critics import Critics
+    from capo_ray.critics import Voter as Engines
+
+    if config.critic is None or template is None:
+        return None
+    left = iter(actors)
+    voters = [
+        Engines(
+            engines=tuple(RemoteCritic(*actor) for actor in islice(left, voter.workers))
+            if voter.kind == "vllm"
+            else critics_without_actors(voter),
+            max_sequences=voter.max_sequences,
+        )
+        for voter in config.critic.voters
+    ]
+    return Critics(voters[0].engines, critic_settings(config, template), others=voters[1:])
+
+
+def critics_without_actors(voter: Voter) -> tuple[CriticEngine, ...]:
+    """Those that live where they are asked from: servers, and the critics of the tiny world that need no model."""
+    if voter.kind == "http":
+        return http_critics(voter)
+    from capo_ray.tasks.arithmetic.critics import placebo, truth
+
+    return (truth() if voter.kind == "truth" else placebo(voter.flag_share),)
+
+
+def http_critics(voter: Voter) -> tuple[HttpCritic, ...]:
+    from capo_ray.engines.critic_http import HttpCritic, HttpSettings, server_name
+
+    return tuple(
+        HttpCritic(
+            HttpSettings(endpoint=endpoint, model=voter.served_model or "", api_key_env=voter.api_key_env),
+            name=f"{voter.served_model} at {server_name(endpoint)}",
+        )
+        for endpoint in voter.endpoints
+    )
+
+
+def check_servers(config: Config) -> None:
+    """Raises ConfigError where no server of a critic answers, or one refuses the key or serves another model."""
+    from capo_ray.engines.critic_http import HttpCriticError, served_models
+
+    for number, voter in enumerate(config.critic.voters if config.critic else ()):
+        place, faults = voter_field(number), []
+        for engine in http_critics(voter) if voter.kind == "http" else ():
+            try:
+                names = served_models(engine.settings)
+            except HttpCriticError as error:
+                faults.append(str(error))
+                continue
+            if names and voter.served_model not in names:
+                there = ", ".join(names[:10])
+                raise ConfigError(
+                    f"{place}.served_model: {engine.settings.endpoint} serves {there}, not {voter.served_model!r}"
+                )
+        if faults and len(faults) == len(voter.endpoints):
+            raise ConfigError(f"{place}.endpoints: no server can be used: {'; '.join(faults)}")
+        for fault in faults:
+            log.warning("%s.endpoints: %s; it is tried again during the run", place, fault)
+
+
+def critic_budget(config: Config) -> CriticBudget | None:
+    from capo_ray.critic_budget import CriticBudget
+
+    critic = config.critic
+    if critic is None or critic.tokens_per_step is None:
+        return None
+    return CriticBudget(
+        critic.tokens_per_step,
+        most_per_response=critic.critiques * critic.max_critique_tokens,
+        max_staleness=config.algorithm.max_staleness,
+    )
+
+
+def critic_settings(config: Config, template: PromptTemplate) -> CriticSettings:
+    from capo_ray.critics import CriticSettings
+
+    critic = config.critic
+    assert critic is not None
+    return CriticSettings(
+        critiques=critic.critiques,
+        adaptive=critic.adaptive,
+        first_round=critic.first_round,
+        full_share=critic.full_share,
+        vote=config.reward.vote,
+        min_valid_critiques=config.reward.min_valid_critiques,
+        cache=critic.cache,
+        cache_seed=config.seed,
+        template=template,
+        max_critique_tokens=critic.max_critique_tokens,
+        temperature=critic.temperature,
+        top_p=critic.top_p,
+        max_sequences=critic.max_sequences,
+        deadline_s=critic.deadline_s,
+        deadline_floor_s=critic.deadline_floor_s,
+        attempts=critic.attempts,
+        outage_s=critic.outage_s,
+        on_outage=critic.on_outage,
+        outage_limit_s=critic.outage_limit_s,
+        max_failed_share=critic.max_failed_share,
+        failure_window=critic.failure_window,
+    )
