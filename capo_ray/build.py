@@ -1,7 +1,8 @@
 """From a Config to the running crew: what is needed is found and checked, then every part is made and connected.
 
 The one place that knows all parts, and where engines are imported, each inside the process that runs it. Everything
-that can be wrong without a GPU is checked in `prepare`, before Ray starts. Leaves out the loop (driver).
+that can be wrong without a GPU is checked in `prepare`, before Ray starts. Leaves out how critics are reached and asked
+(build_critics) and the loop (driver).
 """
 
 from __future__ import annotations
