@@ -50,15 +50,17 @@ class Rates:
         return Rates(**{field.name: getattr(self, field.name) * factor for field in fields(self)})
 
 
-def write(problem: Problem, rng: random.Random, rates: Rates) -> str:
-    """A solution with mistakes at `rates`."""
+def write(problem: Problem, rng: random.Random, rates: Rates, reach: int = 1) -> str:
+    """A solution with mistakes at `rates`; a wrong operand is at most `reach` away from the right one."""
     while True:
-        lines, boxed = _attempt(problem, rng, rates)
+        lines, boxed = _attempt(problem, rng, rates, reach)
         if all(0 <= number <= LARGEST for start, _, result in lines for number in (start, result)):
             return render(lines, boxed)
 
 
-def _attempt(problem: Problem, rng: random.Random, rates: Rates) -> tuple[list[tuple[int, Operation, int]], int]:
+def _attempt(
+    problem: Problem, rng: random.Random, rates: Rates, reach: int
+) -> tuple[list[tuple[int, Operation, int]], int]:
     lines: list[tuple[int, Operation, int]] = []
     thought = stated = problem.start
     """`thought` is what the writer takes for the value so far, `stated` what the next step starts from."""
@@ -70,13 +72,13 @@ def _attempt(problem: Problem, rng: random.Random, rates: Rates) -> tuple[list[t
         cancelling = flaw == "cancelled"
         if flaw == "misread":
             thought = stated = mistaken(stated, rng)
-        done = (operation[0], _other(operation[1], rng)) if flaw == "misapplied" else operation
+        done = (operation[0], _other(operation[1], rng, reach)) if flaw == "misapplied" else operation
         thought = result = apply(thought, done)
         if flaw in ("slip", "recovered", "cancelled"):
             result = mistaken(thought, rng)
         if flaw == "slip":
             thought = result
-        written = (operation[0], _other(operation[1], rng)) if flaw == "misquoted" else done
+        written = (operation[0], _other(operation[1], rng, reach)) if flaw == "misquoted" else done
         lines.append((stated, written, result))
         stated = result if cancelling else thought
     return lines, mistaken(thought, rng) if rng.random() < rates.box else thought
@@ -88,5 +90,5 @@ def mistaken(value: int, rng: random.Random) -> int:
     return rng.choice([value + d for d in distances if 0 <= value + d <= LARGEST] or [value])
 
 
-def _other(operand: int, rng: random.Random) -> int:
-    return rng.choice([n for n in (operand - 1, operand + 1) if n > 0])
+def _other(operand: int, rng: random.Random, reach: int) -> int:
+    return rng.choice([n for n in range(max(1, operand - reach), operand + reach + 1) if n != operand])

@@ -67,16 +67,17 @@ def facts(seed: int, count: int) -> Iterator[Conversation]:
 
 
 def policy_drills(seed: int, count: int) -> Iterator[Conversation]:
-    """Many misread numbers: they teach that a result follows from the question, not from what the step has written."""
+    """Many numbers misquoted, and by far: they teach that a result follows from the question, not from what the step
+    has written."""
     rates = Rates(slip=0.0, recovered=0.0, cancelled=0.0, misquoted=0.4, skipped=0.1, box=0.0)
-    return policy_lessons(seed, count, rates)
+    return policy_lessons(seed, count, rates, reach=8)
 
 
-def policy_lessons(seed: int, count: int, rates: Rates | None = None) -> Iterator[Conversation]:
+def policy_lessons(seed: int, count: int, rates: Rates | None = None, reach: int = 1) -> Iterator[Conversation]:
     for index in range(count):
         problem = make_problem(seed, index)
         rng = random.Random(f"policy {seed} {index}")
-        yield [*policy_prompt(problem.question), _says(write(problem, rng, rates or Rates()))]
+        yield [*policy_prompt(problem.question), _says(write(problem, rng, rates or Rates(), reach))]
 
 
 def critic_drills(seed: int, count: int) -> Iterator[Conversation]:

@@ -96,8 +96,8 @@ def recipes(scale: float) -> tuple[Recipe, Recipe]:
             shape=_SHAPE | {"num_hidden_layers": 4, "tie_word_embeddings": False},
             stages=(
                 stage(facts, 1200, 2e-3, SEED + 3),
-                stage(critic_drills, 1600, 1.5e-3, SEED + 4),
-                stage(critic_lessons, 1700, 1.5e-3, SEED + 5),
+                stage(critic_drills, 2000, 1.5e-3, SEED + 4),
+                stage(critic_lessons, 2800, 1.5e-3, SEED + 5),
             ),
             sharpness=1.3,
         ),
