@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from capo_ray.checkpoint import Checkpoints, RunDirError
-from capo_ray.config import Config, Tracking
+from capo_ray.config import Canaries, Config, Tracking, compose
 from capo_ray.tracking import Tracker, progress, short, table_rows
 from capo_ray.tracking_sinks import Wandb, _mode
 
@@ -75,6 +75,28 @@ def test_restarts_are_counted(tmp_path: Path) -> None:
         made.step(step, METRICS)
         made.restarted(step + 1)
     assert [line["run/restarts"] for line in lines(tmp_path)] == [0, 1]
+
+
+def test_a_critic_below_its_floor_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    counts = {
+        "critic/canaries": 60.0,
+        "critic/canary_hits": 1.0,
+        "critic/canary_flagged": 2.0,
+        "critic/canary_wrong": 9.0,
+    }
+    for floor, warnings in ((0.0, 0), (0.3, 1)):
+        caplog.clear()
+        made = tracker(tmp_path, canaries=Canaries(source="arithmetic", min_recall=floor))
+        made.step(4, counts)
+        assert len(caplog.messages) == warnings
+    assert caplog.messages[0].startswith("step 5: the critic is below its floor on the last 60 canaries: recall 0.11")
+
+
+def test_a_run_has_the_floors_of_its_configuration(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    floor = ("critic.canaries.source=arithmetic", "critic.canaries.min_precision=0.9", "tracking.tensorboard=false")
+    made = Tracker.open(compose(["+experiment=tiny_cpu", "tracking.wandb=off", *floor]), tmp_path)
+    made.step(0, {"critic/canaries": 60, "critic/canary_hits": 1, "critic/canary_flagged": 2, "critic/canary_wrong": 1})
+    assert "precision 0.50 (critic.canaries.min_precision 0.9)" in caplog.text
 
 
 def test_the_progress_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
