@@ -9,8 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
+
+from jinja2 import Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from capo_ray.config import ConfigError
 
@@ -36,23 +40,8 @@ def render(
     """`messages` as the model reads them, up to where its answer begins. `special`: the tokenizer's special tokens by
     name, for templates that refer to them. Raises ConfigError where the template refuses them."""
     try:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        raise ConfigError("chat templates need the package jinja2: pip install jinja2") from None
-
-    def refuse(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    # The same settings and functions as transformers gives to templates.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-    try:
         return str(
-            environment.from_string(template).render(
+            _compiled(template).render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
                 **(special or {}),
@@ -60,6 +49,21 @@ def render(
         )
     except TemplateError as error:
         raise ConfigError(f"chat_template: it does not render these messages: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Template:
+    """With the settings and functions that transformers gives to templates."""
+
+    def refuse(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    return environment.from_string(template)
 
 
 def _to_json(value: Any, **options: Any) -> str:

@@ -86,9 +86,25 @@ class ModelFiles:
 
 
 def folder_here(name: str) -> Path:
-    """Where the files of a model or tokenizer would be without a network; it need not exist."""
-    shipped = name.startswith("asset:")
-    return ASSETS / name.removeprefix("asset:") if shipped else Path(name).expanduser()
+    """Where the files of a model or tokenizer are, or would be, without a network: shipped, a folder, or what was
+    downloaded before."""
+    if name.startswith("asset:"):
+        return ASSETS / name.removeprefix("asset:")
+    folder = Path(name).expanduser()
+    if folder.is_dir() or not _is_hub_id(name):
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return folder
+
+
+def _is_hub_id(name: str) -> bool:
+    """owner/name"""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def shown(messages: Sequence[Mapping[str, str]], model: Model, *, add_generation_prompt: bool) -> str:
@@ -152,7 +168,7 @@ def _here(name: str, field: str) -> Path:
     if (folder := Path(name).expanduser()).is_dir():
         return folder
     message = f"{field}: {name!r} is no folder here"
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not _is_hub_id(name):
         experiment = conf_dir() / "experiment" / f"{folder.name}.yaml"
         made = f". python -m capo_ray.sft +experiment={folder.name} makes it" if experiment.is_file() else ""
         raise ConfigError(f"{message}; name a folder or a Hugging Face id (owner/name){made}")

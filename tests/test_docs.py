@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import importlib.util
 import os
 import re
@@ -16,8 +17,9 @@ from typing import get_args
 
 import pytest
 
-from capo_ray import config_docs
+from capo_ray import config_docs, sft
 from capo_ray.config import Config, compose, conf_dir
+from capo_ray.data import __main__ as data_check
 from capo_ray.tally import RATES
 from capo_ray.types import CritiqueOutcome
 
@@ -124,6 +126,25 @@ def overrides() -> Iterator[list[str]]:
                 yield [part.strip("`'.,;") for part in launched[1].split() if "=" in part]
             elif demo and "..." not in demo[1]:
                 yield ["+experiment=tiny_cpu", *demo[1].split()]
+
+
+def commands_of(program: str) -> Iterator[list[str]]:
+    """Arguments of every command of the documentation that runs capo_ray.PROGRAM and stands in a block."""
+    for page in PAGES:
+        for _, block in BLOCK.findall(text(page)):
+            for line in block.replace("\\\n", " ").splitlines():
+                if found := re.match(rf"python -m capo_ray\.{program} ([^#]*)", line):
+                    yield found[1].split()
+
+
+@pytest.mark.parametrize("command", list(commands_of("sft")), ids=" ".join)
+def test_commands_of_supervised_training_are_sound(command: list[str]) -> None:
+    assert sft.parse(command).out
+
+
+@pytest.mark.parametrize("command", list(commands_of("data check")), ids=" ".join)
+def test_commands_that_look_at_data_are_sound(command: list[str]) -> None:
+    assert data_check.options_of(command).config.data.path
 
 
 @pytest.mark.parametrize("command", list(overrides()), ids=" ".join)
@@ -247,3 +268,21 @@ def test_the_credit_example_gives_what_the_readme_shows(tmp_path: Path) -> None:
 def test_the_grade_example_gives_what_the_readme_shows(tmp_path: Path) -> None:
     block = example('echo \'{"gold"')
     assert run_block(block, tmp_path) == [block.splitlines()[1].removeprefix("# ")]
+
+
+def test_the_data_page_shows_what_the_check_prints(
+    test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the tokenizer and the template of Qwen2.5, on MATH."""
+    for name, packed in (
+        ("math_train.jsonl", "math/math_train.jsonl.gz"),
+        ("tokenizer.json", "tokenizers/qwen2/tokenizer.json.gz"),
+    ):
+        (tmp_path / name).write_bytes(gzip.decompress((test_data / packed).read_bytes()))
+    (tmp_path / "math500.jsonl").write_bytes((test_data / "math" / "math500.jsonl").read_bytes())
+    (shown,) = (block for _, block in BLOCK.findall(text(ROOT / "docs" / "data.md")) if block.startswith("data "))
+    os.chdir(tmp_path)
+    (command,) = commands_of("data check")
+    arguments = [part.replace("FOLDER", ".") for part in command]
+    assert data_check.main(["check", *arguments, "model@policy=qwen2_5_7b", "show=0"]) == 0
+    assert capsys.readouterr().out == shown

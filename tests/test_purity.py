@@ -102,7 +102,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 PROGRAMS_IN_PACKAGES = ("data.__main__", "tasks.arithmetic.models", "tasks.arithmetic.measure")
 """Programs that stand beside what they are about; they may import as programs do."""
 ONLY_IN = {
-    "jinja2": ("credit.template", "credit.template_check"),
+    "jinja2": ("chat", "credit.template", "credit.template_check"),
     "ray": ("cluster",),
     "vllm": ("engines",),
     "deepspeed": ("engines",),

@@ -31,7 +31,7 @@ class Problem:
 
 def problem_of(record: JsonDict, where: str, name: str, data: Data) -> Problem:
     """`where` says where the row stands, `name` is its id where it brings none. Raises DataError."""
-    question, system = _question(_value(record, data.question_field, "question_field", where), data, where)
+    question, system = question_of(record, where, data)
     answer = _text(record, data.answer_field, "answer_field", where)
     solution = _text(record, data.solution_field, "solution_field", where) if data.solution_field else ""
     if data.id_field is not None:
@@ -42,7 +42,8 @@ def problem_of(record: JsonDict, where: str, name: str, data: Data) -> Problem:
 def _gold(text: str, data: Data, where: str) -> str:
     """The final answer in what the answer's column holds."""
     if data.answer_boxed:
-        return (last_boxed(text) or "").strip()
+        bare = re.findall(r"\\boxed +([^\s$.,]+)", text)  # as MATH has it twice: "\\boxed 9$."
+        return (last_boxed(text) or (bare or [""])[-1]).strip()
     if data.answer_pattern is not None:
         found = re.search(data.answer_pattern, text)
         if found is None:
@@ -54,8 +55,10 @@ def _gold(text: str, data: Data, where: str) -> str:
     return text.strip()
 
 
-def _question(value: Any, data: Data, where: str) -> tuple[str, str | None]:
-    """The question, and the system message before it where the column holds messages, as verl's `prompt` does."""
+def question_of(record: JsonDict, where: str, data: Data) -> tuple[str, str | None]:
+    """The question, and the system message before it where the column holds messages, as verl's `prompt` does. Raises
+    DataError."""
+    value = _value(record, data.question_field, "question_field", where)
     if not isinstance(value, list):
         return _plain(value, data.question_field, where), None
     if not all(isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in value):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -150,8 +151,8 @@ def usable(data: Data, *, option: str = "path") -> list[Problem]:
 
 
 def same_question(question: str) -> str:
-    """What two questions have in common that differ in white space and capitals alone."""
-    return " ".join(question.split()).casefold()
+    """What is the same in two spellings of one question: white space, dollar signs, capitals and a last mark aside."""
+    return re.sub(r"[\s$]+", "", question).rstrip(".?!").casefold()
 
 
 def _without(found: Sequence[Problem], held_out: Sequence[Problem], data: Data) -> list[Problem]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 from capo_ray.config import Data
 from capo_ray.data.problem import DataError, Problem, problem_of
 from capo_ray.types import JsonDict
+
+log = logging.getLogger(__name__)
 
 Row = tuple[str, str, JsonDict | DataError]
 """(where it stands, a name for it, what it holds or why it cannot be read)."""
@@ -121,6 +124,9 @@ def _data_set(data: Data, path: Path, option: str) -> Iterator[Row]:
             f"data.{option}: to read {name} the library datasets is needed: pip install datasets, or name a jsonl file"
         ) from None
     disable_progress_bars()
+    if not path.is_dir():
+        log.warning("reading %s from the Hugging Face hub", name)
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each attempt
     try:
         made = load_dataset(name, data.subset, split=data.split)
     except Exception as error:  # the library raises errors of many others

@@ -1,0 +1,279 @@
+"""`python -m capo_ray.data check [key=value ...]`: what a run would make of a data set, before it does.
+
+Takes configuration as `capo_ray.launch` does and reads its `data`: counts and lengths, repeated questions, overlaps
+with evaluation sets, rows that stop a run, prompts that are too long, and examples as the policy reads them. Starts
+nothing and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from capo_ray.chat import conversation
+from capo_ray.config import Config, ConfigError, Data, Model, compose, conf_dir
+from capo_ray.data.check import Found, Overlap, duplicates_of, lengths_of, most_common, overlap, sort_rows, too_long
+from capo_ray.data.problem import DataError, Problem, question_of
+from capo_ray.data.prompts import evaluation_data
+from capo_ray.data.read import problems, rows
+from capo_ray.models import folder_here, shown
+
+USAGE = """usage: python -m capo_ray.data check [key=value ...]
+
+  data=gsm8k data.path=FILE     a data set of conf/data, and where it is
+  data.path=FILE data.question_field=q data.answer_field=a     your own columns
+  policy.tokenizer=FOLDER       lengths in tokens, where the policy's own tokenizer is not on this machine
+  against=[math500,FILE.jsonl]  evaluation sets: names of conf/data, or files; those of the paper without it
+  show=2                        examples to show
+  out=FILE.json                 all figures
+  +experiment=NAME              where all other configuration comes from (llama3b_intersection)
+
+Exit code 1: there are rows that a run would refuse. 2: the data set cannot be read, or a key is wrong.
+"""
+OWN = ("against", "show", "out")
+EVALUATION = ("math500", "olympiadbench", "amc23", "aime24")
+QUESTION_FIELDS = ("question", "problem", "prompt", "input")
+NOT_REACHED = "no way to the Hugging Face hub; name its file in against=[...]"
+REFUSES, BAD_INPUT = 1, 2
+WIDTH = 100
+Measure = Callable[[Sequence[str]], list[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    config: Config
+    against: tuple[str, ...] = EVALUATION
+    show: int = 2
+    out: Path | None = None
+
+
+def options_of(arguments: Sequence[str]) -> Options:
+    """Raises ConfigError."""
+    own = dict(argument.split("=", 1) for argument in arguments if argument.split("=", 1)[0] in OWN and "=" in argument)
+    rest = [argument for argument in arguments if argument.split("=", 1)[0] not in own]
+    named = any(argument.startswith("+experiment=") for argument in rest)
+    config = compose(rest if named else ["+experiment=llama3b_intersection", *rest])
+    if config.data.kind != "math":
+        raise ConfigError(f"data.kind: {config.data.kind} is made up, there is nothing to check; name a set with data=")
+    show = own.get("show", "2")
+    if not show.isdigit():
+        raise ConfigError(f"show: must be a number of examples, got {show!r}")
+    against = own["against"].strip("[]").split(",") if "against" in own else EVALUATION
+    return Options(
+        config=config,
+        against=tuple(name.strip() for name in against if name.strip()),
+        show=int(show),
+        out=Path(own["out"]).expanduser() if "out" in own else None,
+    )
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def figures(options: Options) -> dict[str, Any]:
+    """Everything that is shown, as plain values. Raises DataError where the data set as a whole cannot be read."""
+    config, data = options.config, options.config.data
+    found = sort_rows(problems(data))
+    if not found.num_rows:
+        raise DataError(f"data.path: {data.path} is empty")
+    measure = _measure(config.policy)
+    return {
+        "data": {"path": data.path, "subset": data.subset, "split": data.split},
+        "rows": found.num_rows,
+        "usable": len(found.problems),
+        "refused": {reason: {"rows": len(places), "first": places[0]} for reason, places in found.refused.items()},
+        "unanswered": {"rows": len(found.unanswered), "first": found.unanswered[:1]},
+        **_lengths(found, config, measure),
+        "answers": most_common(problem.answer for problem in found.problems),
+        "duplicates": asdict(duplicates_of(found.problems)),
+        "overlaps": [asdict(one) if isinstance(one, Overlap) else one for one in _overlaps(found, options)],
+        "examples": [
+            {"id": problem.id, "prompt": _text(problem, config.policy), "answer": problem.answer}
+            for problem in found.problems[: options.show]
+        ],
+    }
+
+
+def _lengths(found: Found, config: Config, measure: Measure | None) -> dict[str, Any]:
+    count = measure or _characters
+    columns = {
+        "question": count([problem.question for problem in found.problems]),
+        "solution": count([problem.solution for problem in found.problems if problem.solution]),
+        "answer": count([problem.answer for problem in found.problems]),
+    }
+    long: dict[str, Any] = {"limit": config.data.max_prompt_tokens, "known": measure is not None}
+    if measure is not None:
+        prompts = measure([_text(problem, config.policy) for problem in found.problems])
+        columns = {"prompt": prompts, **columns}
+        over = too_long(found.problems, prompts, config.data.max_prompt_tokens)
+        long |= {"rows": len(over), "longest": over[:1]}
+    lengths = {name: lengths_of(values) for name, values in columns.items()}
+    return {
+        "unit": "characters" if measure is None else "tokens",
+        "lengths": {name: asdict(one) for name, one in lengths.items() if one is not None},
+        "too_long": long,
+    }
+
+
+def _characters(texts: Sequence[str]) -> list[int]:
+    return [len(text) for text in texts]
+
+
+def _measure(policy: Model) -> Measure | None:
+    """What counts the tokens of texts; None where the policy's tokenizer is not on this machine."""
+    from tokenizers import Tokenizer
+
+    from capo_ray.credit.tokens import read_tokenizer_json
+
+    folder = folder_here(policy.tokenizer or policy.path)
+    if not folder.is_dir():
+        return None
+    try:
+        tokenizer = Tokenizer.from_str(read_tokenizer_json(folder))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"policy.tokenizer: {error}") from error
+    return lambda texts: [len(coded.ids) for coded in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _text(problem: Problem, policy: Model) -> str:
+    messages = conversation(problem.question, problem.system or policy.system_prompt)
+    return shown(messages, policy, add_generation_prompt=True)
+
+
+def _overlaps(found: Found, options: Options) -> Iterator[Overlap | dict[str, str]]:
+    """One for each evaluation set, or why it was not looked at."""
+    sets = [(name, _evaluation_set(name, options.config.data)) for name in options.against]
+    if held_out := evaluation_data(options.config.data):
+        sets.insert(0, ("held out", held_out))
+    hub_is_up = True
+    for name, data in sets:
+        on_hub = not Path(str(data.path)).expanduser().exists()
+        if on_hub and not hub_is_up:
+            yield {"name": name, "missing": NOT_REACHED}
+            continue
+        try:
+            questions = [question_of(_sound(record), where, data)[0] for where, _, record in rows(data)]
+        except DataError as error:
+            if name not in EVALUATION or "ConnectionError" not in str(error):
+                raise
+            hub_is_up = False
+            yield {"name": name, "missing": NOT_REACHED}
+            continue
+        yield overlap(found.problems, name, questions)
+
+
+def _sound(record: Any) -> Any:
+    if isinstance(record, DataError):
+        raise record
+    return record
+
+
+def _evaluation_set(name: str, data: Data) -> Data:
+    """A set of conf/data, or a file: with the columns of `data`, or one of the usual names for its questions."""
+    known = sorted(path.stem for path in (conf_dir() / "data").glob("*.yaml"))
+    if name in known:
+        return compose(["+experiment=llama3b_intersection", f"data={name}"]).data
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise ConfigError(f"against: there is no file {path}, and no such set in conf/data ({', '.join(known)})")
+    own = data.model_copy(update={"path": str(path), "subset": None})
+    _, _, first = next(rows(own, option="path"))
+    columns = set(_sound(first))
+    field = next((field for field in (data.question_field, *QUESTION_FIELDS) if field in columns), data.question_field)
+    return own.model_copy(update={"question_field": field})
+
+
+# ---- showing ---------------------------------------------------------------------------------------------------------
+
+
+def report(made: dict[str, Any]) -> str:
+    """The figures for people, at most WIDTH wide but for names and examples."""
+    data = made["data"]
+    parts = (data["path"],) if Path(data["path"]).is_file() else (data["path"], data["subset"], data["split"])
+    where = " ".join(str(part) for part in parts if part)
+    unanswered, long = made["unanswered"], made["too_long"]
+    lines = [f"data       {where}", f"rows       {made['rows']:,}, usable {made['usable']:,}"]
+    for reason, refused in made["refused"].items():
+        lines.append(f"REFUSED    {refused['rows']:,} rows (first: {refused['first']}): {reason}")
+    if unanswered["rows"]:
+        lines.append(f"left out   {unanswered['rows']:,} without an answer (first: {unanswered['first'][0]})")
+    lines.append(_too_long(long))
+    lines += _length_table(made)
+    common = ", ".join(f"{answer[:20]!r} {number:,}" for answer, number in made["answers"])
+    lines += [f"answers    most common: {common or 'none'}", *_duplicates(made["duplicates"])]
+    lines.append("overlap    with evaluation sets" if made["overlaps"] else "overlap    no evaluation set was named")
+    for one in made["overlaps"]:
+        name = Path(one["name"]).name
+        if "missing" in one:
+            lines.append(f"  {name:<22} not looked at: {one['missing']}")
+            continue
+        met = f"{len(one['met']):,} problems ask one of its" if one["met"] else "no problem asks one of its"
+        lines.append(f"  {name:<22} {met} {one['size']:,} questions{_some(one['met'])}")
+    for example in made["examples"]:
+        lines.append(f"example {example['id']}, gold answer {example['answer']!r}")
+        lines += [f"  | {line}" for line in example["prompt"].split("\n")]
+    return "\n".join(lines)
+
+
+def _too_long(long: dict[str, Any]) -> str:
+    if not long["known"]:
+        return (
+            f"too long   not known (data.max_prompt_tokens {long['limit']:,}): the policy's tokenizer is not on this\n"
+            "           machine; name one with policy.tokenizer=FOLDER"
+        )
+    if not long["rows"]:
+        return f"too long   none of more than data.max_prompt_tokens {long['limit']:,}"
+    (name, tokens), *_ = long["longest"]
+    return (
+        f"left out   {long['rows']:,} of more than data.max_prompt_tokens {long['limit']:,} (most: {name}, {tokens:,})"
+    )
+
+
+def _length_table(made: dict[str, Any]) -> Iterator[str]:
+    yield f"{'length in ' + made['unit']:<24}{'least':>9}{'half':>9}{'90 %':>9}{'99 %':>9}{'most':>9}{'mean':>11}"
+    for name, one in made["lengths"].items():
+        shares = "".join(f"{value:>9,}" for value in one["percentiles"].values())
+        yield f"  {name:<22}{one['least']:>9,}{shares}{one['most']:>9,}{one['mean']:>11,.1f}"
+
+
+def _duplicates(found: dict[str, Any]) -> Iterator[str]:
+    if not found["repeated"]:
+        yield "repeated   no question stands twice"
+        return
+    yield f"repeated   {found['repeated']:,} problems ask what an earlier one asks"
+    if found["contradictions"]:
+        first = " and ".join(found["contradictions"][0])
+        yield f"           questions with different answers: {len(found['contradictions']):,} ({first})"
+
+
+def _some(ids: Sequence[str]) -> str:
+    return f" ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})" if ids else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0 if arguments else BAD_INPUT
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        if arguments[0] != "check":
+            raise ConfigError(f"{arguments[0]!r} is no command of this program; there is: check")
+        options = options_of(arguments[1:])
+        made = figures(options)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    print(report(made))
+    if options.out is not None:
+        options.out.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return REFUSES if made["refused"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
