@@ -7,7 +7,8 @@ Leaves out turning text into tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from capo_ray.config import ConfigError
+
+MARK = re.compile(r"<\|[^|<>\s]+\|>")
 
 
 class Encode(Protocol):
@@ -68,6 +71,16 @@ def _compiled(template: str) -> Template:
 
 def _to_json(value: Any, **options: Any) -> str:
     return json.dumps(value, ensure_ascii=False, **options)
+
+
+def check_marks(template: str, vocabulary: Container[str], field: str) -> None:
+    """Raises ConfigError where the template writes marks such as <|im_start|> that are no tokens of the tokenizer."""
+    for mark in MARK.findall(template):
+        if mark not in vocabulary:
+            raise ConfigError(
+                f"{field}.chat_template: it writes {mark}, which is no token of this model's tokenizer: the template "
+                f"belongs to another model. Pass {field}.chat_template=null for the tokenizer's own"
+            )
 
 
 def template_in(folder: Path) -> tuple[str, dict[str, str]] | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capo_ray.chat import Encode, conversation, render, template_in
+from capo_ray.chat import Encode, check_marks, conversation, render, template_in
 from capo_ray.config import ConfigError, Model, conf_dir
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def find_model(model: Model, field: str, run_dir: Path, *, seed: int) -> ModelFi
     own = model.tokenizer is None or model.path == "random"
     tokenizer = folder if own else _here(str(model.tokenizer), f"{field}.tokenizer")
     shape = _read_json(folder / "config.json", field)
-    _check_vocabulary(tokenizer, int(shape["vocab_size"]), field)
+    _check_vocabulary(tokenizer, int(shape["vocab_size"]), model.chat_template, field)
     return ModelFiles(folder=folder, tokenizer=tokenizer, window=int(shape["max_position_embeddings"]))
 
 
@@ -190,16 +190,18 @@ def _read_json(path: Path, field: str) -> Any:
         raise ConfigError(f"{field}.path: {path} cannot be read as a model's configuration: {error}") from error
 
 
-def _check_vocabulary(tokenizer: Path, vocabulary: int, field: str) -> None:
+def _check_vocabulary(tokenizer: Path, vocabulary: int, chat_template: str | None, field: str) -> None:
     from capo_ray.credit.tokens import read_tokenizer_json
 
     try:
         spec = json.loads(read_tokenizer_json(tokenizer))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{field}.tokenizer: {error}") from error
-    ids = [*spec["model"]["vocab"].values(), *(entry["id"] for entry in spec.get("added_tokens", []))]
-    if max(ids) >= vocabulary:
+    tokens = dict(spec["model"]["vocab"]) | {entry["content"]: entry["id"] for entry in spec.get("added_tokens", [])}
+    if max(tokens.values()) >= vocabulary:
         raise ConfigError(
-            f"{field}.tokenizer: {tokenizer} has ids up to {max(ids)}, the model's vocabulary ends at "
+            f"{field}.tokenizer: {tokenizer} has ids up to {max(tokens.values())}, the model's vocabulary ends at "
             f"{vocabulary - 1}: this tokenizer belongs to another model"
         )
+    if chat_template is not None:
+        check_marks(chat_template, tokens, field)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from capo_ray.chat import check_marks
 from capo_ray.config import Block, Data, Model, Trainer, composed
 from capo_ray.conversations import Conversation, encode, length, read
 from capo_ray.machine import shape_of
@@ -163,6 +164,7 @@ def tokenizer_of(config: Sft) -> Any:
 
     tokenizer = AutoTokenizer.from_pretrained(config.model.tokenizer or config.model.path)
     if config.model.chat_template is not None:
+        check_marks(config.model.chat_template, tokenizer.get_vocab(), "model")
         tokenizer.chat_template = config.model.chat_template
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {config.model.path} has no chat template; set model.chat_template")
@@ -203,6 +205,7 @@ def train(config: Sft, examples: Examples, rank: int, device: Literal["cpu", "gp
     steps = config.steps or math.ceil(config.epochs * count / config.sequences_per_update)
     engine = DeepSpeedEngine(
         config.model.path,
+        tokenizer=config.model.tokenizer,
         trainer=config.trainer(),
         algorithm=None,
         total_steps=steps,

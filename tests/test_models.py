@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from capo_ray.config import ConfigError, Model
+from capo_ray.config import ConfigError, Model, compose
 from capo_ray.models import ASSETS, find_model, tensor_shapes
 
 POLICY = ASSETS / "tiny_policy"
@@ -65,6 +65,21 @@ def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
 
 def test_a_random_model_needs_a_shape(tmp_path: Path) -> None:
     assert fault(tmp_path, path="random") == ("policy.path: a random model needs policy.shape and policy.tokenizer")
+
+
+def test_a_folder_that_an_experiment_makes(tmp_path: Path) -> None:
+    assert fault(tmp_path, path="./models/qwen7b_sft") == (
+        "policy.path: './models/qwen7b_sft' is no folder here; name a folder or a Hugging Face id (owner/name). python "
+        "-m capo_ray.sft +experiment=qwen7b_sft makes it"
+    )
+
+
+def test_a_chat_template_of_another_model(tmp_path: Path, copy: Path) -> None:
+    llama = compose(["+experiment=llama3b_majority"]).policy.chat_template
+    assert fault(tmp_path, path=str(copy), chat_template=llama) == (
+        "policy.chat_template: it writes <|begin_of_text|>, which is no token of this model's tokenizer: the template "
+        "belongs to another model. Pass policy.chat_template=null for the tokenizer's own"
+    )
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path, copy: Path) -> None:
