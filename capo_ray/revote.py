@@ -259,6 +259,12 @@ def arguments(argv: Sequence[str]) -> tuple[Path, dict[str, Any], Path | None]:
 
 def _value(key: str, text: str) -> Any:
     kind = KINDS[key]
+    if key == "advantage":
+        try:
+            algorithm_of(text)
+        except ValueError as error:
+            raise BadArgument(f"advantage={text}: {error}") from None
+        return text
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
             raise BadArgument(f"{key}={text}: must be one of {', '.join(get_args(kind))}")

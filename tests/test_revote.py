@@ -177,6 +177,7 @@ def test_steps_are_shown_in_ten_ranges_at_most() -> None:
             ["{run}", "vote=most"],
             "vote=most: must be one of intersection, majority, strict_majority, union, average, greedy",
         ),
+        (["{run}", "advantage=ppo"], "advantage=ppo: 'ppo' is none of capo, capo_mean, "),
         (["{run}", "votes=union"], "votes: no such key; there are vote, outcome_weight, process_weight, "),
         (["{run}", "outcome_weight=two"], "outcome_weight=two: must be a number"),
         (["{run}", "process_weight=-1"], "process_weight=-1: must be a finite number from 0"),

@@ -121,7 +121,7 @@ ALGORITHMS: dict[Advantage, Algorithm] = {
 }
 
 
-def algorithm_of(name: Advantage | str) -> Algorithm:
+def algorithm_of(name: str) -> Algorithm:
     """One of `ALGORITHMS`, or one of a user's, by `module:name`. Raises ValueError."""
     for known, algorithm in ALGORITHMS.items():
         if name == known:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from capo_ray.credit.advantage import Advantage, algorithm_of
+from capo_ray.credit.advantage import algorithm_of
 from capo_ray.credit.penalty import ErrorSet, Returns, penalties
 from capo_ray.credit.reward import ANSWER_ONLY, Outcome, outcome_reward, token_rewards
 from capo_ray.credit.vote import Vote, vote
@@ -34,7 +34,7 @@ class Scheme:
     error_set: ErrorSet = "all"
     returns: Returns = "none"
     outcome: Outcome = ANSWER_ONLY
-    advantage: Advantage | str = "capo"
+    advantage: str = "capo"
     """Of `credit.advantage`, or `module:name` of your own."""
     min_valid_critiques: int = 1
     """A response with fewer is unjudged."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from capo_ray.learn.surrogate import Clip, SurrogateName, Tokens, surrogate_of
+from capo_ray.learn.surrogate import Clip, Tokens, surrogate_of
 
 KlEstimator = Literal["k1", "k2", "k3", "abs"]
 KlPlace = Literal["loss", "reward"]
@@ -76,7 +76,7 @@ def kl_penalty(logprobs: Tensor, reference: Tensor, estimator: KlEstimator) -> T
 class Objective:
     """Settings of the policy objective; see config.Algorithm."""
 
-    surrogate: SurrogateName | str = "clip"
+    surrogate: str = "clip"
     bounds: Clip = field(default_factory=Clip)
     kl_weight: float = 0.0
     kl_estimator: KlEstimator = "k3"

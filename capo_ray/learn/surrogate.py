@@ -107,7 +107,7 @@ SURROGATES: dict[SurrogateName, Callable[[Tokens, Clip], Surrogate]] = {
 }
 
 
-def surrogate_of(name: SurrogateName | str) -> Callable[[Tokens, Clip], Surrogate]:
+def surrogate_of(name: str) -> Callable[[Tokens, Clip], Surrogate]:
     """One of `SURROGATES`, or one of a user's, by `module:name`. Raises ValueError."""
     for known, surrogate in SURROGATES.items():
         if name == known:
