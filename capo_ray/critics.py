@@ -2,8 +2,8 @@
 
 It sees critics as the protocol CriticEngine, so that races and failures are tested on fakes. The k critiques of a
 response are one request to one engine, or one per critic where several vote; the responses of one problem prefer the
-engine that has their common prefix in its cache. Under adaptive voting they are asked for in two rounds, and the second
-is left out where it can change nothing; a critique is the same in either round. A failed critique is a typed outcome,
+engine that has their common prefix in its cache. Under adaptive voting they are asked for in rounds, and those that can
+change nothing are left out; a critique is the same in whatever round. A failed critique is a typed outcome,
 never an exception and never a zero; too many of them in a row of critiques are an exception, `CriticsFailed`, that
 stops the run.
 
@@ -103,12 +103,16 @@ class CriticSettings:
         )
 
     def rounds(self, num_critiques: int) -> tuple[int, ...]:
-        """How many critiques to ask for at a time: as many as can decide when nothing is found, then the rest."""
+        """How many critiques to ask for at a time: as many as can decide when nothing is found, then as many again as
+        there are, and so on."""
         if not self.adaptive:
             return (num_critiques,)
         at_least = min(self.first_round, num_critiques)
         first = useful_round(at_least, num_critiques, self.vote, min_valid_critiques=self.min_valid_critiques)
-        return (first, num_critiques - first) if first < num_critiques else (first,)
+        sizes = [first]
+        while (left := num_critiques - sum(sizes)) > 0:
+            sizes.append(min(sum(sizes), left))
+        return tuple(sizes)
 
     @property
     def retrying(self) -> Retrying:

@@ -74,16 +74,24 @@ def test_the_verdict_and_each_critique_are_those_of_full_voting(
 
 
 @pytest.mark.parametrize(
-    ("how", "sizes"),
-    [("intersection", {2, 4}), ("strict_majority", {2, 4}), ("majority", {3, 4}), ("union", {4}), ("average", {4})],
+    ("how", "first_round", "sizes"),
+    [
+        ("intersection", 2, {2, 4}),
+        ("intersection", 1, {1, 2, 4}),
+        ("strict_majority", 2, {2, 4}),
+        ("majority", 2, {3, 4}),
+        ("union", 2, {4}),
+        ("average", 2, {4}),
+    ],
 )
-def test_how_many_are_asked_for(how: Vote, sizes: set[int]) -> None:
-    """Rounds that could not decide are not made."""
+def test_how_many_are_asked_for(how: Vote, first_round: int, sizes: set[int]) -> None:
+    """Each round doubles what there is; rounds that could not decide are not made."""
     engine = SeededCritic()
-    answers = judge(service(engine, adaptive=True, vote=how), range(0, 30_000, 100))
+    answers = judge(service(engine, adaptive=True, vote=how, first_round=first_round), range(0, 30_000, 100))
     assert {len(asked_of(critiques)) for critiques in answers} == sizes
     assert sum(n for _, n in engine.asked) == sum(len(asked_of(critiques)) for critiques in answers)
-    assert {n for _, n in engine.asked} == {min(sizes), 4 - min(sizes)} - {0}
+    ends = [0, *sorted(sizes)]
+    assert {n for _, n in engine.asked} == {end - start for start, end in pairwise(ends)}
 
 
 def test_a_share_is_judged_in_full_and_chance_does_not_choose_it() -> None:

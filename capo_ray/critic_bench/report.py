@@ -22,7 +22,8 @@ COLUMNS = (
     ("precision", "precision"),
     ("recall", "recall"),
     ("unjudged", "unjudged"),
-    ("adaptive tokens", "adaptive_tokens"),
+    ("tokens, rounds from 1", "adaptive_from_1"),
+    ("from 2", "adaptive_from_2"),
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from capo_ray.credit.flags import FlagCounts, Labels, flags
 from capo_ray.credit.vote import Vote, agreement, sealed, vote
@@ -45,8 +46,9 @@ class Score:
     """Share of wrong steps that are flagged."""
     unjudged: float
     """Share of responses without a valid critique: missed by `f1`, left out of `precision` and `recall`."""
-    adaptive_tokens: float | None
-    """Share of the tokens of these k critiques that adaptive voting would have spent."""
+    adaptive_from_1: float | None
+    adaptive_from_2: float | None
+    """Share of the tokens of these k critiques that adaptive voting would have spent, by its first round."""
 
 
 def score(judged: Sequence[Judged], how: Vote, k: int) -> Score:
@@ -69,7 +71,8 @@ def score(judged: Sequence[Judged], how: Vote, k: int) -> Score:
         precision=_ratio(steps.hits, steps.flagged),
         recall=_ratio(steps.hits, steps.wrong),
         unjudged=sum(row is None for row in flagged) / len(judged),
-        adaptive_tokens=adaptive_share(judged, how, k),
+        adaptive_from_1=adaptive_share(judged, how, k, 1),
+        adaptive_from_2=adaptive_share(judged, how, k, 2),
     )
 
 
@@ -100,14 +103,14 @@ def _harmonic(a: float | None, b: float | None) -> float | None:
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
-def adaptive_share(judged: Sequence[Judged], how: Vote, k: int) -> float | None:
+def adaptive_share(judged: Sequence[Judged], how: Vote, k: int, first_round: int) -> float | None:
     """Tokens of the critiques that voting in rounds asks for (CriticSettings.rounds), over those of all k."""
-    first = CriticSettings(critiques=k, adaptive=True, vote=how).rounds(k)[0]
+    ends = list(accumulate(CriticSettings(critiques=k, adaptive=True, vote=how, first_round=first_round).rounds(k)))
     spent = whole = 0
     for response in judged:
         asked = response.critiques[:k]
-        done = sealed(asked[:first], k - first, len(response.labels), how)
-        spent += _tokens(asked[:first] if done else asked)
+        end = next(end for end in ends if end == k or sealed(asked[:end], k - end, len(response.labels), how))
+        spent += _tokens(asked[:end])
         whole += _tokens(asked)
     return _ratio(spent, whole)
 

@@ -75,9 +75,9 @@ def test_average_counts_from_one_half_as_majority_does() -> None:
 def test_what_adaptive_voting_would_have_spent() -> None:
     """Intersection stops after two that share no flag; a clean first pair is enough, a common flag is not."""
     got = score([judged("rr", (), (1,), (1,), (1,)), judged("rr", (1,), (1,), (), ())], "intersection", 4)
-    assert got.adaptive_tokens == pytest.approx((2 + 4) / 8)
-    assert score(ALL, "average", 4).adaptive_tokens == 1
-    assert score([judged("r", (), tokens=0)], "union", 1).adaptive_tokens is None
+    assert got.adaptive_from_2 == pytest.approx((2 + 4) / 8)
+    assert score(ALL, "average", 4).adaptive_from_2 == 1
+    assert score([judged("r", (), tokens=0)], "union", 1).adaptive_from_2 is None
 
 
 def test_summary() -> None:
@@ -107,7 +107,8 @@ def a_score(vote: str, k: int, f1: float, precision: float) -> Score:
         precision=precision,
         recall=0.5,
         unjudged=0.0,
-        adaptive_tokens=None,
+        adaptive_from_1=None,
+        adaptive_from_2=None,
     )
 
 
