@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from capo_ray.config import Config, ConfigError, compose, conf_dir, validate
-from capo_ray.launch import main as launch
+from capo_ray.launch import launch
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml") if not path.stem.endswith("_sft"))
 POLICIES = ("llama1b", "llama3b", "qwen1_5b", "qwen7b")
@@ -29,10 +29,17 @@ def fault(*overrides: str) -> str:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_composes(name: str) -> None:
-    config = compose([f"+experiment={name}"])
+def test_every_experiment_composes_and_prints_its_plan(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = compose([f"+experiment={name}", "dry_run=true"])
     assert config.name == name
     assert validate(config.model_dump(mode="json")) == config
+    assert launch(config) == 0
+    printed = capsys.readouterr().out
+    assert f"placement of {name} on " in printed and "a prompt as the policy reads it" in printed
+    if name.startswith(POLICIES):
+        critics = 0 if name.endswith("grpo") else 8
+        assert f"placement of {name} on gpu: {8 + critics} GPUs" in printed and "fault" not in printed
+        assert "final answer within \\boxed{}." in printed and "What is $2 + 3$?" in printed
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -53,17 +60,6 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
         for name in names:
             shape = compose([TINY, f"model@policy={name}"]).policy.shape
             assert (shape is None) == name.startswith("tiny_")
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_prints_its_plan_and_a_prompt(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch([f"+experiment={name}", "dry_run=true"]) == 0
-    printed = capsys.readouterr().out
-    assert f"placement of {name} on " in printed and "a prompt as the policy reads it" in printed
-    if name.startswith(POLICIES):
-        critics = 0 if name.endswith("grpo") else 8
-        assert f"placement of {name} on gpu: {8 + critics} GPUs" in printed and "fault" not in printed
-        assert "final answer within \\boxed{}." in printed and "What is $2 + 3$?" in printed
 
 
 def test_the_papers_experiments_are_all_there() -> None:
