@@ -81,6 +81,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tasks": ("config", "credit", "engines.protocols", "tally", "types"),
     "data": ("chat", "config", "models", "tasks", "types"),
     "conversations": ("chat", "config", "data", "types"),
+    "resumable": ("config",),
+    "evaluate.metrics": (),
+    "evaluate.choices": ("tasks", "types"),
+    "evaluate.suites": ("config", "data", "evaluate.choices", "seeds", "types"),
     "cluster": (
         "canaries",
         "checkpoint",

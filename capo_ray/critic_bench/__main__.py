@@ -14,20 +14,20 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from capo_ray.config import Config, ConfigError, compose
-from capo_ray.credit.template import SHIPPED, PromptTemplate
-from capo_ray.critic_bench.engines import critics_of, sample
+from capo_ray.credit.template import PromptTemplate
+from capo_ray.critic_bench.engines import critics_and_prompt, critics_of, sample
 from capo_ray.critic_bench.replies import Reply, ask, read_replies
 from capo_ray.critic_bench.report import evaluate, lines, plot, table
 from capo_ray.critic_prompt import find_template
 from capo_ray.critics import CriticsFailed
 from capo_ray.data.problem import DataError
 from capo_ray.labelled import arithmetic, processbench, read_responses
+from capo_ray.resumable import claim, progress
 
 USAGE = """usage: python -m capo_ray.critic_bench critic=NAME data=processbench path=FILE_OR_FOLDER k=8 out=DIR
        python -m capo_ray.critic_bench critic=tiny data=arithmetic count=500 k=8 out=DIR
@@ -101,12 +101,11 @@ async def run(options: Options, config: Config, out: Path) -> list[Reply]:
     template = find_template(config.critic)
     if options.data == "processbench":
         items = processbench(options.path or out)[: options.count]
-    out.mkdir(parents=True, exist_ok=True)
     _claim(options, config, template, out)
     if options.data == "arithmetic":
         items = arithmetic(await _responses(options, config, out))[: options.count]
     async with critics_of(config, template, out) as critics:
-        with _progress("judged", len(items)) as advance:
+        with progress("judged", len(items)) as advance:
             return await ask(
                 items,
                 critics,
@@ -119,27 +118,9 @@ async def run(options: Options, config: Config, out: Path) -> list[Reply]:
 
 def _claim(options: Options, config: Config, template: PromptTemplate, out: Path) -> None:
     """Write down whose replies `out` holds, or see that they are this benchmark's. Raises ConfigError."""
-    critic = config.critic
-    assert critic is not None
-    voters = [voter.served_model or (voter.model.path if voter.model else voter.kind) for voter in critic.voters]
-    mine = {
-        "data": options.data,
-        "path": str(options.path or ""),
-        "k": options.k,
-        "seed": config.seed,
-        "critics": voters,
-        "template": template.name if critic.template in SHIPPED else f"{template.name} ({template.digest})",
-        **{name: getattr(critic, name) for name in ("reference", "temperature", "top_p")},
-        "max_critique_tokens": critic.max_critique_tokens,
-    }
-    path = out / "bench.json"
-    if path.is_file():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        pairs = {name: (theirs.get(name), value) for name, value in mine.items()}
-        other = "; ".join(f"{name} {old!r}, now {new!r}" for name, (old, new) in pairs.items() if old != new)
-        if other:
-            raise ConfigError(f"out: {out} holds replies of another benchmark ({other}); name another folder")
-    path.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
+    mine = {"data": options.data, "path": str(options.path or ""), "k": options.k, "seed": config.seed}
+    mine |= critics_and_prompt(config, template)
+    claim(out / "bench.json", mine, "replies of another benchmark")
 
 
 async def _responses(options: Options, config: Config, out: Path) -> list[tuple[str, str]]:
@@ -149,7 +130,7 @@ async def _responses(options: Options, config: Config, out: Path) -> list[tuple[
     kept = out / "responses.jsonl"
     count = options.count or SAMPLED
     if not kept.is_file():
-        with _progress("sampled", count) as advance:
+        with progress("sampled", count) as advance:
             pairs = await sample(config, out, count, advance)
         partial = kept.with_suffix(".partial")
         lines = (json.dumps({"question": question, "response": response}) + "\n" for question, response in pairs)
@@ -159,19 +140,6 @@ async def _responses(options: Options, config: Config, out: Path) -> list[tuple[
     if len(pairs) < count:
         raise ConfigError(f"count: {out} holds {len(pairs)} sampled responses, {count} are asked for; name another out")
     return pairs
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal; nothing where the output is piped."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
 
 
 def show(replies: Sequence[Reply], out: Path | None) -> None:

@@ -21,19 +21,22 @@ from capo_ray.build import (
 )
 from capo_ray.build_critics import check_servers, critic_settings, critics_without_actors
 from capo_ray.config import Config
-from capo_ray.credit.template import PromptTemplate
+from capo_ray.credit.template import SHIPPED, PromptTemplate
 from capo_ray.critics import Critics, Voter
 from capo_ray.models import find_model
 from capo_ray.plan import Role, critics_here
 from capo_ray.seeds import seed_of
-from capo_ray.types import Prompt
+from capo_ray.types import JsonDict, Prompt
+
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore::FutureWarning"}
+"""What keeps libraries from writing between a program's own lines."""
 
 
 @asynccontextmanager
 async def critics_of(config: Config, template: PromptTemplate, work: Path) -> AsyncIterator[Critics]:
     """The judging service of `config`, asked with `template`; files of random models go below `work`."""
     assert config.critic is not None
-    _prepare(config, "critic")
+    prepare(config, "critic")
     check_servers(config)
     places = {id(voter): place for place, voter in critics_here(config)}
     voters, opened = [], []
@@ -56,11 +59,24 @@ async def critics_of(config: Config, template: PromptTemplate, work: Path) -> As
                 await closing
 
 
+def critics_and_prompt(config: Config, template: PromptTemplate) -> JsonDict:
+    """Who judges and what is asked: what must be the same for critiques to be comparable."""
+    critic = config.critic
+    assert critic is not None
+    voters = [voter.served_model or (voter.model.path if voter.model else voter.kind) for voter in critic.voters]
+    return {
+        "critics": voters,
+        "template": template.name if critic.template in SHIPPED else f"{template.name} ({template.digest})",
+        **{name: getattr(critic, name) for name in ("reference", "temperature", "top_p")},
+        "max_critique_tokens": critic.max_critique_tokens,
+    }
+
+
 async def sample(config: Config, work: Path, count: int, advance: Callable[[], None]) -> list[tuple[str, str]]:
     """(question, response) of `count` held-out problems of the tiny world, by the policy, sampled as in training."""
     from capo_ray.tasks.arithmetic.world import Difficulty, problems
 
-    _prepare(config, "rollout")
+    prepare(config, "rollout")
     policy = find_model(config.policy, "policy", work, seed=config.seed)
     encode = policy.encoder(config.policy.system_prompt, config.policy.chat_template)
     engine = make_rollout(rollout_settings(config, policy), "rollout-0")
@@ -83,9 +99,10 @@ async def sample(config: Config, work: Path, count: int, advance: Callable[[], N
     return [(problem.question, response) for problem, response in zip(asked, responses, strict=True)]
 
 
-def _prepare(config: Config, role: Role) -> None:
+def prepare(config: Config, role: Role) -> None:
     """What vLLM reads from the environment, set before it is imported."""
     from capo_ray.cluster.placement import environment
 
     os.environ.update(environment(config, role))
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)

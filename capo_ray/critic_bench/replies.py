@@ -20,6 +20,7 @@ from capo_ray.critic_bench.scores import Judged
 from capo_ray.critics import Critics
 from capo_ray.data.problem import DataError
 from capo_ray.labelled import Item
+from capo_ray.resumable import cut_to_whole_lines
 from capo_ray.seeds import seed_of
 from capo_ray.types import REPLIED_OUTCOMES, Critique, JsonDict
 
@@ -100,7 +101,7 @@ async def ask(
 
     All replies in the order of the items.
     """
-    done = {reply.item.id: reply for reply in _whole_lines(path)}
+    done = {reply.item.id: reply for reply in kept_replies(path)}
     session = max((reply.session for reply in done.values()), default=-1) + 1
     start = monotonic()
 
@@ -120,13 +121,7 @@ async def ask(
     return [done[item.id] for item in items]
 
 
-def _whole_lines(path: Path) -> list[Reply]:
+def kept_replies(path: Path) -> list[Reply]:
     """What stands in `path`, after a line that was cut off is removed from it."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    return read_replies(path)
+    cut_to_whole_lines(path)
+    return read_replies(path) if path.exists() else []

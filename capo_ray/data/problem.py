@@ -58,7 +58,7 @@ def _gold(text: str, data: Data, where: str) -> str:
 def question_of(record: JsonDict, where: str, data: Data) -> tuple[str, str | None]:
     """The question, and the system message before it where the column holds messages, as verl's `prompt` does. Raises
     DataError."""
-    value = _value(record, data.question_field, "question_field", where)
+    value = value_of(record, data.question_field, "question_field", where)
     if not isinstance(value, list):
         return _plain(value, data.question_field, where), None
     if not all(isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in value):
@@ -76,7 +76,7 @@ def question_of(record: JsonDict, where: str, data: Data) -> tuple[str, str | No
 
 def _text(record: JsonDict, name: str, option: str, where: str) -> str:
     """A list, such as that of several right answers, is joined by commas."""
-    value = _value(record, name, option, where)
+    value = value_of(record, name, option, where)
     if isinstance(value, list) and value:
         return ", ".join(_plain(part, name, where) for part in value)
     return _plain(value, name, where)
@@ -90,7 +90,7 @@ def _plain(value: Any, name: str, where: str) -> str:
     return str(value)
 
 
-def _value(record: JsonDict, name: str, option: str, where: str) -> Any:
+def value_of(record: JsonDict, name: str, option: str, where: str) -> Any:
     """The column called `name`, or the one that its dots lead to."""
     if name in record:
         return record[name]

@@ -75,6 +75,7 @@ def open_engine(settings: VllmSettings) -> AsyncLLM:
         generation_config="vllm",  # a model's own sampling defaults must not change what the config says
         logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
         disable_log_stats=True,
+        use_tqdm_on_load=False,
         **special,
     )
     return AsyncLLM.from_engine_args(arguments)

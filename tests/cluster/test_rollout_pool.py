@@ -164,3 +164,26 @@ def test_groups_are_spread_over_workers_and_the_gate_is_free_once_all_is_sampled
         await group
 
     asyncio.run(use())
+
+
+def test_workers_with_frozen_weights_are_one_engine_that_outlives_a_death(ray_here: Any, tmp_path: Path) -> None:
+    from capo_ray.cluster.frozen_pool import frozen_pool
+    from capo_ray.config import compose
+
+    fuse = tmp_path / "fuse"
+    fuse.touch()
+
+    async def use() -> list[list[tuple[int, str]]]:
+        config = compose(["+experiment=tiny_cpu"])
+        async with frozen_pool(config, [partial(make, "a", str(fuse)), partial(make, "b")]) as pool:
+
+            async def one(seeds: Mapping[int, int]) -> list[tuple[int, str]]:
+                return sorted(
+                    [(rollout.index, rollout.text) async for rollout in pool.generate(PROMPT, SAMPLING, seeds)]
+                )
+
+            return [*await asyncio.gather(*(one({0: n, 1: n, 2: n}) for n in range(4))), await one({0: 9})]
+
+    found = [sorted(set(responses)) for responses in asyncio.run(use())]
+    assert found == [*([(0, str(n)), (1, str(n)), (2, str(n))] for n in range(4)), [(0, "9")]]
+    assert not fuse.exists()

@@ -1,0 +1,269 @@
+"""`python -m capo_ray.evaluate model=FOLDER_OR_ID suite=paper`: how good a model is, on benchmarks and any jsonl.
+
+Every response is kept in OUT/responses.jsonl with its grade, every critique in OUT/critiques.jsonl: the same command
+goes on where it was stopped, and shows the figures again when all is there. Leaves out what benchmarks are (suites),
+grading, and what the figures mean (metrics).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from capo_ray.build import sampling_of
+from capo_ray.config import Config, ConfigError
+from capo_ray.credit.steps import delimiter, segment
+from capo_ray.credit.template import PromptTemplate
+from capo_ray.critic_bench.engines import critics_and_prompt, critics_of
+from capo_ray.critic_bench.replies import Reply, kept_replies, read_replies
+from capo_ray.critic_bench.replies import ask as ask_critics
+from capo_ray.critic_prompt import find_template
+from capo_ray.critics import CriticsFailed
+from capo_ray.data.problem import DataError
+from capo_ray.evaluate.engines import policy_of
+from capo_ray.evaluate.grading import grader, same_answer, steps_right
+from capo_ray.evaluate.report import accuracies, figures, lengths, name_of, process_accuracies, table, with_process
+from capo_ray.evaluate.responses import Mode, Response, Task, ask, kept, read_responses, tasks_of
+from capo_ray.evaluate.settings import Options, configuration, options_of
+from capo_ray.evaluate.suites import Question, Suite, find_suite, questions
+from capo_ray.labelled import Item
+from capo_ray.machine import gpu_sizes
+from capo_ray.models import ModelFiles, find_model
+from capo_ray.resumable import claim, progress
+from capo_ray.tasks.verify import Verifier
+from capo_ray.types import JsonDict, Sampling
+
+USAGE = """usage: python -m capo_ray.evaluate model=FOLDER_OR_ID suite=SUITE_OR_FILE [key=value ...]
+
+  model=RUN_DIR/policy    what a run exported, with that run's prompt and engine; or a Hugging Face id, or a folder
+  suite=paper             or math, one benchmark such as gsm8k, arithmetic (the tiny world), or FILE.jsonl
+  suite.NAME.KEY=VALUE    of a benchmark: suite.FILE.data.question_field=problem
+  data_dir=FOLDER         where NAME.jsonl or NAME.parquet of benchmarks are, so that nothing is downloaded
+  runs=3 k=0              greedy responses per problem, and sampled ones: avg@k, pass@k, maj@k
+  critic=NAME             critics judge the steps of every response: process accuracy
+  count=N                 the first N problems of each benchmark
+  out=DIR                 where everything is kept (evaluations/MODEL-SUITE); replay=DIR shows its figures again
+  +experiment=X           where all other configuration comes from; KEY=VALUE sets any of it
+"""
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+RESPONSES, CRITIQUES = "responses.jsonl", "critiques.jsonl"
+ABOUT, CRITICS = "evaluation.json", "critics.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What was found and checked before an engine starts."""
+
+    suite: Suite
+    problems: list[tuple[str, Question]]
+    policy: ModelFiles
+    tasks: list[Task]
+    window: int
+
+
+async def run(options: Options, config: Config) -> None:
+    """Ask and judge what is not there yet. Raises ConfigError, DataError, CriticsFailed."""
+    out = options.folder
+    template = find_template(config.critic) if options.judged and config.critic else None
+    suite = find_suite(options.suite, options.suite_overrides)
+    asked = find(options, config, suite)
+    claim(out / ABOUT, about_of(options, config, suite, asked.policy), "another evaluation")
+    if template:
+        about = {"vote": config.reward.vote, "min_valid_critiques": config.reward.min_valid_critiques}
+        claim(out / CRITICS, about | critics_and_prompt(config, template), "what other critics say")
+    modes: dict[Mode, Sampling] = {"greedy": Sampling(max_tokens=config.rollout.max_response_tokens, temperature=0)}
+    modes["sampled"] = sampling_of(config)
+    missing = sum(len(indices) for task in asked.tasks for indices in task.indices.values())
+    if missing:
+        verifier = Verifier(processes=len(os.sched_getaffinity(0)), timeout_s=config.reward.verify_timeout_s)
+        try:
+            async with policy_of(config, asked.policy, window=asked.window, logs=out / "logs") as engine:
+                with progress("answered", missing) as advance:
+                    await ask(
+                        asked.tasks,
+                        engine,
+                        modes,
+                        grader(suite, verifier),
+                        out / RESPONSES,
+                        seed=config.seed,
+                        at_once=2 * config.rollout.workers * config.rollout.max_sequences,
+                        progress=advance,
+                    )
+        finally:
+            await verifier.close()
+    if template:
+        await judge(asked, config, template, out)
+
+
+async def judge(asked: Asked, config: Config, template: PromptTemplate, out: Path) -> None:
+    """Have critics judge the responses that they have not judged yet."""
+    assert config.critic is not None
+    items = items_of(with_process(read_responses(out / RESPONSES)), asked.problems, asked.suite, config)
+    missing = {item.id for item in items} - {reply.item.id for reply in kept_replies(out / CRITIQUES)}
+    if not missing:
+        return
+    async with critics_of(config, template, out) as critics:
+        with progress("judged", len(missing)) as advance:
+            reference, path = config.critic.reference, out / CRITIQUES
+            await ask_critics(items, critics, path, reference=reference, seed=config.seed, progress=advance)
+
+
+def find(options: Options, config: Config, suite: Suite) -> Asked:
+    """Read the problems, find the model, and check that they fit together. Raises ConfigError or DataError."""
+    if config.cluster.device == "gpu" and config.cluster.address is None and not gpu_sizes():
+        raise ConfigError("cluster: this machine has no GPU; cluster=cpu runs on its cores, where small models do")
+    if options.judged and config.critic and {v.kind for v in config.critic.voters} & {"truth", "placebo"}:
+        strange = [name for name, benchmark in suite.items() if benchmark.answer != "arithmetic"]
+        if strange:
+            raise ConfigError(f"critic: this one knows the tiny world alone, and the suite has {', '.join(strange)}")
+    problems = [
+        (name, question)
+        for name, benchmark in suite.items()
+        for question in questions(name, benchmark, seed=config.seed, count=options.count, data_dir=options.data_dir)
+    ]
+    policy = find_model(config.policy, "policy", options.folder, seed=config.seed)
+    encode = policy.encoder(config.policy.system_prompt, config.policy.chat_template)
+    wanted: dict[Mode, int] = {"greedy": options.runs, "sampled": options.k}
+    tasks = tasks_of(problems, encode, wanted, kept(options.folder / RESPONSES))
+    longest = max(tasks, key=lambda task: len(task.prompt.token_ids)).prompt
+    window = len(longest.token_ids) + config.rollout.max_response_tokens
+    if window > policy.window:
+        advice = "this model cannot read it" if len(longest.token_ids) >= policy.window else "lower it"
+        raise ConfigError(
+            f"rollout.max_response_tokens: problem {longest.id} has {len(longest.token_ids)} tokens, and with "
+            f"{config.rollout.max_response_tokens} of a response it does not fit the model's window of "
+            f"{policy.window}; {advice}"
+        )
+    return Asked(suite=suite, problems=problems, policy=policy, tasks=tasks, window=window)
+
+
+def about_of(options: Options, config: Config, suite: Suite, policy: ModelFiles) -> JsonDict:
+    """Whose results a folder holds: everything that they depend on."""
+    weights = [file.stat() for file in sorted(policy.folder.glob("*.safetensors"))]
+    return {
+        "model": options.model,
+        "weights": [f"{stat.st_size} bytes of {stat.st_mtime:.0f}" for stat in weights],
+        "suite": options.suite,
+        "benchmarks": {name: benchmark.model_dump(mode="json") for name, benchmark in suite.items()},
+        "data_dir": str(options.data_dir or ""),
+        "count": options.count,
+        "runs": options.runs,
+        "k": options.k,
+        "seed": config.seed,
+        "system_prompt": config.policy.system_prompt,
+        "max_response_tokens": config.rollout.max_response_tokens,
+        **({"temperature": config.rollout.temperature, "top_p": config.rollout.top_p} if options.k else {}),
+    }
+
+
+def items_of(
+    responses: Sequence[Response], problems: Sequence[tuple[str, Question]], suite: Suite, config: Config
+) -> list[Item]:
+    """The responses as critics judge them, with the truth of their steps where it is known."""
+    between = delimiter(config.reward.segmenter, config.reward.segmenter_pattern)
+    solutions = {(name, question.problem.id): question.problem.solution for name, question in problems}
+    items = []
+    for one in sorted(responses, key=lambda response: response.key):
+        steps = tuple(one.response[part.start : part.shown_end] for part in segment(one.response, between))
+        known = suite[one.benchmark].answer == "arithmetic"
+        right = steps_right(one.question, one.response) if known else ()
+        items.append(
+            Item(
+                id=name_of(one),
+                question=one.question,
+                steps=steps,
+                labels=tuple(not step for step in right) if len(right) == len(steps) else (None,) * len(steps),
+                answer=one.gold,
+                solution=solutions[one.benchmark, one.id],
+            )
+        )
+    return items
+
+
+async def measured(folder: Path) -> JsonDict:
+    """All figures of what `folder` holds. Raises DataError."""
+    if not (folder / ABOUT).is_file():
+        raise DataError(f"replay: {folder} holds no evaluation: there is no {ABOUT}")
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    responses = read_responses(folder / RESPONSES)
+    judged = (folder / CRITICS).is_file() and (folder / CRITIQUES).is_file()
+    critics = json.loads((folder / CRITICS).read_text(encoding="utf-8")) if judged else {}
+    replies = {reply.item.id: reply for reply in read_replies(folder / CRITIQUES)} if judged else {}
+    verifier = Verifier(processes=len(os.sched_getaffinity(0)))
+    per_problem, problems = {}, {}
+    try:
+        for name, benchmark in about["benchmarks"].items():
+            mine = [response for response in responses if response.benchmark == name]
+            if not mine:
+                continue
+            equal = same_answer(verifier) if benchmark["answer"] == "math" else None
+            checked = benchmark["answer"] == "arithmetic"
+            process = _process(mine, replies, critics, checked=checked)
+            per_problem[name] = await accuracies(mine, equal) | process | lengths(mine)
+            problems[name] = len({response.id for response in mine})
+    finally:
+        await verifier.close()
+    named = {name: about[name] for name in ("model", "suite", "runs", "k", "seed")}
+    return {**named, **figures(per_problem, problems, about["seed"])}
+
+
+def _process(
+    responses: Sequence[Response], replies: Mapping[str, Reply], critics: JsonDict, *, checked: bool
+) -> dict[str, list[float]]:
+    """Nothing of critics as long as some of the responses are not judged."""
+    judged = replies if all(name_of(response) in replies for response in with_process(responses)) else {}
+    vote, min_valid = critics.get("vote", "intersection"), critics.get("min_valid_critiques", 1)
+    return process_accuracies(responses, judged, vote, min_valid, checked=checked)
+
+
+def show(made: JsonDict, out: Path) -> None:
+    """Print the table and write the figures to `out`."""
+    from rich.console import Console
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    Console(width=None if sys.stdout.isatty() else 160).print(table(made))
+    print(f"Everything is in {out}: {RESPONSES} has every response, results.json every figure")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0 if arguments else BAD_INPUT
+    logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    try:
+        options = options_of(arguments)
+        if options.replay is None:
+            asyncio.run(run(options, configuration(options)))
+        folder = options.replay or options.folder
+        show(asyncio.run(measured(folder)), options.out or folder)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except (CriticsFailed, RuntimeError, ExceptionGroup) as error:
+        print(f"error: {_first(error)}\nThe same command goes on from here.", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all engines are closed; vLLM's finalizers would print a traceback below the figures

@@ -1,0 +1,39 @@
+"""The engine of an evaluation: the policy with frozen weights, in this process or, with several workers, on Ray.
+
+Leaves out what is asked (responses) and the critics (critic_bench.engines).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from capo_ray.build import make_rollout, rollout_settings
+from capo_ray.config import Config
+from capo_ray.critic_bench.engines import prepare
+from capo_ray.evaluate.responses import Sampler
+from capo_ray.models import ModelFiles
+
+
+@asynccontextmanager
+async def policy_of(config: Config, policy: ModelFiles, *, window: int, logs: Path) -> AsyncIterator[Sampler]:
+    """An engine over all of `rollout.workers`; `window` is the longest prompt and response together, in tokens."""
+    settings: dict[str, Any] = {**rollout_settings(config, policy), "window": window, "weight_transfer": None}
+    if config.rollout.workers == 1:
+        prepare(config, "rollout")
+        engine = make_rollout(settings, "rollout-0")
+        try:
+            yield engine
+        finally:
+            engine.close()
+        return
+    from capo_ray.cluster.frozen_pool import frozen_pool
+    from capo_ray.cluster.session import ray_session
+
+    factories = [partial(make_rollout, settings, f"rollout-{n}") for n in range(config.rollout.workers)]
+    with ray_session(config.cluster, logs=logs):
+        async with frozen_pool(config, factories) as pool:
+            yield pool

@@ -1,0 +1,153 @@
+"""Every response of an evaluation, a line as it comes: asked for, graded, kept, and gone on from.
+
+A line holds the question, the response and its grade, so that the file needs nothing beside it. Leaves out what the
+responses are worth (metrics, report) and what critics say of them (critic_bench.replies).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TextIO
+
+from capo_ray.chat import Encode
+from capo_ray.data.problem import DataError
+from capo_ray.evaluate.grading import Grader
+from capo_ray.evaluate.suites import Question
+from capo_ray.resumable import cut_to_whole_lines
+from capo_ray.seeds import seed_of
+from capo_ray.types import Answer, Finish, Prompt, Rollout, Sampling
+
+Mode = Literal["greedy", "sampled"]
+Key = tuple[str, str, Mode, int]
+"""(benchmark, problem, mode, index): what one response is the answer to."""
+
+
+class Sampler(Protocol):
+    """The part of a rollout engine that answers; see protocols.RolloutEngine."""
+
+    def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """One response with its grade."""
+
+    benchmark: str
+    id: str
+    mode: Mode
+    index: int
+    """Which of the responses of its mode to its problem, from 0."""
+    question: str
+    gold: str
+    response: str
+    finish: Finish
+    num_tokens: int
+    answer: Answer
+    extracted: str | None
+    reason: str | None
+
+    @property
+    def key(self) -> Key:
+        return self.benchmark, self.id, self.mode, self.index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A problem that is put to the model: `indices` by mode are the responses that are not there yet."""
+
+    benchmark: str
+    question: Question
+    prompt: Prompt
+    indices: dict[Mode, list[int]]
+
+
+def read_responses(path: Path) -> list[Response]:
+    """Raises DataError."""
+    if not path.is_file():
+        raise DataError(f"there is no file {path}")
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            found.append(Response(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}, line {number}: no response of an evaluation ({error})") from None
+    return found
+
+
+def kept(path: Path) -> dict[Key, Response]:
+    """What stands in `path`, after a line that was cut off is removed from it."""
+    cut_to_whole_lines(path)
+    return {response.key: response for response in read_responses(path)} if path.exists() else {}
+
+
+def tasks_of(
+    asked: Iterable[tuple[str, Question]], encode: Encode, wanted: dict[Mode, int], done: Iterable[Key]
+) -> list[Task]:
+    """What is left to ask; `wanted` is how many responses each problem gets, by mode."""
+    there = set(done)
+    tasks = []
+    for benchmark, question in asked:
+        problem = question.problem
+        left = {
+            mode: [index for index in range(number) if (benchmark, problem.id, mode, index) not in there]
+            for mode, number in wanted.items()
+        }
+        prompt = Prompt(
+            id=f"{benchmark}/{problem.id}",
+            question=problem.question,
+            token_ids=encode(problem.question, problem.system),
+            answer=problem.answer,
+            solution=problem.solution,
+        )
+        tasks.append(Task(benchmark=benchmark, question=question, prompt=prompt, indices=left))
+    return tasks
+
+
+async def ask(
+    tasks: Sequence[Task],
+    engine: Sampler,
+    sampling: dict[Mode, Sampling],
+    grade: Grader,
+    path: Path,
+    *,
+    seed: int,
+    at_once: int,
+    progress: Callable[[], None] = lambda: None,
+) -> None:
+    """Have the tasks answered, `at_once` responses at a time, and append each response to `path` as it comes."""
+    free = asyncio.Semaphore(at_once)
+
+    async def one(task: Task, mode: Mode, index: int, file: TextIO) -> None:
+        problem = task.question.problem
+        async with free:
+            seeds = {index: seed_of(seed, "evaluation", task.benchmark, problem.id, mode, index)}
+            (rollout,) = [found async for found in engine.generate(task.prompt, sampling[mode], seeds)]
+        found = await grade(task.benchmark, task.question, rollout.text)
+        response = Response(
+            benchmark=task.benchmark,
+            id=problem.id,
+            mode=mode,
+            index=index,
+            question=problem.question,
+            gold=problem.answer,
+            response=rollout.text,
+            finish=rollout.finish,
+            num_tokens=len(rollout.token_ids),
+            answer=found.answer,
+            extracted=found.extracted,
+            reason=found.reason,
+        )
+        file.write(json.dumps(asdict(response), ensure_ascii=False) + "\n")
+        file.flush()
+        progress()
+
+    with path.open("a", encoding="utf-8") as file:
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                for mode, indices in task.indices.items():
+                    for index in indices:
+                        group.create_task(one(task, mode, index, file))

@@ -1,0 +1,132 @@
+"""The program: bad input ends with one line, and the tiny policy is evaluated, stopped and gone on with, for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from capo_ray.config import compose
+from capo_ray.evaluate.__main__ import main
+from capo_ray.evaluate.settings import configuration, options_of
+from capo_ray.run import write_config
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = "model=asset:tiny_policy"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("suite=paper", "model: must be given"),
+        (f"{TINY}", "suite: must be given"),
+        (f"{TINY} suite=nope", "suite: there is no 'nope'"),
+        (f"{TINY} suite=none.jsonl", "none: suite.none.data.path: there is no file none.jsonl"),
+        (f"{TINY} suite=arithmetic k=x", "k: must be a whole number of at least 0, got 'x'"),
+        (f"{TINY} suite=arithmetic count=0", "count: must be a whole number of at least 1, got '0'"),
+        (f"{TINY} suite=arithmetic runs=0", "runs, k: both are 0, so there is nothing to ask"),
+        (f"{TINY} suite=arithmetic colour", "arguments are key=value, got colour"),
+        (f"{TINY} suite=arithmetic colour=1", "colour: no such key"),
+        (f"{TINY} suite=arithmetic critic=nope", "Could not find 'critic/nope'"),
+        (f"{TINY} suite=arithmetic cluster=gpu", "cluster: this machine has no GPU"),
+        (
+            f"{TINY} suite=arithmetic rollout.max_response_tokens=500",
+            "the model's window of 512; lower it",
+        ),
+        (f"{TINY} suite=own.jsonl critic=truth", "critic: this one knows the tiny world alone, and the suite has own"),
+        ("model=asset:nope suite=arithmetic", "policy.path: no model 'asset:nope' ships with this package"),
+        ("model=./nope suite=arithmetic", "policy.path: './nope' is no folder here"),
+        ("replay=none", "replay: none holds no evaluation: there is no evaluation.json"),
+        ("replay=none k=2", "replay: it takes no other key than `out`"),
+    ],
+)
+def test_bad_input(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (tmp_path / "own.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+    assert main(arguments.split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and message in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.jsonl"]
+
+
+def test_without_arguments_it_says_how(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2 and main(["--help"]) == 0
+    assert "model=FOLDER_OR_ID suite=SUITE_OR_FILE" in capsys.readouterr().out
+
+
+def test_the_configuration_of_the_run_that_made_the_model(tmp_path: Path) -> None:
+    """What is named takes the place of the run's own, and nothing else does."""
+    run = compose(["+experiment=tiny_cpu", "policy.system_prompt=Think.", "rollout.max_response_tokens=48", "seed=3"])
+    write_config(run, tmp_path)
+    model = f"model={tmp_path / 'policy'}"
+    found = configuration(options_of([model, "suite=arithmetic"]))
+    assert found.policy.path == str(tmp_path / "policy") and found.policy.system_prompt == "Think."
+    assert found.rollout == run.rollout and found.critic == run.critic and found.seed == 3
+    more = ["critic=truth", "rollout.temperature=0.5", "seed=4"]
+    found = configuration(options_of([model, "suite=arithmetic", *more]))
+    assert found.critic and found.critic.kind == "truth" and found.seed == 4
+    assert found.rollout == run.rollout.model_copy(update={"temperature": 0.5})
+
+
+def test_where_things_are_kept() -> None:
+    def folder(*arguments: str) -> str:
+        return str(options_of(arguments).folder)
+
+    assert folder("model=runs/x/policy", "suite=paper") == "evaluations/runs-x-policy-paper"
+    assert folder("model=Qwen/Qwen2.5-7B", "suite=a/my.jsonl") == "evaluations/Qwen-Qwen2.5-7B-my"
+    assert folder(TINY, "suite=arithmetic", "out=here") == "here"
+
+
+def start(out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "capo_ray.evaluate", TINY, "suite=arithmetic", "count=400", "runs=1", "k=4"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, f"out={out}", *more],
+        cwd=out.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.engine
+def test_it_is_stopped_and_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    kept = out / "responses.jsonl"
+    first = start(out)
+    deadline = time.monotonic() + 300
+    while not (kept.is_file() and kept.read_text().count("\n") >= 20):
+        assert first.poll() is None and time.monotonic() < deadline, first.communicate()
+        time.sleep(0.02)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=120)
+    assert first.returncode == 130, said
+    assert "interrupted; the same command goes on from here" in said
+    before = kept.read_text().splitlines()
+    assert 20 <= len(before) < 2000
+
+    second = start(out, "critic=truth")
+    shown, said = second.communicate(timeout=400)
+    assert second.returncode == 0, said
+    assert "Traceback" not in shown + said
+    lines = kept.read_text().splitlines()
+    assert len(lines) == 2000 and lines[: len(before) - 1] == before[:-1]
+    results = json.loads((out / "results.json").read_text())["benchmarks"]["arithmetic"]
+    assert results["problems"] == 400 and 0.9 < results["greedy"]["value"] <= 1
+    assert 0.3 < results["avg@4"]["value"] < results["pass@2"]["value"] < results["pass@4"]["value"] < 1
+    assert results["process"]["value"] == results["process_true"]["value"] > 0.8  # this critic knows the truth
+    assert "greedy" in shown and "process_true" in shown
+
+    assert main([f"replay={out}", f"out={tmp_path / 'again'}"]) == 0
+    assert (tmp_path / "again" / "results.json").read_text() == (out / "results.json").read_text()
+    assert main([TINY, "suite=arithmetic", f"out={out}", "k=2"]) == 2
