@@ -1,21 +1,28 @@
 """Conversations to imitate: where they come from, and which of their tokens carry loss.
 
 Only what an assistant says carries loss, the token that ends its turn included; the rest is context. A turn is
-tokenised apart from what comes before it, as it is when the model is sampled. Leaves out training (sft).
+tokenised apart from what comes before it, as it is when the model is sampled, and ends the text for whoever samples the
+trained model. Leaves out training (sft).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from capo_ray.chat import conversation
-from capo_ray.config import Data
+from capo_ray.chat import check_marks, conversation
+from capo_ray.config import Data, Model
 from capo_ray.data.problem import DataError, Problem
 from capo_ray.data.read import problems, rows
 from capo_ray.types import JsonDict, TrainSequence
 
 Conversation = list[dict[str, str]]
+EXAMPLE: Conversation = [
+    {"role": "user", "content": "What is $2 + 3$?"},
+    {"role": "assistant", "content": "It is $5$.\n\n\\boxed{5}"},
+]
 
 
 def read(data: Data, messages_field: str | None, system_prompt: str | None) -> Iterator[Conversation | None]:
@@ -100,3 +107,30 @@ def _sequence(turns: Sequence[tuple[list[int], bool]]) -> TrainSequence:
 
 def length(sequence: TrainSequence) -> int:
     return len(sequence.prompt_ids) + len(sequence.token_ids)
+
+
+def tokenizer_of(model: Model) -> Any:
+    """The tokenizer as the trained model will have it: with the configuration's chat template, and with the token that
+    ends a turn as its end of text. A base model's own end stands after documents; engines would sample past turns."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model.tokenizer or model.path)
+    if model.chat_template is not None:
+        check_marks(model.chat_template, tokenizer.get_vocab(), "model")
+        tokenizer.chat_template = model.chat_template
+    if tokenizer.chat_template is None:
+        raise ValueError(f"the tokenizer of {model.path} has no chat template; set model.chat_template")
+    (example,) = encode([EXAMPLE], tokenizer)
+    end = tokenizer.convert_ids_to_tokens(example.token_ids[-1])
+    if end in tokenizer.get_added_vocab():
+        tokenizer.eos_token = end
+    return tokenizer
+
+
+def write_tokenizer(tokenizer: Any, out: Path) -> None:
+    """Beside the model's files, whose own end of text becomes the tokenizer's."""
+    tokenizer.save_pretrained(out)
+    for path in (out / "config.json", out / "generation_config.json"):
+        if path.is_file():
+            spec = json.loads(path.read_text(encoding="utf-8")) | {"eos_token_id": tokenizer.eos_token_id}
+            path.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")

@@ -12,7 +12,6 @@ needs and an example. Leaves out: more than one machine, and what carries loss (
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -29,21 +28,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from capo_ray.chat import check_marks
-from capo_ray.config import Block, Data, Model, Trainer, composed
-from capo_ray.conversations import Conversation, encode, length, read
+from capo_ray.config import Block, ConfigError, Data, Model, Trainer, composed
+from capo_ray.conversations import EXAMPLE, encode, length, read, tokenizer_of, write_tokenizer
 from capo_ray.machine import shape_of
 from capo_ray.memory import rank_memory
-from capo_ray.models import shown
+from capo_ray.models import find_model, shown
 from capo_ray.types import TrainSequence
 
 if TYPE_CHECKING:
     from capo_ray.engines.train_deepspeed import DeepSpeedEngine
-
-EXAMPLE: Conversation = [
-    {"role": "user", "content": "What is $2 + 3$?"},
-    {"role": "assistant", "content": "It is $5$.\n\n\\boxed{5}"},
-]
 
 
 class Sft(Block):
@@ -135,12 +128,24 @@ class Examples:
     num_dropped: int
 
 
+def located(config: Sft) -> Sft:
+    """With the model as a folder of this machine. Raises ConfigError where it is not found or its files do not fit."""
+    path = Path(config.model.path).expanduser()
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise ConfigError(f"model.path: there is no model config {path}")
+        return config
+    files = find_model(config.model, "model", Path(config.out), seed=config.seed)
+    found = {"path": str(files.folder), "tokenizer": str(files.tokenizer)}
+    return config.model_copy(update={"model": config.model.model_copy(update=found)})
+
+
 def prepare(config: Sft) -> Examples:
     """Read, check and tokenise everything once."""
     from transformers import AutoConfig
 
     shape = AutoConfig.from_pretrained(config.model.path)
-    tokenizer = tokenizer_of(config)
+    tokenizer = tokenizer_of(config.model)
     found = list(read(config.data, config.messages_field, config.model.system_prompt))
     conversations = [conversation for conversation in found if conversation is not None]
     if len(tokenizer) > shape.vocab_size:
@@ -155,33 +160,6 @@ def prepare(config: Sft) -> Examples:
     random.Random(config.seed).shuffle(kept)
     num_held_out = round(config.evaluation_share * len(kept))
     return Examples(training=kept[num_held_out:], held_out=kept[:num_held_out], num_dropped=len(found) - len(kept))
-
-
-def tokenizer_of(config: Sft) -> Any:
-    """The tokenizer as the trained model will have it: with the configuration's chat template, and with the token that
-    ends a turn as its end of text. A base model's own end stands after documents; engines would sample past turns."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(config.model.tokenizer or config.model.path)
-    if config.model.chat_template is not None:
-        check_marks(config.model.chat_template, tokenizer.get_vocab(), "model")
-        tokenizer.chat_template = config.model.chat_template
-    if tokenizer.chat_template is None:
-        raise ValueError(f"the tokenizer of {config.model.path} has no chat template; set model.chat_template")
-    (example,) = encode([EXAMPLE], tokenizer)
-    end = tokenizer.convert_ids_to_tokens(example.token_ids[-1])
-    if end in tokenizer.get_added_vocab():
-        tokenizer.eos_token = end
-    return tokenizer
-
-
-def write_tokenizer(tokenizer: Any, out: Path) -> None:
-    """Beside the model's files, whose own end of text becomes the tokenizer's."""
-    tokenizer.save_pretrained(out)
-    for path in (out / "config.json", out / "generation_config.json"):
-        if path.is_file():
-            spec = json.loads(path.read_text(encoding="utf-8")) | {"eos_token_id": tokenizer.eos_token_id}
-            path.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
 
 
 def of_step(step: int, count: int, per_update: int, seed: int) -> list[int]:
@@ -228,7 +206,7 @@ def train(config: Sft, examples: Examples, rank: int, device: Literal["cpu", "gp
             report(f"held-out loss {engine.evaluate(_batch(config, examples.held_out, rank))['nll']:.4f}")
         engine.save_pretrained(config.out)
         if rank == 0:
-            write_tokenizer(tokenizer_of(config), Path(config.out))
+            write_tokenizer(tokenizer_of(config.model), Path(config.out))
         report(f"written to {config.out}")
 
 
@@ -316,6 +294,7 @@ def run(config: Sft) -> None:
     device = found if config.device == "auto" else config.device
     if config.resume and not _checkpoint(config).is_dir():
         raise ValueError(f"nothing to resume: there is no {_checkpoint(config)}")
+    config = located(config)
     examples = prepare(config)
     if config.ranks == 1:
         train(config, examples, 0, device)

@@ -43,8 +43,11 @@ def test_rows_are_sorted_by_what_a_run_makes_of_them() -> None:
     found = sort_rows(rows)
     assert found.num_rows == 5 and [one.id for one in found.problems] == ["a"] and found.unanswered == ["b"]
     assert dict(found.refused) == {
-        "no field 'x'": ["f, line 2", "f, line 3"],
-        "an id that an earlier row has; set data.id_field=null": ["a"],
+        "no field 'x'": [
+            "f, line 2: no field 'x'; there are y: set data.answer_field",
+            "f, line 3: no field 'x'; there are z: set data.answer_field",
+        ],
+        "an id that an earlier row has": ["a: an id that an earlier row has; set data.id_field=null"],
     }
 
 
@@ -116,11 +119,26 @@ def test_rows_that_a_run_would_refuse(tmp_path: Path, capsys: pytest.CaptureFixt
     code, text = check(capsys, f"data.path={path}", *COLUMNS, "against=[]")
     assert code == 1
     assert "rows       5, usable 1\n" in text
-    assert "REFUSED    1 rows (first: x.jsonl, line 2): not JSON\n" in text
-    assert "REFUSED    2 rows (first: x.jsonl, line 3): no field 'answer'\n" in text
+    assert "REFUSED    1 rows, the first is x.jsonl, line 2: not JSON (Expecting property name" in text
+    assert (
+        "REFUSED    2 rows, the first is x.jsonl, line 3: no field 'answer'; there are question: set\n"
+        "           data.answer_field\n"
+    ) in text
+    assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("  | "))
     assert "left out   1 without an answer (first: x.jsonl:5)" in text
     assert "too long   not known (data.max_prompt_tokens 1,024): the policy's tokenizer is not on this\n" in text
     assert "length in characters" in text and "overlap    no evaluation set was named" in text
+
+
+def test_a_set_of_which_nothing_can_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.jsonl", [{"text": "a"}, {"text": "b"}])
+    code, text = check(capsys, f"data.path={path}", *COLUMNS, "against=[]")
+    assert code == 1 and text.splitlines() == [
+        f"data       {path}",
+        "rows       2, usable 0",
+        "REFUSED    2 rows, the first is x.jsonl, line 1: no field 'question'; there are text: set",
+        "           data.question_field",
+    ]
 
 
 def test_held_out_problems_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

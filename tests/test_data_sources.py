@@ -117,6 +117,14 @@ def test_bad_parquet(tmp_path: Path) -> None:
     assert fault(path) == "y.parquet, row 2: field 'answer' is a NoneType, must be a text or a number"
 
 
+def test_other_kinds_of_files(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.json", [[]])
+    assert fault(path) == (
+        f"data.path: {path} is of a kind that is not read; make it .jsonl (one JSON object a line), .jsonl.gz or "
+        ".parquet"
+    )
+
+
 def test_same_questions() -> None:
     assert same_question("What is  $x + 1$?") == same_question("what is x+1")
     assert same_question("What is x + 1?") != same_question("What is x - 1?")

@@ -12,7 +12,7 @@ import pytest
 
 from capo_ray import sft
 from capo_ray.config import Data, compose, conf_dir
-from capo_ray.conversations import encode, pieces, read
+from capo_ray.conversations import encode, pieces, read, tokenizer_of, write_tokenizer
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -217,10 +217,10 @@ def test_the_end_of_a_turn_becomes_the_end_of_text(folder: Path) -> None:
     path = folder / "tokenizer" / "tokenizer_config.json"
     spec = json.loads(path.read_text()) | {"eos_token": "<|pad|>"}
     path.write_text(json.dumps(spec))
-    tokenizer = sft.tokenizer_of(sft.parse(settings(folder)))
+    tokenizer = tokenizer_of(sft.parse(settings(folder)).model)
     assert tokenizer.eos_token == "<|im_end|>"
     (folder / "generation_config.json").write_text("{}")
-    sft.write_tokenizer(tokenizer, folder)
+    write_tokenizer(tokenizer, folder)
     for name in ("config.json", "generation_config.json"):
         assert json.loads((folder / name).read_text())["eos_token_id"] == tokenizer.eos_token_id
     assert json.loads((folder / "tokenizer_config.json").read_text())["eos_token"] == "<|im_end|>"
@@ -245,6 +245,21 @@ def test_every_epoch_visits_everything_once() -> None:
     first, second = visited[:10], visited[10:20]
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
     assert sft.of_step(3, 10, 4, seed=1) == visited[12:16] != sft.of_step(3, 10, 4, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("/nowhere", "model.path: '/nowhere' is no folder here; name a folder or a Hugging Face id (owner/name)"),
+        ("/nowhere.json model.tokenizer=x", "model.path: there is no model config /nowhere.json"),
+        ("asset:tiny_policy data=/nowhere.jsonl", "data.path: there is no file /nowhere.jsonl; pass data.path=FILE.j"),
+        ("asset:tiny_policy +experiment=llama3b_sft", "model.chat_template: it writes <|begin_of_text|>, which is no"),
+    ],
+)
+def test_what_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str], model: str, message: str) -> None:
+    given = [f"data={folder / 'data.jsonl'}", f"out={folder / 'out'}", *f"model={model}".split()]
+    assert sft.main(given) == 2
+    assert capsys.readouterr().err.startswith(f"capo_ray.sft: {message}")
 
 
 # -- a run

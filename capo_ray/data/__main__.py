@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def figures(options: Options) -> dict[str, Any]:
         "data": {"path": data.path, "subset": data.subset, "split": data.split},
         "rows": found.num_rows,
         "usable": len(found.problems),
-        "refused": {reason: {"rows": len(places), "first": places[0]} for reason, places in found.refused.items()},
+        "refused": {reason: {"rows": len(said), "first": said[0]} for reason, said in found.refused.items()},
         "unanswered": {"rows": len(found.unanswered), "first": found.unanswered[:1]},
         **_lengths(found, config, measure),
         "answers": most_common(problem.answer for problem in found.problems),
@@ -198,14 +199,17 @@ def report(made: dict[str, Any]) -> str:
     where = " ".join(str(part) for part in parts if part)
     unanswered, long = made["unanswered"], made["too_long"]
     lines = [f"data       {where}", f"rows       {made['rows']:,}, usable {made['usable']:,}"]
-    for reason, refused in made["refused"].items():
-        lines.append(f"REFUSED    {refused['rows']:,} rows (first: {refused['first']}): {reason}")
+    for refused in made["refused"].values():
+        said = f"{refused['rows']:,} rows, the first is {refused['first']}"
+        lines += textwrap.wrap(said, WIDTH, initial_indent="REFUSED    ", subsequent_indent=" " * 11)
     if unanswered["rows"]:
         lines.append(f"left out   {unanswered['rows']:,} without an answer (first: {unanswered['first'][0]})")
+    if not made["usable"]:
+        return "\n".join(lines)
     lines.append(_too_long(long))
     lines += _length_table(made)
     common = ", ".join(f"{answer[:20]!r} {number:,}" for answer, number in made["answers"])
-    lines += [f"answers    most common: {common or 'none'}", *_duplicates(made["duplicates"])]
+    lines += [f"answers    most common: {common}", *_duplicates(made["duplicates"])]
     lines.append("overlap    with evaluation sets" if made["overlaps"] else "overlap    no evaluation set was named")
     for one in made["overlaps"]:
         name = Path(one["name"]).name

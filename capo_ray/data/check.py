@@ -22,7 +22,7 @@ class Found:
     problems: list[Problem] = field(default_factory=list)
     """With an answer and an id of their own."""
     refused: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """Reason -> where. One of them stops a run."""
+    """Kind of fault -> what is said of each such row. One of them stops a run."""
     unanswered: list[str] = field(default_factory=list)
     """Ids of problems without an answer, which a run leaves out."""
     num_rows: int = 0
@@ -33,10 +33,10 @@ def sort_rows(rows: Iterable[Problem | DataError]) -> Found:
     for row in rows:
         found.num_rows += 1
         if isinstance(row, DataError):
-            where, _, reason = str(row).partition(": ")
-            found.refused[_general(reason)].append(where)
+            found.refused[_general(str(row).partition(": ")[2])].append(str(row))
         elif row.id in seen:
-            found.refused["an id that an earlier row has; set data.id_field=null"].append(row.id)
+            kind = "an id that an earlier row has"
+            found.refused[kind].append(f"{row.id}: {kind}; set data.id_field=null")
         elif not row.answer:
             found.unanswered.append(row.id)
         else:

@@ -52,6 +52,11 @@ def rows(data: Data, *, option: str = "path") -> Iterator[Row]:
             f"data.{option}: there is no file {path}; pass data.{option}=FILE.jsonl (or .jsonl.gz, .parquet), a folder "
             "or a Hugging Face id"
         )
+    if path.suffix in (".json", ".csv", ".tsv", ".arrow"):
+        raise DataError(
+            f"data.{option}: {path} is of a kind that is not read; make it .jsonl (one JSON object a line), .jsonl.gz "
+            "or .parquet"
+        )
     found = False
     for row in _parquet(path, option) if path.suffix == ".parquet" else _jsonl(path, option):
         found = True
