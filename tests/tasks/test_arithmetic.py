@@ -16,7 +16,7 @@ from capo_ray.credit.tokens import TokenTable
 from capo_ray.tally import Truth
 from capo_ray.tasks.arithmetic import flaws, lessons, measure
 from capo_ray.tasks.arithmetic.flaws import Rates, write
-from capo_ray.tasks.arithmetic.world import (
+from capo_ray.tasks.arithmetic.world import apply, judge, (
     Difficulty,
     check,
     judge,
@@ -139,6 +139,16 @@ def test_each_flaw_lands_in_its_cell(flaw: str, cells: set[tuple[bool, bool]]) -
         met[truth.answer_right, truth.process_right] += 1
     assert sum(met[cell] for cell in cells) >= 0.97 * 500, met  # two flaws in one solution may meet by chance
     assert all(met[cell] for cell in cells), met
+
+
+def test_a_sum_that_a_step_is_held_against_is_a_fact() -> None:
+    """Whatever is wrong with the step: the critic's lessons are made of it."""
+    rates = Rates(slip=0.1, misread=0.1, recovered=0.05, cancelled=0.05, misquoted=0.1, misapplied=0.2, skipped=0.1)
+    for index, problem in enumerate(problems(8, 500)):
+        for step in judge(problem, write(problem, random.Random(index), rates)):
+            if step.sum:
+                start, sign, operand = step.sum.split()
+                assert step.due == apply(int(start), ("+" if sign == "+" else "-", int(operand)))
 
 
 def test_what_is_skipped_leaves_every_step_right() -> None:

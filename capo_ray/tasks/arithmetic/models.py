@@ -99,7 +99,7 @@ def recipes(scale: float) -> tuple[Recipe, Recipe]:
                 stage(critic_drills, 2000, 1.5e-3, SEED + 4),
                 stage(critic_lessons, 2800, 1.5e-3, SEED + 5),
             ),
-            sharpness=1.3,
+            sharpness=1.15,
         ),
     )
 

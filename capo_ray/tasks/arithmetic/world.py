@@ -101,7 +101,8 @@ class Judged:
     due: int | None = None
     """The number that it should have stated."""
     sum: str = ""
-    """The sum or difference that it writes, such as "17 + 5"; empty for a box, and where nothing can be read."""
+    """The sum or difference whose result is `due`, such as "17 + 5": the one that the step writes, or the one that was
+    asked for where the step's own holds. Empty for a box, and where nothing can be read."""
     closing: bool = False
 
 
@@ -207,7 +208,7 @@ def judge(problem: Problem | str, response: str) -> list[Judged]:
                 right = False
             else:
                 right = apply(*base) == said and not closed
-            judged.append(Judged(right=right, said=said, due=apply(*base), sum=f"{start} {step[2]} {step[3]}"))
+            judged.append(Judged(right=right, said=said, due=apply(*base), sum=f"{base[0]} {base[1][0]} {base[1][1]}"))
             stated = said
             position = position if asked is None else asked + 1
         else:
