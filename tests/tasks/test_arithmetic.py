@@ -16,8 +16,9 @@ from capo_ray.credit.tokens import TokenTable
 from capo_ray.tally import Truth
 from capo_ray.tasks.arithmetic import flaws, lessons, measure
 from capo_ray.tasks.arithmetic.flaws import Rates, write
-from capo_ray.tasks.arithmetic.world import apply, judge, (
+from capo_ray.tasks.arithmetic.world import (
     Difficulty,
+    apply,
     check,
     judge,
     make_problem,
