@@ -141,6 +141,20 @@ def test_a_set_of_which_nothing_can_be_used(tmp_path: Path, capsys: pytest.Captu
     ]
 
 
+def test_suites_are_compared_with_where_the_hub_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it is not: each of the paper's sets that has to come from it is named, and the check goes on."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    path = write(tmp_path / "x.jsonl", [{"question": "a", "answer": "1"}])
+    code, text = check(capsys, f"data.path={path}", *COLUMNS)
+    assert code == 0
+    for name in ("math500", "olympiadbench", "amc23", "aime24"):
+        assert f"  {name:<22} not looked at: no way to the Hugging Face hub; name a file of it" in text
+
+
 def test_held_out_problems_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"question": "What is 1?", "answer": "1"}, {"question": "What is 2?", "answer": "2"}]
     path, other = write(tmp_path / "x.jsonl", rows), write(tmp_path / "y.jsonl", rows[1:])
@@ -153,7 +167,7 @@ def test_held_out_problems_are_compared(tmp_path: Path, capsys: pytest.CaptureFi
     [
         (
             ["data.path={x}", "against=[nothing]"],
-            "against: there is no file nothing, and no such set in conf/data (aime",
+            "against: there is no file nothing, and no such suite in conf/suite (aime",
         ),
         (
             ["+experiment=tiny_cpu"],

@@ -29,7 +29,7 @@ USAGE = """usage: python -m capo_ray.data check [key=value ...]
   data=gsm8k data.path=FILE     a data set of conf/data, and where it is
   data.path=FILE data.question_field=q data.answer_field=a     your own columns
   policy.tokenizer=FOLDER       lengths in tokens, where the policy's own tokenizer is not on this machine
-  against=[math500,FILE.jsonl]  evaluation sets: names of conf/data, or files; those of the paper without it
+  against=[math500,FILE.jsonl]  evaluation sets: names of conf/suite, or files; without it those of the paper
   show=2                        examples to show
   out=FILE.json                 all figures
   +experiment=NAME              where all other configuration comes from (llama3b_intersection)
@@ -37,9 +37,10 @@ USAGE = """usage: python -m capo_ray.data check [key=value ...]
 Exit code 1: there are rows that a run would refuse. 2: the data set cannot be read, or a key is wrong.
 """
 OWN = ("against", "show", "out")
-EVALUATION = ("math500", "olympiadbench", "amc23", "aime24")
+EVALUATION = ("paper",)
 QUESTION_FIELDS = ("question", "problem", "prompt", "input")
-NOT_REACHED = "no way to the Hugging Face hub; name its file in against=[...]"
+NOT_REACHED = "no way to the Hugging Face hub; name a file of it"
+HELD_OUT = "held out"
 REFUSES, BAD_INPUT = 1, 2
 WIDTH = 100
 Measure = Callable[[Sequence[str]], list[int]]
@@ -148,9 +149,9 @@ def _text(problem: Problem, policy: Model) -> str:
 
 def _overlaps(found: Found, options: Options) -> Iterator[Overlap | dict[str, str]]:
     """One for each evaluation set, or why it was not looked at."""
-    sets = [(name, _evaluation_set(name, options.config.data)) for name in options.against]
+    sets = [one for name in options.against for one in _evaluation_sets(name, options.config.data)]
     if held_out := evaluation_data(options.config.data):
-        sets.insert(0, ("held out", held_out))
+        sets.insert(0, (HELD_OUT, held_out))
     hub_is_up = True
     for name, data in sets:
         on_hub = not Path(str(data.path)).expanduser().exists()
@@ -160,10 +161,11 @@ def _overlaps(found: Found, options: Options) -> Iterator[Overlap | dict[str, st
         try:
             questions = [question_of(_sound(record), where, data)[0] for where, _, record in rows(data)]
         except DataError as error:
-            if name not in EVALUATION or "ConnectionError" not in str(error):
+            if not on_hub or name == HELD_OUT:  # a run would stop too
                 raise
-            hub_is_up = False
-            yield {"name": name, "missing": NOT_REACHED}
+            hub_is_up = "ConnectionError" not in str(error)
+            said = str(error).removeprefix("data.path: ").partition(" Check data.subset")[0]
+            yield {"name": name, "missing": said if hub_is_up else NOT_REACHED}
             continue
         yield overlap(found.problems, name, questions)
 
@@ -174,19 +176,21 @@ def _sound(record: Any) -> Any:
     return record
 
 
-def _evaluation_set(name: str, data: Data) -> Data:
-    """A set of conf/data, or a file: with the columns of `data`, or one of the usual names for its questions."""
-    known = sorted(path.stem for path in (conf_dir() / "data").glob("*.yaml"))
+def _evaluation_sets(name: str, data: Data) -> list[tuple[str, Data]]:
+    """Those of a suite of conf/suite; or a file, with the columns of `data` or a usual name for its questions."""
+    from capo_ray.evaluate.suites import find_suite
+
+    known = sorted(path.stem for path in (conf_dir() / "suite").glob("*.yaml"))
     if name in known:
-        return compose(["+experiment=llama3b_intersection", f"data={name}"]).data
+        return [(key, one.data) for key, one in find_suite(name).items() if one.data.kind == "math"]
     path = Path(name).expanduser()
     if not path.exists():
-        raise ConfigError(f"against: there is no file {path}, and no such set in conf/data ({', '.join(known)})")
+        raise ConfigError(f"against: there is no file {path}, and no such suite in conf/suite ({', '.join(known)})")
     own = data.model_copy(update={"path": str(path), "subset": None})
     _, _, first = next(rows(own, option="path"))
     columns = set(_sound(first))
     field = next((field for field in (data.question_field, *QUESTION_FIELDS) if field in columns), data.question_field)
-    return own.model_copy(update={"question_field": field})
+    return [(name, own.model_copy(update={"question_field": field}))]
 
 
 # ---- showing ---------------------------------------------------------------------------------------------------------
@@ -214,7 +218,8 @@ def report(made: dict[str, Any]) -> str:
     for one in made["overlaps"]:
         name = Path(one["name"]).name
         if "missing" in one:
-            lines.append(f"  {name:<22} not looked at: {one['missing']}")
+            said = f"  {name:<22} not looked at: {one['missing']}"
+            lines += textwrap.wrap(said, WIDTH, subsequent_indent=" " * 25, break_on_hyphens=False)
             continue
         met = f"{len(one['met']):,} problems ask one of its" if one["met"] else "no problem asks one of its"
         lines.append(f"  {name:<22} {met} {one['size']:,} questions{_some(one['met'])}")
