@@ -29,6 +29,7 @@ GPU = [
     "datasets==5.2.0",
     "deepspeed==0.19.8",
     "matplotlib>=3.10",
+    "numpy>=2",
     "psutil>=5.9",
     "pyarrow>=17",
     "ray[default]==2.60.0",
