@@ -119,7 +119,12 @@ def _of_run(path: Path, base: Sequence[str], options: Options) -> Config:
     keys = [given.lstrip("+").split("=", 1)[0] for given in options.overrides]
     for key in ["policy.path", "policy.tokenizer", UNUSED.split("=")[0], *keys]:
         _copy(ours, theirs, key.split("@")[-1].split(".") if key not in groups else [key])
-    return validate(theirs)
+    try:
+        return validate(theirs)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: the run's configuration cannot be used here: {error}\nName one with +experiment=NAME instead"
+        ) from None
 
 
 def _copy(source: JsonDict, target: JsonDict, path: Sequence[str]) -> None:

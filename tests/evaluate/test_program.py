@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config import compose
+from capo_ray.config import ConfigError, compose
 from capo_ray.evaluate.__main__ import main
 from capo_ray.evaluate.settings import configuration, options_of
 from capo_ray.run import write_config
@@ -75,6 +75,11 @@ def test_the_configuration_of_the_run_that_made_the_model(tmp_path: Path) -> Non
     found = configuration(options_of([model, "suite=arithmetic", *more]))
     assert found.critic and found.critic.kind == "truth" and found.seed == 4
     assert found.rollout == run.rollout.model_copy(update={"temperature": 0.5})
+    (tmp_path / "config.yaml").write_text((tmp_path / "config.yaml").read_text() + "colour: 1\n")
+    with pytest.raises(
+        ConfigError, match=r"config\.yaml: the run's configuration cannot be used here: colour: no such"
+    ):
+        configuration(options_of([model, "suite=arithmetic"]))
 
 
 def test_where_things_are_kept() -> None:
