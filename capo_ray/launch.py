@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from capo_ray.checkpoint import Checkpoints, RunDirError, abandon, claim
+from capo_ray.checkpoint import Checkpoints, abandon, claim
 from capo_ray.config import Config, ConfigError, compose
 from capo_ray.data.problem import DataError
+from capo_ray.program import FAILED, INTERRUPTED, run_program
 from capo_ray.run import run
 
 USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
@@ -30,27 +31,19 @@ USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
 """
 NEXT = """Next: look at metrics.jsonl and samples/ there, or `tensorboard --logdir` on it; try reward=intersection, or
 algorithm.advantage=grpo with critic=null to see what the critiques were worth; make it yours: docs/data.md."""
-FAILED = 1
-BAD_INPUT = 2
-INTERRUPTED = 130
 
 log = logging.getLogger("capo_ray")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0 if arguments else BAD_INPUT
-    logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    return run_program(work, argv, USAGE)
+
+
+def work(arguments: list[str]) -> int:
     logging.captureWarnings(True)
     warnings.simplefilter("default", UserWarning)
     warnings.formatwarning = lambda message, *where, **more: str(message)  # a user's fault is in no line of code
-    try:
-        return launch(compose(arguments))
-    except (ConfigError, DataError, RunDirError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+    return launch(compose(arguments))
 
 
 def launch(config: Config) -> int:

@@ -12,7 +12,8 @@ import pytest
 
 from capo_ray.config import ConfigError, compose
 from capo_ray.critic_prompt import example, find_template
-from capo_ray.launch import BAD_INPUT, main
+from capo_ray.launch import main
+from capo_ray.program import BAD_INPUT
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "+experiment=tiny_cpu"

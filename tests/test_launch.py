@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.launch import BAD_INPUT, main
+from capo_ray.launch import main
 from capo_ray.models import ASSETS
+from capo_ray.program import BAD_INPUT
 
 TINY = "+experiment=tiny_cpu"
 

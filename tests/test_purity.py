@@ -82,6 +82,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "data": ("chat", "config", "models", "tasks", "types"),
     "conversations": ("chat", "config", "data", "types"),
     "resumable": ("config",),
+    "program": ("checkpoint", "config", "data"),
     "evaluate.metrics": (),
     "evaluate.choices": ("tasks", "types"),
     "evaluate.suites": ("config", "data", "evaluate.choices", "seeds", "types"),

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from capo_ray.critic_prompt import find_template
 from capo_ray.critics import CriticsFailed
 from capo_ray.data.problem import DataError
 from capo_ray.labelled import arithmetic, processbench, read_responses
+from capo_ray.program import GOES_ON, leave, own_keys, run_program
 from capo_ray.resumable import claim, progress
 
 USAGE = """usage: python -m capo_ray.critic_bench critic=NAME data=processbench path=FILE_OR_FOLDER k=8 out=DIR
@@ -39,7 +38,6 @@ USAGE = """usage: python -m capo_ray.critic_bench critic=NAME data=processbench 
 """
 OWN = ("data", "path", "k", "out", "replay", "count")
 SAMPLED = 500
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +53,13 @@ class Options:
 
 def options_of(arguments: Sequence[str]) -> Options:
     """Raises ConfigError."""
-    own = dict(argument.split("=", 1) for argument in arguments if argument.split("=", 1)[0] in OWN and "=" in argument)
-    rest = tuple(argument for argument in arguments if argument.split("=", 1)[0] not in own)
+    own, rest = own_keys(arguments, OWN)
     paths = {name: Path(own[name]).expanduser() for name in ("path", "out", "replay") if name in own}
     options = Options(
         data=own.get("data", ""),
         k=_number(own, "k", 8) or 8,
         count=_number(own, "count", None),
-        overrides=rest,
+        overrides=tuple(rest),
         **paths,
     )
     if options.replay is not None:
@@ -157,42 +154,22 @@ def show(replies: Sequence[Reply], out: Path | None) -> None:
         (out / "precision_recall.svg").write_text(plot(figures), encoding="utf-8")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0 if arguments else BAD_INPUT
-    logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(message)s", stream=sys.stderr)
-    try:
-        options = options_of(arguments)
-        if options.replay is not None:
-            replies = read_replies(options.replay)
-            if not replies:
-                raise DataError(f"replay: {options.replay} holds no reply")
-        else:
-            assert options.out is not None
-            replies = asyncio.run(run(options, configuration(options), options.out))
-        show(replies, options.out)
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
-    except (CriticsFailed, ExceptionGroup) as error:
-        print(f"error: {_first(error)}\nThe same command goes on from here.", file=sys.stderr)
-        return FAILED
+def work(arguments: list[str]) -> int:
+    options = options_of(arguments)
+    if options.replay is not None:
+        replies = read_replies(options.replay)
+        if not replies:
+            raise DataError(f"replay: {options.replay} holds no reply")
+    else:
+        assert options.out is not None
+        replies = asyncio.run(run(options, configuration(options), options.out))
+    show(replies, options.out)
     return 0
 
 
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(work, argv, USAGE, failures=(CriticsFailed, ExceptionGroup), afterwards=GOES_ON)
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # all engines are closed; vLLM's finalizers would print a traceback below the figures
+    leave(main())

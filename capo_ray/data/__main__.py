@@ -8,7 +8,6 @@ nothing and changes nothing.
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from capo_ray.data.problem import DataError, Problem, question_of
 from capo_ray.data.prompts import evaluation_data
 from capo_ray.data.read import problems, rows
 from capo_ray.models import folder_here, shown
+from capo_ray.program import own_keys, run_program
 
 USAGE = """usage: python -m capo_ray.data check [key=value ...]
 
@@ -41,7 +41,7 @@ EVALUATION = ("paper",)
 QUESTION_FIELDS = ("question", "problem", "prompt", "input")
 NOT_REACHED = "no way to the Hugging Face hub; name a file of it"
 HELD_OUT = "held out"
-REFUSES, BAD_INPUT = 1, 2
+REFUSES = 1
 WIDTH = 100
 Measure = Callable[[Sequence[str]], list[int]]
 
@@ -56,8 +56,7 @@ class Options:
 
 def options_of(arguments: Sequence[str]) -> Options:
     """Raises ConfigError."""
-    own = dict(argument.split("=", 1) for argument in arguments if argument.split("=", 1)[0] in OWN and "=" in argument)
-    rest = [argument for argument in arguments if argument.split("=", 1)[0] not in own]
+    own, rest = own_keys(arguments, OWN)
     named = any(argument.startswith("+experiment=") for argument in rest)
     config = compose(rest if named else ["+experiment=llama3b_intersection", *rest])
     if config.data.kind != "math":
@@ -264,24 +263,19 @@ def _some(ids: Sequence[str]) -> str:
     return f" ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})" if ids else ""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0 if arguments else BAD_INPUT
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        if arguments[0] != "check":
-            raise ConfigError(f"{arguments[0]!r} is no command of this program; there is: check")
-        options = options_of(arguments[1:])
-        made = figures(options)
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+def work(arguments: list[str]) -> int:
+    if arguments[0] != "check":
+        raise ConfigError(f"{arguments[0]!r} is no command of this program; there is: check")
+    options = options_of(arguments[1:])
+    made = figures(options)
     print(report(made))
     if options.out is not None:
         options.out.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return REFUSES if made["refused"] else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(work, argv, USAGE)
 
 
 if __name__ == "__main__":

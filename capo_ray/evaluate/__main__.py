@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,6 +34,7 @@ from capo_ray.evaluate.suites import Question, Suite, find_suite, questions
 from capo_ray.labelled import Item
 from capo_ray.machine import gpu_sizes
 from capo_ray.models import ModelFiles, find_model
+from capo_ray.program import GOES_ON, leave, run_program
 from capo_ray.resumable import claim, progress
 from capo_ray.tasks.verify import Verifier
 from capo_ray.types import JsonDict, Sampling
@@ -51,7 +51,6 @@ USAGE = """usage: python -m capo_ray.evaluate model=FOLDER_OR_ID suite=SUITE_OR_
   out=DIR                 where everything is kept (evaluations/MODEL-SUITE); replay=DIR shows its figures again
   +experiment=X           where all other configuration comes from; KEY=VALUE sets any of it
 """
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 RESPONSES, CRITIQUES = "responses.jsonl", "critiques.jsonl"
 ABOUT, CRITICS = "evaluation.json", "critics.json"
 
@@ -232,38 +231,19 @@ def show(made: JsonDict, out: Path) -> None:
     print(f"Everything is in {out}: {RESPONSES} has every response, results.json every figure")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0 if arguments else BAD_INPUT
-    logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(message)s", stream=sys.stderr)
-    try:
-        options = options_of(arguments)
-        if options.replay is None:
-            asyncio.run(run(options, configuration(options)))
-        folder = options.replay or options.folder
-        show(asyncio.run(measured(folder)), options.out or folder)
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
-    except (CriticsFailed, RuntimeError, ExceptionGroup) as error:
-        print(f"error: {_first(error)}\nThe same command goes on from here.", file=sys.stderr)
-        return FAILED
+def work(arguments: list[str]) -> int:
+    options = options_of(arguments)
+    if options.replay is None:
+        asyncio.run(run(options, configuration(options)))
+    folder = options.replay or options.folder
+    show(asyncio.run(measured(folder)), options.out or folder)
     return 0
 
 
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def main(argv: Sequence[str] | None = None) -> int:
+    failures = (CriticsFailed, RuntimeError, ExceptionGroup)
+    return run_program(work, argv, USAGE, failures=failures, afterwards=GOES_ON)
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # all engines are closed; vLLM's finalizers would print a traceback below the figures
+    leave(main())

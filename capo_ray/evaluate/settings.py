@@ -13,6 +13,7 @@ from typing import Any
 
 from capo_ray.config import Config, ConfigError, compose, conf_dir, validate
 from capo_ray.machine import gpu_sizes
+from capo_ray.program import own_keys
 from capo_ray.types import JsonDict
 
 OWN = ("model", "suite", "runs", "k", "count", "data_dir", "out", "replay")
@@ -52,9 +53,7 @@ class Options:
 
 def options_of(arguments: Sequence[str]) -> Options:
     """Raises ConfigError."""
-    pairs = [argument.split("=", 1) for argument in arguments if "=" in argument]
-    own = {name: value for name, value in pairs if name in OWN}
-    rest = [argument for argument in arguments if argument.split("=", 1)[0] not in own]
+    own, rest = own_keys(arguments, OWN)
     if bare := [argument for argument in rest if "=" not in argument and not argument.startswith("~")]:
         raise ConfigError(f"arguments are key=value, got {' '.join(bare)}")
     paths = {name: Path(own[name]).expanduser() for name in ("data_dir", "out", "replay") if name in own}

@@ -9,19 +9,15 @@ Further overrides go to every run. Leaves out what a run is (see `capo_ray.launc
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from capo_ray.checkpoint import RunDirError
 from capo_ray.config import ConfigError
-from capo_ray.data.problem import DataError
 from capo_ray.lab.design import Design, designs, load
 from capo_ray.lab.report import curves, figure_of, page
 from capo_ray.lab.runs import folder, results, run_all
-
-INTERRUPTED = 130
+from capo_ray.program import GOES_ON, run_program
 
 
 def write_report(design: Design, out: Path) -> Path:
@@ -50,28 +46,20 @@ def parse(arguments: Sequence[str]) -> tuple[str, Path, bool, list[str]]:
     return name, out, report == "only", [f"{key}={value}" for key, value in given.items()]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0 if arguments else 2
-    logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(message)s", stream=sys.stderr)
-    try:
-        name, out, report_only, overrides = parse(arguments)
-        design = load(name)
-        design = design.model_copy(update={"common": (*design.common, *overrides)})
-        out.mkdir(parents=True, exist_ok=True)
-        if not report_only:
-            run_all(design, out)
-        path = write_report(design, out)
-    except (ConfigError, DataError, RunDirError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
-        return INTERRUPTED
+def work(arguments: list[str]) -> int:
+    name, out, report_only, overrides = parse(arguments)
+    design = load(name)
+    design = design.model_copy(update={"common": (*design.common, *overrides)})
+    out.mkdir(parents=True, exist_ok=True)
+    if not report_only:
+        run_all(design, out)
+    path = write_report(design, out)
     print(f"\n{path.read_text(encoding='utf-8')}\nThe report: {path}")
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(work, argv, __doc__ or "", afterwards=GOES_ON)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def test_processbench_math_to_four_digits(test_data: Path, tmp_path: Path, capsy
     rows = {}
     for line in table.splitlines():
         cells = [cell.strip() for cell in line.strip("│|").split("│")]
-        if len(cells) == 9 and cells[1].isdigit():
+        if len(cells) == 10 and cells[1].isdigit():
             rows[cells[0], int(cells[1])] = cells[2:7]
     assert len(rows) == 5 * 4
     for row, values in expected.items():

@@ -116,7 +116,7 @@ def test_it_is_stopped_and_goes_on(tmp_path: Path) -> None:
     first.send_signal(signal.SIGINT)
     _, said = first.communicate(timeout=120)
     assert first.returncode == 130, said
-    assert "interrupted; the same command goes on from here" in said
+    assert "interrupted. The same command goes on from here." in said
     before = kept.read_text().splitlines()
     assert 20 <= len(before) < 2000
 

@@ -1,0 +1,73 @@
+"""What the programs of this package have in common: help, keys of the form key=value, and an exit code with one line of
+error instead of a traceback.
+
+Leaves out what each program does, and a run's own ending (see `launch`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from capo_ray.checkpoint import RunDirError
+from capo_ray.config import ConfigError
+from capo_ray.data.problem import DataError
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+"""Exit codes: something went wrong on the way, what was asked for cannot be done, Ctrl-C."""
+GOES_ON = "The same command goes on from here."
+
+
+def run_program(
+    work: Callable[[list[str]], int],
+    argv: Sequence[str] | None,
+    usage: str,
+    *,
+    failures: tuple[type[BaseException], ...] = (),
+    afterwards: str = "",
+) -> int:
+    """Call `work` with the arguments (`argv`, or the command line's); the exit code is its own, or that of an error.
+
+    Bad input is told in one line, and so are `failures` and Ctrl-C, with what to do `afterwards`; other errors are
+    programming errors and keep their traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(usage)
+        return 0 if arguments else BAD_INPUT
+    logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    try:
+        return work(arguments)
+    except (ConfigError, DataError, RunDirError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"\ninterrupted. {afterwards}".rstrip(), file=sys.stderr)
+        return INTERRUPTED
+    except failures as error:
+        print(f"error: {first_of(error)}\n{afterwards}".rstrip(), file=sys.stderr)
+        return FAILED
+
+
+def own_keys(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """What is given for a program's own keys, and the arguments that are configuration."""
+    given = [argument.split("=", 1) for argument in arguments]
+    own = {part[0]: part[1] for part in given if len(part) == 2 and part[0] in names}
+    return own, [argument for argument, part in zip(arguments, given, strict=True) if part[0] not in own]
+
+
+def first_of(error: BaseException) -> BaseException:
+    """The error that came first, out of groups of errors."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now: vLLM's finalizers would print a traceback below the last line, with all engines closed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
