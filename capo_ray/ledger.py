@@ -6,8 +6,8 @@
 A shard writes both files when a step is written down, each beside its place and then renamed, the responses last: where
 these are there, all is, and nothing is ever changed in them. `scheme` in the metadata of a file is how the run
 itself scored. `read` gives the groups back as they were before they were scored, so that they can be scored in another
-way. Needs pyarrow where something is written or read. Leaves out: scoring (see `credit.group`), and cutting a run back
-to a checkpoint (see `tracking`).
+way, `read_group` one of them. Needs pyarrow where something is written or read. Leaves out: scoring (see
+`credit.group`), and cutting a run back to a checkpoint (see `tracking`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from capo_ray.credit.group import Member, Scheme
 from capo_ray.credit.reward import Outcome
-from capo_ray.types import Critique, JsonDict, Rollout, Sampling, Step
+from capo_ray.types import Critique, JsonDict, Prompt, Rollout, Sampling, Step
 
 if TYPE_CHECKING:
     import pyarrow
 
 CRITIQUES, RESPONSES = "critiques", "responses"
+PROBLEM = ("question", "gold", "solution")
+"""Columns that are equal in all responses to one prompt; the file holds each value once."""
 _NAME = re.compile(r"(\d+)-\d+\.parquet")
 
 
@@ -66,7 +68,10 @@ def _schemas() -> dict[str, pyarrow.Schema]:
         ("num_critiques", pa.int32()),
         ("step_chars", spans),
         ("step_tokens", spans),
+        ("steps_right", pa.list_(pa.bool_())),
+        ("char_ends", ints),
         ("text", pa.string()),
+        *((field, name) for field in PROBLEM),
     ]
     return {CRITIQUES: pa.schema([*key, *critique]), RESPONSES: pa.schema([*key, *response])}
 
@@ -87,12 +92,19 @@ class Ledger:
         self._rows: dict[int, dict[str, list[JsonDict]]] = {}
         """By step, then by kind of file."""
 
-    def add(self, step: int, prompt_id: str, members: Sequence[Member]) -> None:
-        """Take in a group as it is before it is scored."""
+    def add(
+        self,
+        step: int,
+        prompt: Prompt,
+        members: Sequence[Member],
+        steps_right: Sequence[tuple[bool, ...] | None] | None = None,
+    ) -> None:
+        """Take in a group as it is before it is scored. `steps_right` has the truth per member where it is known."""
         rows = self._rows.setdefault(step, {RESPONSES: [], CRITIQUES: []})
-        for member in members:
-            key = {"step": step, "prompt_id": prompt_id, "response": member.rollout.index}
-            rows[RESPONSES].append(key | _response(member))
+        problem = dict(zip(PROBLEM, (prompt.question, prompt.answer, prompt.solution), strict=True))
+        for member, right in zip(members, steps_right or [None] * len(members), strict=True):
+            key = {"step": step, "prompt_id": prompt.id, "response": member.rollout.index}
+            rows[RESPONSES].append(key | _response(member) | problem | {"steps_right": right})
             rows[CRITIQUES] += [
                 key | self._sampling | {"critique": number} | _critique(critique)
                 for number, critique in enumerate(member.critiques)
@@ -142,6 +154,7 @@ def _response(member: Member) -> JsonDict:
         "num_critiques": len(member.critiques),
         "step_chars": [step.chars for step in member.steps],
         "step_tokens": [step.tokens for step in member.steps],
+        "char_ends": rollout.char_ends,
         "text": rollout.text,
     }
 
@@ -153,7 +166,13 @@ class RecordedGroup:
 
     step: int
     prompt_id: str
+    question: str
+    gold: str
+    """The final answer that the verifier compares with."""
+    solution: str
     members: tuple[Member, ...]
+    steps_right: tuple[tuple[bool, ...] | None, ...]
+    """The truth of each member's steps; None where the task knows none."""
 
 
 def read(run_dir: Path) -> Iterator[tuple[Scheme, list[RecordedGroup]]]:
@@ -170,14 +189,23 @@ def read(run_dir: Path) -> Iterator[tuple[Scheme, list[RecordedGroup]]]:
         yield files[0][0], [group for _, groups in files for group in groups]
 
 
-def _read(responses: Path, critiques: Path) -> tuple[Scheme, list[RecordedGroup]]:
-    """What one shard wrote of one step."""
+def read_group(run_dir: Path, name: str, prompt_id: str) -> tuple[Scheme, RecordedGroup]:
+    """One group of the file `name` (STEP-SHARD.parquet), and how the run scored it. Raises LedgerError."""
+    scheme, groups = _read(run_dir / RESPONSES / name, run_dir / CRITIQUES / name, prompt_id)
+    if not groups:
+        raise LedgerError(f"{run_dir / RESPONSES / name} holds no response to {prompt_id!r}")
+    return scheme, groups[0]
+
+
+def _read(responses: Path, critiques: Path, prompt_id: str | None = None) -> tuple[Scheme, list[RecordedGroup]]:
+    """What one shard wrote of one step, or of one prompt in it."""
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise LedgerError(f"reading a ledger needs pyarrow ({error}); pip install capo-ray[ledger]") from error
+    wanted = None if prompt_id is None else [("prompt_id", "==", prompt_id)]
     try:
-        tables = pq.read_table(responses), pq.read_table(critiques)
+        tables = pq.read_table(responses, filters=wanted), pq.read_table(critiques, filters=wanted)
         scheme = scheme_from_json(tables[0].schema.metadata[b"scheme"])
         return scheme, _groups(tables[0].to_pylist(), tables[1].to_pylist())
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -188,7 +216,7 @@ def _groups(responses: Sequence[JsonDict], critiques: Sequence[JsonDict]) -> lis
     of: dict[tuple[int, str, int], list[JsonDict]] = defaultdict(list)
     for row in critiques:
         of[row["step"], row["prompt_id"], row["response"]].append(row)
-    members: dict[tuple[int, str], list[Member]] = defaultdict(list)
+    made: dict[tuple[int, str], list[tuple[JsonDict, Member]]] = defaultdict(list)
     for row in responses:
         found = of[row["step"], row["prompt_id"], row["response"]]
         if len(found) != row["num_critiques"]:
@@ -197,8 +225,17 @@ def _groups(responses: Sequence[JsonDict], critiques: Sequence[JsonDict]) -> lis
                 f"{row['num_critiques']} were made"
             )
         found.sort(key=lambda critique: critique["critique"])
-        members[row["step"], row["prompt_id"]].append(_member(row, found))
-    return [RecordedGroup(step=step, prompt_id=name, members=tuple(group)) for (step, name), group in members.items()]
+        made[row["step"], row["prompt_id"]].append((row, _member(row, found)))
+    return [
+        RecordedGroup(
+            step=step,
+            prompt_id=name,
+            **{field: group[0][0][field] for field in PROBLEM},
+            members=tuple(member for _, member in group),
+            steps_right=tuple(None if row["steps_right"] is None else tuple(row["steps_right"]) for row, _ in group),
+        )
+        for (step, name), group in made.items()
+    ]
 
 
 def _member(row: JsonDict, critiques: Sequence[JsonDict]) -> Member:
@@ -212,7 +249,7 @@ def _member(row: JsonDict, critiques: Sequence[JsonDict]) -> Member:
             finish=row["finish"],
             token_ids=(0,) * num_tokens,
             logprobs=(0.0,) * num_tokens,
-            char_ends=(len(text),) * num_tokens,
+            char_ends=tuple(row["char_ends"]),
             versions=tuple(row["versions"]),
         ),
         steps=tuple(

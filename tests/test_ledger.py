@@ -14,9 +14,9 @@ from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.reward import Outcome
 from capo_ray.credit.steps import steps_of
 from capo_ray.credit.template import shipped
-from capo_ray.ledger import Ledger, LedgerError, read, scheme_from_json, scheme_to_json
+from capo_ray.ledger import Ledger, LedgerError, read, read_group, scheme_from_json, scheme_to_json
 from capo_ray.tracking import Tracker
-from capo_ray.types import Answer, Critique, Sampling
+from capo_ray.types import Answer, Critique, Prompt, Sampling
 
 SAMPLING = Sampling(max_tokens=64, temperature=0.7, top_p=0.9)
 SCHEME = Scheme(vote="majority", process_weight=0.5)
@@ -50,11 +50,15 @@ GROUP = (
 )
 
 
+def problem(name: str) -> Prompt:
+    return Prompt(id=name, question=f"{name}?", token_ids=(1,), answer="4", solution="2 + 2 = 4")
+
+
 def write(run_dir: Path, *, step: int = 3, shard: int = 1, scheme: Scheme = SCHEME) -> Ledger:
     ledger = Ledger(run_dir, shard=shard, scheme=scheme, sampling=SAMPLING)
-    ledger.add(step, "p", GROUP)
-    ledger.add(step, "q", GROUP[:1])
-    ledger.add(step + 1, "r", GROUP[:1])  # a later step may have closed groups by now
+    ledger.add(step, problem("p"), GROUP, [(True, False), None, (), (False, False)])
+    ledger.add(step, problem("q"), GROUP[:1])
+    ledger.add(step + 1, problem("r"), GROUP[:1])  # a later step may have closed groups by now
     ledger.write(step)
     return ledger
 
@@ -71,11 +75,21 @@ def test_what_is_read_is_what_was_recorded(tmp_path: Path) -> None:
     for recorded, original in zip(groups[0].members, GROUP, strict=True):
         assert (recorded.critiques, recorded.answer) == (original.critiques, original.answer)
         assert [(s.chars, s.tokens) for s in recorded.steps] == [(s.chars, s.tokens) for s in original.steps]
-        for name in ("prompt_id", "index", "text", "finish", "versions"):
+        for name in ("prompt_id", "index", "text", "finish", "versions", "char_ends"):
             assert getattr(recorded.rollout, name) == getattr(original.rollout, name)
+    assert (groups[0].question, groups[0].gold, groups[0].solution) == ("p?", "4", "2 + 2 = 4")
+    assert groups[0].steps_right == ((True, False), None, (), (False, False)) and groups[1].steps_right == (None,)
     scored, wanted = score_group(groups[0].members, SCHEME), score_group(GROUP, SCHEME)
     assert scored.advantages == wanted.advantages
     assert [m.token_rewards for m in scored.members] == [m.token_rewards for m in wanted.members]
+
+
+def test_one_group_is_read_alone(tmp_path: Path) -> None:
+    write(tmp_path)
+    ((_, groups),) = read(tmp_path)
+    assert read_group(tmp_path, "000003-1.parquet", "p") == (SCHEME, groups[0])
+    with pytest.raises(LedgerError, match=r"000003-1\.parquet holds no response to 'r'"):
+        read_group(tmp_path, "000003-1.parquet", "r")
 
 
 def test_a_row_per_critique_with_how_it_was_sampled(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from capo_ray.credit.steps import steps_of
 from capo_ray.ledger import Ledger
 from capo_ray.revote import COLUMNS, main, rows_of
 from capo_ray.revote import Change as Sums
-from capo_ray.types import Answer, Critique, Sampling
+from capo_ray.types import Answer, Critique, Prompt, Sampling
 
 NOT_ASKED = Critique(text="", outcome="not_asked")
 UNREADABLE = Critique(text="?", outcome="unreadable")
@@ -41,7 +41,7 @@ STOPPED = (
 def record(run_dir: Path, *steps: tuple[Member, ...], scheme: Scheme = OWN) -> Path:
     for step, group in enumerate(steps):
         ledger = Ledger(run_dir, shard=step % 2, scheme=scheme, sampling=Sampling(max_tokens=64))
-        ledger.add(step, "p", group)
+        ledger.add(step, Prompt(id="p", question="", token_ids=(1,), answer=""), group)
         ledger.write(step)
     return run_dir
 

@@ -127,10 +127,10 @@ class Aggregator:
         """Score the group of `prompt`; `num_samples` of its responses are kept for `write_samples`."""
         members = self._members.pop(prompt.id)
         ordered = [members[index] for index in sorted(members)]
+        truths = [self._truth(prompt, member) for member in ordered]
         if self._ledger is not None:
-            self._ledger.add(step, prompt.id, ordered)
+            self._ledger.add(step, prompt, ordered, [truth.steps_right if truth else None for truth in truths])
         score = score_group(ordered, self._parts.scheme)
-        truths = [self._truth(prompt, member) for _, member in sorted(members.items())]
         kept = [_sample(prompt, step, score, truths, m) for m in range(min(num_samples, len(members)))]
         self._samples.setdefault(step, []).extend(kept)
         sequences = _sequences(prompt, score)
@@ -210,6 +210,7 @@ def _sample(prompt: Prompt, step: int, score: GroupScore, truths: Sequence[Truth
         "index": rollout.index,
         "question": prompt.question,
         "gold": prompt.answer,
+        "solution": prompt.solution,
         "response": rollout.text,
         "finish": rollout.finish,
         "versions": rollout.versions,
@@ -223,6 +224,7 @@ def _sample(prompt: Prompt, step: int, score: GroupScore, truths: Sequence[Truth
         "votes": verdict.counts if verdict else None,
         "wrong_steps": verdict.wrong_steps if verdict else None,
         "token_ids": rollout.token_ids,
+        "char_ends": rollout.char_ends,
         "token_rewards": scored.token_rewards,
         "advantages": advantages,
     }

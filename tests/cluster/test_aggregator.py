@@ -294,6 +294,7 @@ def test_a_sample_has_all_there_is_to_know(tmp_path: Path) -> None:
         "index": 0,
         "question": PROMPT.question,
         "gold": "42",
+        "solution": PROMPT.solution,
         "response": "a slip\n\nso 42",
         "finish": "stop",
         "versions": [3],
@@ -304,6 +305,7 @@ def test_a_sample_has_all_there_is_to_know(tmp_path: Path) -> None:
         "votes": [2, 0],
         "wrong_steps": [0],
         "token_ids": [10, 11, END],
+        "char_ends": [8, 13, 13],
         "token_rewards": [1, 2, 2],
     }
     assert other["index"] == 1
@@ -336,6 +338,8 @@ def test_the_ledger_has_dropped_responses_too(tmp_path: Path) -> None:
     shard.aggregator.write_samples(3)
     ((scheme, (group,)),) = read(tmp_path)
     assert scheme == CAPO
+    assert (group.question, group.gold, group.solution) == (PROMPT.question, PROMPT.answer, PROMPT.solution)
+    assert len(group.steps_right) == 3 and all(group.steps_right)
     assert [member.answer for member in group.members] == ["correct", "correct", "unverifiable"]
     assert [[c.outcome for c in member.critiques] for member in group.members] == [
         ["ok"] * 2, ["unreadable"] * 2, ["ok"] * 2,
