@@ -40,7 +40,7 @@ class Page:
         number = next(self._ids)
         self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
-            message = json.loads(self._socket.recv(timeout=60))
+            message = json.loads(self._socket.recv(timeout=120))
             if message.get("method") == "Network.requestWillBeSent":
                 self.requests.append(message["params"]["request"]["url"])
             elif message.get("method") == "Runtime.exceptionThrown":
@@ -80,13 +80,18 @@ class Page:
         self.wait(f"document.body && document.body.innerText.includes({json.dumps(text)})", seconds)
 
     def click(self, selector: str, text: str = "") -> None:
-        """The first element that fits and holds `text`."""
+        """With the mouse, on the first element that fits and holds `text`."""
         find_it = (
             f"[...document.querySelectorAll({json.dumps(selector)})].find(e => e.textContent.includes("
             f"{json.dumps(text)}))"
         )
         self.wait(f"!!{find_it}")
-        self.run(f"{find_it}.click()")
+        x, y = self.run(
+            f"(() => {{ const e = {find_it}; e.scrollIntoView({{block: 'center'}});"
+            " const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def picture(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))

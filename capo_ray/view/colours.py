@@ -21,7 +21,7 @@ LIGHT = {
 DARK = {
     "ink": "#e8eaee", "ground": "#16181d", "soft": "#20242b", "line": "#434b57", "faint": "#a3adba",
     "more": ("#14283a", "#163a5a", "#184c7a", "#1a5d98", "#1d6cb0"),
-    "less": ("#33230f", "#4f330e", "#6b420c", "#86500a", "#9c5b08"),
+    "less": ("#33230f", "#4f330e", "#6b420c", "#86500a", "#975807"),
     "right": "#6fbdf0", "wrong": "#f5ad5c",
 }  # fmt: skip
 

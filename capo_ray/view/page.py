@@ -46,6 +46,7 @@ def html(text: str) -> ui.html:
 @contextmanager
 def frame(viewer: Viewer, here: str, *, dark: bool | None) -> Iterator[None]:
     """Header and state of the run around a page."""
+    viewer.opened()
     ui.add_css(stylesheet())
     mode = ui.dark_mode(dark)
     with (
@@ -173,7 +174,8 @@ async def list_page(viewer: Viewer, query: dict[str, str]) -> None:
             _pager(page, pages, lambda number: go(page=number))
 
     newer: ui.button = ui.button("There is more: show it", on_click=lambda: go())
-    newer.props("dense no-caps outline").set_visibility(False)
+    newer.props("no-caps color=blue-grey-7").style("position: fixed; bottom: 16px; right: 24px; z-index: 10")
+    newer.set_visibility(False)
     await rows()
     when_changed(viewer, lambda: newer.set_visibility(viewer.state != state["seen"]))
 

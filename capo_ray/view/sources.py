@@ -54,9 +54,12 @@ class Ledger:
 
         path = self.run_dir / kind / name
         try:
-            return pq.ParquetFile(path).read(columns=list(columns))
+            file = pq.ParquetFile(path)
+            if lacking := sorted(set(columns) - set(file.schema_arrow.names)):
+                raise ValueError(f"it has no {' and no '.join(lacking)}; another version of capo_ray has written it")
+            return file.read(columns=list(columns))
         except (OSError, ValueError) as error:
-            raise LedgerError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+            raise LedgerError(f"{path} cannot be read: {error}") from error
 
     def entries(self, name: str) -> list[Entry]:
         """Votes as the run's own scheme does."""

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from pathlib import Path
-from time import time
+from time import monotonic, time
 
 import yaml
 
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 PAUSE = 2.0
 """Seconds between two looks at a run directory."""
+MANNERS = 1.0
+"""Seconds in which a page that was opened has the machine for itself."""
 KEPT = 16
 """Answers to filters that are kept."""
 
@@ -39,6 +41,7 @@ class Viewer:
         """Why the run cannot be read on; empty where it can."""
         self._chosen: OrderedDict[tuple[int, Filter], list[Entry]] = OrderedDict()
         self._flagged: tuple[int, list[Written]] = (-1, [])
+        self._opened = 0.0
 
     def look(self, seconds: float) -> bool:
         """Take in what is new, for about `seconds`; whether there was something."""
@@ -53,9 +56,15 @@ class Viewer:
         self.problem = ""
         return changed
 
+    def opened(self) -> None:
+        """Somebody waits for a page: nothing is read beside it for a moment."""
+        self._opened = monotonic()
+
     async def watch(self) -> None:
         """Look for ever; pages are served meanwhile."""
         while True:
+            while monotonic() < self._opened + MANNERS:
+                await asyncio.sleep(0.1)
             changed = await asyncio.to_thread(self.look, 0.1)
             await asyncio.sleep(0.02 if changed else PAUSE)
 

@@ -1,0 +1,188 @@
+"""The program and its pages, in a headless browser: what a reader sees, does and is spared."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+
+import browser
+import pytest
+from view_run import EVIL, write_run, write_step
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_browser = pytest.mark.skipif(browser.find() is None, reason=f"no browser: none of {', '.join(browser.NAMES)}")
+pytestmark = pytest.mark.slow
+
+
+def view(*arguments: object) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "NICEGUI"))}
+    return subprocess.Popen(
+        [sys.executable, "-m", "capo_ray.view", *map(str, arguments)], cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@contextmanager
+def serving(run_dir: Path) -> Iterator[str]:
+    """Address of a server, which is ended with the block."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = view(run_dir, "--port", port)
+    try:
+        assert process.stdout
+        line = process.stdout.readline()
+        found = re.fullmatch(rf"{re.escape(str(run_dir))}: (http://127\.0\.0\.1:{port}) \(Ctrl-C ends it\)\n", line)
+        assert found, (line, process.stderr.read() if process.stderr else "")
+        end = monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if not probe.connect_ex(("127.0.0.1", port)):
+                    break
+            assert monotonic() < end
+            sleep(0.05)
+        yield found[1]
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("view") / "run")
+
+
+@pytest.fixture(scope="module")
+def base(run_dir: Path) -> Iterator[str]:
+    with serving(run_dir) as address:
+        yield address
+
+
+@pytest.fixture
+def page(base: str) -> Iterator[browser.Page]:
+    with browser.page() as made:
+        made.look(width=1600, height=1000)
+        yield made
+        assert made.errors == []
+        foreign = [url for url in made.requests if not url.startswith((base, "data:", "about:", "blob:"))]
+        assert foreign == []  # it works without a network
+
+
+@needs_browser
+def test_the_curves(page: browser.Page, base: str) -> None:
+    page.open(base)
+    page.wait_for("Reward per token")
+    page.wait_for("Tokens per second, by role")
+    page.wait_for("step 2 of 3")
+
+
+@needs_browser
+def test_every_token_has_its_credit(page: browser.Page, base: str) -> None:
+    page.open(f"{base}/response?step=0&prompt=two@0&index=1")
+    page.wait_for("Critique 2")
+    blame = "getComputedStyle(document.querySelector('.step.flagged .tok i')).backgroundColor"
+    credit = "getComputedStyle(document.querySelector('.step:not(.flagged):not(.head) .tok i')).backgroundColor"
+    assert page.run(blame) != page.run(credit)
+    titles = page.run("[...document.querySelectorAll('.tok i')].map(e => e.title)")
+    assert len(titles) == 6 and titles[2].startswith("token 2: advantage -")
+    page.click("button", "token reward")
+    page.wait("document.querySelector('.tok i').title == 'token 0: reward +2.000'")
+    assert page.run("document.querySelector('.step.flagged .tok i').title") == "token 2: reward +1.000"
+
+
+@needs_browser
+def test_a_flag_leads_to_its_critique(page: browser.Page, base: str) -> None:
+    page.open(f"{base}/response?step=0&prompt=two@0&index=1")
+    page.wait_for("Critique 2")
+    assert not page.run("document.querySelector('#critique-0').checkVisibility()")
+    page.click(".step.flagged a", "✗")
+    page.wait("document.querySelector('#critique-0').checkVisibility()")
+    assert "I looked at each step" in page.text()
+
+
+@needs_browser
+def test_filters_narrow_and_stand_in_the_address(page: browser.Page, base: str) -> None:
+    page.open(f"{base}/responses")
+    page.wait_for("12 of 12 responses")
+    page.click(".q-field", "Vote")
+    page.click(".q-item", "unjudged")
+    page.wait_for("2 of 12 responses")
+    assert page.run("location.search") == "?verdict=unjudged"
+    page.open(f"{base}/responses?answer=wrong&text=so+4&credit=reward")
+    page.wait_for("2 of 12 responses")
+    assert "step 1\ntwo@1 / 2" in page.text() and "reward per token" in page.text()
+    page.click("a.resp", "two@1")
+    page.wait_for("The answer is wrong.")
+    page.open(f"{base}/responses?steps=77")
+    page.wait_for("No response is like that.")
+
+
+@needs_browser
+def test_the_rest(page: browser.Page, base: str) -> None:
+    page.open(f"{base}/problem?id=two")
+    page.wait_for("two was sampled 2 times, oldest first.")
+    assert page.run("document.querySelectorAll('.steps').length") == 2
+    page.open(f"{base}/flagged")
+    page.click("table a", "is 5")
+    page.wait_for("2 of 12 responses")
+    page.open(f"{base}/response?step=9&prompt=two@0&index=1")
+    page.wait_for("There is no response 1 to 'two@0' in step 9 of this run.")
+
+
+@needs_browser
+def test_what_a_model_wrote_runs_nothing(page: browser.Page, base: str) -> None:
+    for path in ("/responses", "/response?step=0&prompt=evil@0&index=1", "/problem?id=evil", "/flagged"):
+        page.open(base + path)
+        page.wait_for(EVIL[:12])
+        sleep(0.3)
+        assert page.run("document.title") != "taken"
+
+
+@needs_browser
+@pytest.mark.parametrize("path", ["/", "/responses", "/response?step=0&prompt=two@0&index=1", "/problem?id=two"])
+def test_narrow_and_dark(page: browser.Page, base: str, path: str) -> None:
+    """Nothing sticks out of a telephone; dark is what the system says."""
+    page.look(width=400, height=900, dark=True)
+    page.open(base + path)
+    page.wait_for("12 responses")
+    page.wait("document.body.classList.contains('body--dark')")
+    page.wait("document.documentElement.scrollWidth <= 400")
+
+
+@needs_browser
+def test_a_live_run_renews_the_page_and_leaves_the_reader_where_he_is(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "live", steps=1)
+    with serving(run) as base, browser.page() as page:
+        page.look(width=800, height=300)
+        page.open(f"{base}/responses?answer=correct")
+        page.wait_for("3 of 6 responses")
+        page.run("window.scrollTo(0, 180)")
+        write_step(run, 1)
+        page.wait_for("12 responses")
+        page.wait_for("There is more: show it")
+        assert page.run("window.scrollY") == 180 and "3 of 6 responses" in page.text()
+        page.click("button", "There is more")
+        page.wait_for("6 of 12 responses")
+
+
+def test_a_run_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    process = view(tmp_path / "none")
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert error == f"{tmp_path / 'none'} is not a directory: name the run_dir of a run, such as runs/NAME\n"
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = view(write_run(tmp_path), "--port", port)
+        out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert error == f"cannot listen on 127.0.0.1:{port} (Address already in use): try another --port\n"

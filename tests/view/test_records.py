@@ -1,0 +1,163 @@
+"""What is shown of a run is what was recorded and what training did with it."""
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from view_run import SCHEME, ok, prompt, write_run, write_step
+
+from capo_ray.cluster.aggregator import Aggregator, AggregatorParts
+from capo_ray.credit.group import Member, Scheme, score_group
+from capo_ray.credit.steps import delimiter, steps_of
+from capo_ray.ledger import Ledger, LedgerError, read
+from capo_ray.types import Sampling
+from capo_ray.view.index import Index, NoRun, check_run
+from capo_ray.view.sources import Samples
+
+
+def index_of(run_dir: Path) -> Index:
+    index = Index(run_dir)
+    while index.refresh():
+        pass
+    return index
+
+
+def test_an_entry_has_the_vote_and_the_doubts(tmp_path: Path) -> None:
+    index = index_of(write_run(tmp_path, steps=1))
+    by_key = {(entry.problem, entry.index): entry for entry in index.entries}
+    assert len(by_key) == 6
+    right, slip, split, nobody = (by_key["two", number] for number in range(4))
+    assert (right.flagged, right.disagree, right.num_failed, right.steps_right) == ((), False, 0, (True, True))
+    assert (slip.flagged, slip.counts, slip.num_valid, slip.num_failed) == ((1,), (0, 2, 0), 2, 1)
+    assert (split.flagged, split.disagree, split.num_tokens) == ((), True, 6)
+    assert (nobody.num_valid, nobody.num_failed, nobody.answer, nobody.steps_right) == (0, 1, "unverifiable", None)
+
+
+def test_credit_is_what_training_gave(tmp_path: Path) -> None:
+    index = index_of(write_run(tmp_path))
+    ((scheme, groups), _) = read(tmp_path)
+    score = score_group(groups[0].members, scheme)
+    for at in range(4):
+        entry = index.find(0, "two@0", at)
+        assert entry
+        response = index.source.response(entry)
+        assert (response.rewards, response.advantages) == (score.members[at].token_rewards, score.advantages[at])
+        assert (response.question, response.gold, response.solution) == ("What is two?", "4", "Add the two: 4.")
+        assert response.char_ends == groups[0].members[at].rollout.char_ends and response.vote == "majority"
+    assert index.find(0, "two@0", 9) is None
+
+
+def test_credit_over_a_batch_is_standardised_over_the_whole_step(tmp_path: Path) -> None:
+    """Over both shards of the step; what is shown has mean 0 and spread 1 over its tokens."""
+    for shard, name in enumerate(("two", "three")):
+        ledger = Ledger(tmp_path, shard=shard, scheme=Scheme(advantage="capo_batch"), sampling=Sampling(max_tokens=9))
+        made = prompt(name, 0)
+        rollouts = [(index, piece) for index, piece in enumerate(("so 4", f"so {shard}"))]
+        members = []
+        for index, piece in rollouts:
+            from responses import response
+
+            rollout = response(piece, index=index, prompt_id=made.id)
+            steps = steps_of(rollout.text, rollout.char_ends)
+            answer = "wrong" if index else "correct"
+            members.append(Member(rollout=rollout, steps=steps, critiques=(ok(0) if shard else ok(),), answer=answer))
+        ledger.add(0, made, members)
+        ledger.write(0)
+    index = index_of(tmp_path)
+    assert index.num_files == 2
+    values = [value for entry in index.entries for value in index.source.response(entry).advantages or ()]
+    assert sum(values) == pytest.approx(0, abs=1e-6)
+    assert sum(value * value for value in values) / len(values) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_newest_is_read_first_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Index(write_run(tmp_path, steps=3))
+    seen: list[str] = []
+    entries = type(index.source).entries
+    monkeypatch.setattr(type(index.source), "entries", lambda self, name: seen.append(name) or entries(self, name))
+    assert index.refresh(seconds=0) and (index.num_read, index.num_files) == (1, 3)
+    assert {entry.step for entry in index.entries} == {2}
+    while index.refresh(seconds=0):
+        pass
+    assert seen == ["000002-0.parquet", "000001-0.parquet", "000000-0.parquet"]
+    assert [entry.step for entry in index.entries] == sorted((entry.step for entry in index.entries), reverse=True)
+    write_step(tmp_path, 3)
+    assert index.refresh() and seen[3:] == ["000003-0.parquet"] and not index.refresh()
+
+
+def test_a_run_that_goes_back_is_followed(tmp_path: Path) -> None:
+    index = index_of(write_run(tmp_path))
+    (tmp_path / "responses" / "000001-0.parquet").unlink()
+    assert index.refresh() and {entry.step for entry in index.entries} == {0}
+
+
+def test_a_run_without_a_ledger_shows_its_samples(tmp_path: Path) -> None:
+    """The lines are those that an aggregator writes."""
+    from responses import response
+
+    async def right(*_: object) -> str:
+        return "correct"
+
+    parts = AggregatorParts(
+        scheme=Scheme(advantage="grpo"), between=delimiter(), verify=right, critics=None, reference="answer",
+        find_truth=None, samples=tmp_path / "samples",
+    )  # fmt: skip
+    aggregator = Aggregator(parts, shard=0, put=lambda payload: payload)
+    made = prompt("two", 0)
+
+    import asyncio
+
+    (tmp_path / "config.yaml").touch()
+    index = Index(tmp_path)
+    assert not index.refresh() and index.entries == []
+    for number, piece in enumerate(("so\n\n", "or")):
+        asyncio.run(aggregator.score(made, response(piece, "4", index=number, prompt_id=made.id), 0, 0))
+    aggregator.close(made, 0, num_samples=2)
+    aggregator.write_samples(0)
+    assert index.refresh() and isinstance(index.source, Samples)
+    entry = index.entries[0]
+    shown = index.source.response(entry)
+    assert (shown.text, shown.char_ends, shown.solution) == ("so\n\n4", (4, 5, 5), "Add the two: 4.")
+    assert shown.chars == ((0, 4), (4, 5)) and shown.critiques == () and shown.rewards == (2, 2, 2)
+    assert index.source.found("000000-0.jsonl", "WHAT is") == {0, 1}
+    assert index.source.found("000000-0.jsonl", "or") == {1}
+
+
+def test_texts_are_searched_whatever_their_case(tmp_path: Path) -> None:
+    source = index_of(write_run(tmp_path)).source
+    assert source.found("000000-0.parquet", "IS 5") == {1, 2}
+    assert source.found("000000-0.parquet", "is evil") == {4, 5}
+    assert source.found("000000-0.parquet", ".*") == set()
+
+
+def test_what_is_no_run_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NoRun, match=re.escape(f"{tmp_path}/none is not a directory: name the run_dir of a run")):
+        check_run(tmp_path / "none")
+    with pytest.raises(NoRun, match=re.escape(f"{tmp_path} holds no run (no config.yaml, metrics.jsonl, responses/")):
+        check_run(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    check_run(tmp_path)
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (tmp_path / "responses" / "000002-0.parquet").write_text("not this")
+    with pytest.raises(LedgerError, match=r"responses/000002-0\.parquet cannot be read"):
+        Index(tmp_path).refresh()
+
+
+def test_a_file_without_a_column_is_named(tmp_path: Path) -> None:
+    """As from an older version."""
+    write_run(tmp_path)
+    path = tmp_path / "responses" / "000001-0.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["steps_right"]), path)
+    with pytest.raises(LedgerError, match=r"000001-0\.parquet cannot be read: it has no steps_right"):
+        Index(tmp_path).refresh()
+
+
+def test_the_schemes_of_tests_and_ledger_agree(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    assert next(read(tmp_path))[0] == SCHEME
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["step"] == 0
