@@ -29,6 +29,7 @@ GPU = [
     "datasets==5.2.0",
     "deepspeed==0.19.8",
     "matplotlib>=3.10",
+    "nicegui==3.18.0",
     "numpy>=2",
     "psutil>=5.9",
     "pyarrow>=17",
@@ -44,6 +45,9 @@ GPU = [
 
 # What reads a run's ledger (`python -m capo_ray.revote`) on a machine without engines.
 LEDGER = ["pyarrow>=17", "rich>=13"]
+
+# What shows a run in the browser (`python -m capo_ray.view`) on a machine without engines.
+VIEW = ["nicegui>=3.18,<4", "pyarrow>=17"]
 
 TEST = ["build", "hypothesis", "mypy", "pytest>=8", "pytest-timeout", "pytest-xdist", "ruff"]
 
@@ -73,5 +77,5 @@ setup(
         ],
     },
     install_requires=CORE,
-    extras_require={"gpu": GPU, "ledger": LEDGER, "test": TEST},
+    extras_require={"gpu": GPU, "ledger": LEDGER, "test": TEST, "view": VIEW},
 )

@@ -142,7 +142,6 @@ def measure(run_dir: Path, total: int) -> None:
 
 
 def timed(page: browser.Page, what: str, url: str, text: str) -> None:
-    page.open("about:blank")
     begun = perf_counter()
     page.open(url)
     page.wait_for(text, 120)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import re
 import shutil
 import subprocess
 import tempfile
@@ -106,14 +105,12 @@ def page() -> Iterator[Page]:
 
     program = find()
     assert program
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
         command += [f"--user-data-dir={profile}", "--disable-dev-shm-usage", "--no-first-run", "about:blank"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
-            assert process.stderr
-            port = next(found[1] for line in process.stderr if (found := re.search(r"ws://127\.0\.0\.1:(\d+)/", line)))
-            with urlopen(f"http://127.0.0.1:{port}/json", timeout=60) as answer:
+            with urlopen(f"http://127.0.0.1:{_port(Path(profile))}/json", timeout=60) as answer:
                 targets = json.load(answer)
             target = next(target for target in targets if target["type"] == "page")
             with connect(target["webSocketDebuggerUrl"], max_size=None, proxy=None) as socket:
@@ -121,3 +118,12 @@ def page() -> Iterator[Page]:
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+def _port(profile: Path, seconds: float = 60) -> int:
+    """Where the browser listens, from the file in which it says so."""
+    file, end = profile / "DevToolsActivePort", monotonic() + seconds
+    while not (file.is_file() and file.read_text().count("\n")):
+        assert monotonic() < end, "the browser never said where it listens"
+        sleep(0.05)
+    return int(file.read_text().splitlines()[0])

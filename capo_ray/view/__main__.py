@@ -16,6 +16,7 @@ from pathlib import Path
 from capo_ray.view.index import NoRun, check_run
 from capo_ray.view.viewer import Viewer
 
+LOOPBACK = ("127.0.0.1", "localhost")
 FIRST_LOOK = 0.5
 """Seconds of reading before the page is served; the rest is read beside it."""
 
@@ -30,7 +31,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises NoRun-like OSError early: a server that finds its port taken says so after a page of log."""
+    """Raises OSError before anything starts, where nobody can listen there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -42,8 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_run(given.run_dir)
         from nicegui import app, ui
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-        from capo_ray.view.page import add_pages
+        from capo_ray.view.page import PATIENCE, add_pages
 
         check_port(given.host, given.port)
     except NoRun as error:
@@ -58,12 +60,14 @@ def main(argv: list[str] | None = None) -> int:
     viewer = Viewer(given.run_dir.resolve())
     viewer.look(FIRST_LOOK)
     add_pages(viewer, dark={"auto": None, "light": False, "dark": True}[given.theme])
+    if given.host in LOOPBACK:  # a name of someone else's that leads here is no way in
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
     tasks = []
     app.on_startup(lambda: tasks.append(asyncio.create_task(viewer.watch())))
     print(f"{given.run_dir}: http://{given.host}:{given.port} (Ctrl-C ends it)", flush=True)
     ui.run(
         host=given.host, port=given.port, title=f"{viewer.run_dir.name} · capo_ray", favicon="🔎", dark=None,
-        reload=False, show=False, show_welcome_message=False,
+        reload=False, show=False, show_welcome_message=False, reconnect_timeout=PATIENCE,
     )  # fmt: skip
     return 0
 

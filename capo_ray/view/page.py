@@ -7,7 +7,7 @@ Leaves out: reading the run (see `viewer`) and the HTML of responses (see `marku
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import get_args
@@ -28,6 +28,8 @@ from capo_ray.view.viewer import Viewer
 TABS = {"/": "Curves", "/responses": "Responses", "/flagged": "Flagged steps"}
 REFRESH = 2.0
 """Seconds between two looks at whether a page is out of date."""
+PATIENCE = 60.0
+"""Seconds that a browser may take to connect, or to come back, before its page is forgotten."""
 SELECTS = {
     "answer": ("Answer", {"": "any", "correct": "right", "wrong": "wrong", "unverifiable": "unverifiable"}),
     "verdict": ("Vote", {"": "any", "flagged": "flagged", "clean": "no step flagged", "unjudged": "unjudged"}),
@@ -303,13 +305,17 @@ async def flagged_page(viewer: Viewer) -> None:
 def add_pages(viewer: Viewer, *, dark: bool | None) -> None:
     """`dark` None: as the reader's system has it."""
 
-    async def guarded(page: Callable[[], object]) -> None:
-        try:
-            made = page()
-            if hasattr(made, "__await__"):
-                await made
-        except LedgerError as error:
-            ui.label(str(error)).classes("bad")
+    async def filled(page: Callable[[], Awaitable[None]]) -> None:
+        """The frame is there at once; what takes reading comes when the browser has it."""
+        with ui.column().classes("w-full gap-3"):
+            reading = ui.label("Reading ...").classes("faint")
+            await ui.context.client.connected(timeout=PATIENCE)
+            viewer.opened()
+            try:
+                await page()
+            except LedgerError as error:
+                ui.label(str(error)).classes("bad")
+            reading.delete()
 
     @ui.page("/")
     async def curves() -> None:
@@ -319,19 +325,19 @@ def add_pages(viewer: Viewer, *, dark: bool | None) -> None:
     @ui.page("/responses")
     async def responses(request: Request) -> None:
         with frame(viewer, "/responses", dark=dark):
-            await guarded(lambda: list_page(viewer, dict(request.query_params)))
+            await filled(lambda: list_page(viewer, dict(request.query_params)))
 
     @ui.page("/response")
     async def response(request: Request) -> None:
         with frame(viewer, "/response", dark=dark):
-            await guarded(lambda: response_page(viewer, dict(request.query_params)))
+            await filled(lambda: response_page(viewer, dict(request.query_params)))
 
     @ui.page("/problem")
     async def problem(request: Request) -> None:
         with frame(viewer, "/problem", dark=dark):
-            await guarded(lambda: problem_page(viewer, dict(request.query_params)))
+            await filled(lambda: problem_page(viewer, dict(request.query_params)))
 
     @ui.page("/flagged")
     async def flagged() -> None:
         with frame(viewer, "/flagged", dark=dark):
-            await guarded(lambda: flagged_page(viewer))
+            await filled(lambda: flagged_page(viewer))

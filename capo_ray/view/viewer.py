@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 PAUSE = 2.0
 """Seconds between two looks at a run directory."""
-MANNERS = 1.0
+MANNERS = 1.5
 """Seconds in which a page that was opened has the machine for itself."""
 KEPT = 16
 """Answers to filters that are kept."""

@@ -170,6 +170,16 @@ def test_a_live_run_renews_the_page_and_leaves_the_reader_where_he_is(tmp_path: 
         page.wait_for("6 of 12 responses")
 
 
+def test_another_name_that_leads_here_is_refused(base: str) -> None:
+    """A page of somebody else's cannot read the run through a name of its own (DNS rebinding)."""
+    from http.client import HTTPConnection
+
+    for host, status in ((base.removeprefix("http://"), 200), ("evil.example", 400)):
+        connection = HTTPConnection(base.removeprefix("http://"), timeout=60)
+        connection.request("GET", "/responses", headers={"Host": host})
+        assert connection.getresponse().status == status
+
+
 def test_a_run_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     process = view(tmp_path / "none")
     out, error = process.communicate(timeout=60)
