@@ -112,7 +112,8 @@ body { background: var(--ground); color: var(--ink); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 8px; align-items: center; font-size: 12px; color: var(--faint); }
 .scale i { display: inline-block; width: 18px; height: 14px; border-radius: 0; text-decoration: none !important; }
 .scale i.z { border-left: 1px solid var(--line); border-right: 1px solid var(--line); }
-.steps { border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
+.resp .legend { margin-top: 4px; }
+.steps { margin-top: 2px; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 .step { display: grid; grid-template-columns: 3.2rem minmax(0, 1fr) auto; border-top: 1px solid var(--line); }
 .step:first-child { border-top: 0; }
 .step > .no { background: var(--soft); color: var(--faint); font-size: 12px; padding: 6px 8px; text-align: right; }
@@ -135,8 +136,8 @@ body { background: var(--ground); color: var(--ink); }
   text-decoration: none; }
 a.resp:hover { border-color: var(--right); }
 .resp .facts { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: center; font-size: 13px; }
-.resp .tok { max-height: 5.4em; overflow: hidden; margin-top: 4px; }
-.resp .tok .cut { border-left: 3px solid var(--faint); border-radius: 2px; margin: 0 6px 0 5px; }
+a.resp .tok { max-height: 5.4em; overflow: hidden; margin-top: 4px; }
+.tok .cut { border-left: 3px solid var(--faint); border-radius: 2px; margin: 0 6px 0 5px; }
 .box { border: 1px solid var(--line); border-radius: 6px; padding: 8px 12px; background: var(--soft); }
 .boxes { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 8px; }
 summary { display: list-item; cursor: pointer; }

@@ -5,6 +5,7 @@ Pure functions from records to text. Leaves out: colours and escaping of tokens 
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from html import escape
@@ -20,6 +21,10 @@ from capo_ray.view.records import Entry, Response
 Credit = Literal["advantage", "reward"]
 EXCERPT = 420
 """Characters of a response in a list."""
+
+
+_LAST_BREAKS = re.compile(r"\n(?=(?:<[^>]*>|↵|∎|\n)*$)")
+"""Line breaks at the end of a step: their signs stay."""
 
 
 def address(entry: Entry) -> str:
@@ -145,6 +150,7 @@ def steps_grid(response: Response, credit: Credit, limit: float, *, with_flags: 
             response.text, response.char_ends[begin:end], values[begin:end] if values else None,
             limit=limit, first=begin, start=start, label=credit,
         )  # fmt: skip
+        spans = _LAST_BREAKS.sub("", spans)
         first = end
         flags = _flags(response, step) if with_flags else ""
         flagged = " flagged" if step in response.entry.flagged else ""

@@ -96,7 +96,8 @@ def test_every_shade_has_a_rule() -> None:
 def test_the_whole_response_stands_in_its_steps(tmp_path: Path) -> None:
     response = shown(tmp_path, "two", 1)
     html = markup.steps_grid(response, "advantage", 1.0)
-    assert "".join(plain(part) for part in re.findall(r'<div class="tok">(.*?)</div>', html, re.S)) == response.text
+    steps = [plain(part) for part in re.findall(r'<div class="tok">(.*?)</div>', html, re.S)]
+    assert steps == [response.text[start:end].rstrip("\n") for start, end in response.chars]
     assert html.count('<div class="step flagged">') == 1 and html.count('title="token ') == len(response.char_ends)
 
 

@@ -161,7 +161,7 @@ def test_a_live_run_renews_the_page_and_leaves_the_reader_where_he_is(tmp_path: 
         page.look(width=800, height=300)
         page.open(f"{base}/responses?answer=correct")
         page.wait_for("3 of 6 responses")
-        page.run("window.scrollTo(0, 180)")
+        page.wait("(window.scrollTo(0, 180), window.scrollY) == 180")  # once the list is there
         write_step(run, 1)
         page.wait_for("12 responses")
         page.wait_for("There is more: show it")
