@@ -1,55 +1,17 @@
-"""The program and its pages, in a headless browser: what a reader sees, does and is spared."""
+"""The pages in a headless browser: what a reader sees, does and is spared."""
 
-import os
-import re
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 
 import browser
 import pytest
 from view_run import EVIL, write_run, write_step
+from view_server import serving
 
-ROOT = Path(__file__).resolve().parents[2]
-needs_browser = pytest.mark.skipif(browser.find() is None, reason=f"no browser: none of {', '.join(browser.NAMES)}")
+if browser.find() is None:
+    pytest.skip(f"no browser: none of {', '.join(browser.NAMES)} is installed", allow_module_level=True)
 pytestmark = pytest.mark.slow
-
-
-def view(*arguments: object) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "NICEGUI"))}
-    return subprocess.Popen(
-        [sys.executable, "-m", "capo_ray.view", *map(str, arguments)], cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-@contextmanager
-def serving(run_dir: Path) -> Iterator[str]:
-    """Address of a server, which is ended with the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = view(run_dir, "--port", port)
-    try:
-        assert process.stdout
-        line = process.stdout.readline()
-        found = re.fullmatch(rf"{re.escape(str(run_dir))}: (http://127\.0\.0\.1:{port}) \(Ctrl-C ends it\)\n", line)
-        assert found, (line, process.stderr.read() if process.stderr else "")
-        end = monotonic() + 60
-        while True:
-            with socket.socket() as probe:
-                if not probe.connect_ex(("127.0.0.1", port)):
-                    break
-            assert monotonic() < end
-            sleep(0.05)
-        yield found[1]
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +35,6 @@ def page(base: str) -> Iterator[browser.Page]:
         assert foreign == []  # it works without a network
 
 
-@needs_browser
 def test_the_curves(page: browser.Page, base: str) -> None:
     page.open(base)
     page.wait_for("Reward per token")
@@ -81,7 +42,6 @@ def test_the_curves(page: browser.Page, base: str) -> None:
     page.wait_for("step 2 of 3")
 
 
-@needs_browser
 def test_every_token_has_its_credit(page: browser.Page, base: str) -> None:
     page.open(f"{base}/response?step=0&prompt=two@0&index=1")
     page.wait_for("Critique 2")
@@ -95,7 +55,6 @@ def test_every_token_has_its_credit(page: browser.Page, base: str) -> None:
     assert page.run("document.querySelector('.step.flagged .tok i').title") == "token 2: reward +1.000"
 
 
-@needs_browser
 def test_a_flag_leads_to_its_critique(page: browser.Page, base: str) -> None:
     page.open(f"{base}/response?step=0&prompt=two@0&index=1")
     page.wait_for("Critique 2")
@@ -105,7 +64,6 @@ def test_a_flag_leads_to_its_critique(page: browser.Page, base: str) -> None:
     assert "I looked at each step" in page.text()
 
 
-@needs_browser
 def test_filters_narrow_and_stand_in_the_address(page: browser.Page, base: str) -> None:
     page.open(f"{base}/responses")
     page.wait_for("12 of 12 responses")
@@ -122,7 +80,6 @@ def test_filters_narrow_and_stand_in_the_address(page: browser.Page, base: str) 
     page.wait_for("No response is like that.")
 
 
-@needs_browser
 def test_the_rest(page: browser.Page, base: str) -> None:
     page.open(f"{base}/problem?id=two")
     page.wait_for("two was sampled 2 times, oldest first.")
@@ -134,7 +91,6 @@ def test_the_rest(page: browser.Page, base: str) -> None:
     page.wait_for("There is no response 1 to 'two@0' in step 9 of this run.")
 
 
-@needs_browser
 def test_what_a_model_wrote_runs_nothing(page: browser.Page, base: str) -> None:
     for path in ("/responses", "/response?step=0&prompt=evil@0&index=1", "/problem?id=evil", "/flagged"):
         page.open(base + path)
@@ -143,7 +99,6 @@ def test_what_a_model_wrote_runs_nothing(page: browser.Page, base: str) -> None:
         assert page.run("document.title") != "taken"
 
 
-@needs_browser
 @pytest.mark.parametrize("path", ["/", "/responses", "/response?step=0&prompt=two@0&index=1", "/problem?id=two"])
 def test_narrow_and_dark(page: browser.Page, base: str, path: str) -> None:
     """Nothing sticks out of a telephone; dark is what the system says."""
@@ -154,7 +109,6 @@ def test_narrow_and_dark(page: browser.Page, base: str, path: str) -> None:
     page.wait("document.documentElement.scrollWidth <= 400")
 
 
-@needs_browser
 def test_a_live_run_renews_the_page_and_leaves_the_reader_where_he_is(tmp_path: Path) -> None:
     run = write_run(tmp_path / "live", steps=1)
     with serving(run) as base, browser.page() as page:
@@ -168,31 +122,3 @@ def test_a_live_run_renews_the_page_and_leaves_the_reader_where_he_is(tmp_path: 
         assert page.run("window.scrollY") == 180 and "3 of 6 responses" in page.text()
         page.click("button", "There is more")
         page.wait_for("6 of 12 responses")
-
-
-def test_another_name_that_leads_here_is_refused(base: str) -> None:
-    """A page of somebody else's cannot read the run through a name of its own (DNS rebinding)."""
-    from http.client import HTTPConnection
-
-    for host, status in ((base.removeprefix("http://"), 200), ("evil.example", 400)):
-        connection = HTTPConnection(base.removeprefix("http://"), timeout=60)
-        connection.request("GET", "/responses", headers={"Host": host})
-        assert connection.getresponse().status == status
-
-
-def test_a_run_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    process = view(tmp_path / "none")
-    out, error = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, "")
-    assert error == f"{tmp_path / 'none'} is not a directory: name the run_dir of a run, such as runs/NAME\n"
-
-
-def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        process = view(write_run(tmp_path), "--port", port)
-        out, error = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, "")
-    assert error == f"cannot listen on 127.0.0.1:{port} (Address already in use): try another --port\n"
