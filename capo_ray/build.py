@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from capo_ray.build_critics import check_servers, critic_budget, critic_settings, make_critics
 from capo_ray.checkpoint import Checkpoints
-from capo_ray.config import Config, Voter
+from capo_ray.config.critic import Voter
+from capo_ray.config.run import Config
 from capo_ray.critic_prompt import find_template
 from capo_ray.models import ModelFiles, find_model
 from capo_ray.plan import critics_here, optimizer_steps_per_batch

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from capo_ray.config import Config, ConfigError, Voter, voter_field
+from capo_ray.config.critic import Voter, voter_field
+from capo_ray.config.run import Config, ConfigError
 
 if TYPE_CHECKING:
     from capo_ray.credit.template import PromptTemplate

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from capo_ray.config import Config
+from capo_ray.config.run import Config
 from capo_ray.credit.critique import ReferenceKind
 from capo_ray.credit.flags import FlagCounts, flags
 from capo_ray.credit.vote import Vote

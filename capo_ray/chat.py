@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Protocol
 from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from capo_ray.config import ConfigError
+from capo_ray.config.run import ConfigError
 
 MARK = re.compile(r"<\|[^|<>\s]+\|>")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from capo_ray.config import Config
+from capo_ray.config.run import Config
 
 MEANINGS: dict[str, str] = {
     "Config.name": "name of the run, and of its directory",
@@ -75,7 +75,8 @@ MEANINGS: dict[str, str] = {
 HEAD = """\
 # Configuration
 
-Made by `python -m capo_ray.config_docs > docs/configuration.md` from `capo_ray/config.py`; not edited by hand.
+Made by `python -m capo_ray.config_docs > docs/configuration.md` from the models of `capo_ray/config/`; not edited by
+hand.
 
 A run is composed by Hydra from the files of `conf/` and the command line, and checked once, before anything starts. An
 experiment is a file in `conf/experiment/`; whatever it sets can be overridden:
@@ -135,7 +136,7 @@ def meaning(model: str, field: str, spec: dict[str, Any]) -> str:
     inherited = "$ref" in spec  # then the description is that of the block
     said = MEANINGS.get(f"{model}.{field}") or (None if inherited else spec.get("description"))
     if said is None:
-        raise KeyError(f"{model}.{field} has no description in config.py")
+        raise KeyError(f"{model}.{field} has no description in capo_ray/config")
     return str(said)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from capo_ray.config import Config, ConfigError, Critic
+from capo_ray.config.critic import Critic
+from capo_ray.config.run import Config, ConfigError
 from capo_ray.credit.critique import reference_of
 from capo_ray.credit.template import SHIPPED, PromptTemplate, TemplateError, shipped
 from capo_ray.credit.template_check import check

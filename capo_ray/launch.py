@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from capo_ray.checkpoint import Checkpoints, abandon, claim
-from capo_ray.config import Config, ConfigError, compose
+from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.data.problem import DataError
 from capo_ray.program import FAILED, INTERRUPTED, run_program
 from capo_ray.run import run

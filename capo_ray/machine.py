@@ -12,7 +12,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from capo_ray.config import Cluster, Model, Shape
+from capo_ray.config.blocks import Cluster, Model, Shape
 from capo_ray.models import folder_here
 
 GIB = 1 << 30

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 
-from capo_ray.config import Config, Rollout, Shape, Trainer, Voter
+from capo_ray.config.blocks import Rollout, Shape, Trainer
+from capo_ray.config.critic import Voter
+from capo_ray.config.run import Config
 
 GIB = 1 << 30
 ENGINE_GPU_GIB = 2.5

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.chat import Encode, check_marks, conversation, render, template_in
-from capo_ray.config import ConfigError, Model, conf_dir
+from capo_ray.config.blocks import Model
+from capo_ray.config.run import ConfigError, conf_dir
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
 
-from capo_ray.config import Config, ConfigError, Shape, Voter, compose, conf_dir, voter_field
+from capo_ray.config.blocks import Shape
+from capo_ray.config.critic import Voter, voter_field
+from capo_ray.config.run import Config, ConfigError, compose, conf_dir
 from capo_ray.machine import Machine, shape_of, this_machine
 from capo_ray.memory import engine_memory, trainer_memory
 

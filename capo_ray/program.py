@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from capo_ray.checkpoint import RunDirError
-from capo_ray.config import ConfigError
+from capo_ray.config.run import ConfigError
 from capo_ray.data.problem import DataError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130

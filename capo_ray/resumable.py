@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from capo_ray.config import ConfigError
+from capo_ray.config.run import ConfigError
 
 
 def claim(path: Path, mine: Mapping[str, Any], what: str) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capo_ray.config import Config
+from capo_ray.config.run import Config
 
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import RayCrew

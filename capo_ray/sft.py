@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from capo_ray.config import Block, ConfigError, Data, Model, Trainer, composed
+from capo_ray.config.blocks import Block, Data, Model, Trainer
+from capo_ray.config.run import ConfigError, composed
 from capo_ray.conversations import EXAMPLE, encode, length, read, tokenizer_of, write_tokenizer
 from capo_ray.machine import shape_of
 from capo_ray.memory import rank_memory

@@ -21,7 +21,9 @@ from time import time
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.checkpoint import Checkpoints, RunDirError, read_state
-from capo_ray.config import Canaries, Config, Tracking
+from capo_ray.config.blocks import Tracking
+from capo_ray.config.critic import Canaries
+from capo_ray.config.run import Config
 from capo_ray.tracking_sinks import Sink, TensorBoard, start_wandb
 from capo_ray.types import JsonDict, Metrics
 from capo_ray.watch import CanaryWatch, HackingWatch, Watch

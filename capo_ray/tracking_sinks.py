@@ -17,7 +17,7 @@ from time import time
 from typing import Any, Literal, Protocol
 from urllib.parse import urlparse
 
-from capo_ray.config import Tracking
+from capo_ray.config.blocks import Tracking
 from capo_ray.types import JsonDict, Metrics
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import pytest
 
 from capo_ray.canaries import Canary, CanaryJudge, CanarySet
 from capo_ray.cluster.crew import CrewSettings, RayCrew
-from capo_ray.config import Config, compose
+from capo_ray.config.run import Config, compose
 from capo_ray.credit.critique import Reference, render_reply, unwrap
 from capo_ray.critics import Critics, CriticSettings
 from capo_ray.data.problem import DataError

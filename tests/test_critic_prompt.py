@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config import ConfigError, compose
+from capo_ray.config.run import ConfigError, compose
 from capo_ray.critic_prompt import example, find_template
 from capo_ray.launch import main
 from capo_ray.program import BAD_INPUT

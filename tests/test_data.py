@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from capo_ray.config import Config, validate
+from capo_ray.config.run import Config, validate
 from capo_ray.data.problem import DataError
 from capo_ray.data.prompts import Prompts, load_prompts
 

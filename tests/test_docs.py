@@ -18,7 +18,7 @@ from typing import get_args
 import pytest
 
 from capo_ray import config_docs, sft
-from capo_ray.config import Config, compose, conf_dir
+from capo_ray.config.run import Config, compose, conf_dir
 from capo_ray.data import __main__ as data_check
 from capo_ray.tally import RATES
 from capo_ray.types import CritiqueOutcome

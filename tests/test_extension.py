@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config import ConfigError, compose
+from capo_ray.config.run import ConfigError, compose
 from capo_ray.credit.advantage import algorithm_of
 from capo_ray.extension import load
 

@@ -9,7 +9,8 @@ from responses import response
 
 from capo_ray.build import make_aggregator
 from capo_ray.build_critics import critic_settings
-from capo_ray.config import Tracking, compose
+from capo_ray.config.blocks import Tracking
+from capo_ray.config.run import compose
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.reward import Outcome
 from capo_ray.credit.steps import steps_of

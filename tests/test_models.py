@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from capo_ray.config import ConfigError, Model, compose
+from capo_ray.config.blocks import Model
+from capo_ray.config.run import ConfigError, compose
 from capo_ray.models import ASSETS, find_model, tensor_shapes
 
 POLICY = ASSETS / "tiny_policy"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config import Cluster, Config, ConfigError, Model, compose
+from capo_ray.config.blocks import Cluster, Model
+from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.machine import Machine, gpu_sizes, shape_of, this_machine
 from capo_ray.memory import trainer_memory
 from capo_ray.plan import describe, experiments_that_fit, fits, plan_for, refuse_unfit, render, seats

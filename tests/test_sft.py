@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from capo_ray import sft
-from capo_ray.config import Data, compose, conf_dir
+from capo_ray.config.blocks import Data
+from capo_ray.config.run import compose, conf_dir
 from capo_ray.conversations import encode, pieces, read, tokenizer_of, write_tokenizer
 
 TEMPLATE = (

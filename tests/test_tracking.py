@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from capo_ray.checkpoint import Checkpoints, RunDirError
-from capo_ray.config import Canaries, Config, Tracking, compose
+from capo_ray.config.blocks import Tracking
+from capo_ray.config.critic import Canaries
+from capo_ray.config.run import Config, compose
 from capo_ray.tracking import Tracker, progress, short, table_rows
 from capo_ray.tracking_sinks import Wandb, _mode
 
@@ -328,7 +330,7 @@ UNREACHABLE = """
 import logging, sys
 from pathlib import Path
 from capo_ray import tracking_sinks
-from capo_ray.config import Tracking
+from capo_ray.config.blocks import Tracking
 logging.basicConfig(format="%(message)s")
 tracking_sinks.PATIENCE_S = 1
 sink = tracking_sinks.start_wandb(

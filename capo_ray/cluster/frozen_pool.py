@@ -17,7 +17,7 @@ from capo_ray.cluster.actors import RolloutActor
 from capo_ray.cluster.patience import when_up, with_patience
 from capo_ray.cluster.placement import MANY, RESTARTS, environment, refuse_too_much
 from capo_ray.cluster.rollout_pool import RolloutPool
-from capo_ray.config import Config
+from capo_ray.config.run import Config
 from capo_ray.gate import Gate
 from capo_ray.plan import CPU_SHARE
 from capo_ray.types import Prompt, Rollout, Sampling

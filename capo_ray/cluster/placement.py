@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from capo_ray.cluster.actors import AggregatorActor, CriticActor, RolloutActor, TrainerActor
 from capo_ray.cluster.faults import cause_of
 from capo_ray.cluster.patience import with_patience
-from capo_ray.config import Config
+from capo_ray.config.run import Config
 from capo_ray.plan import Role, critics_here, seats, shortages
 
 log = logging.getLogger(__name__)

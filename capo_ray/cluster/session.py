@@ -15,7 +15,7 @@ from pathlib import Path
 
 import ray
 
-from capo_ray.config import Cluster
+from capo_ray.config.blocks import Cluster
 
 GIB = 1 << 30
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from capo_ray.config import Config, ConfigError, compose
+from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.credit.template import PromptTemplate
 from capo_ray.critic_bench.engines import critics_and_prompt, critics_of, sample
 from capo_ray.critic_bench.replies import Reply, ask, read_replies

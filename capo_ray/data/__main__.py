@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.chat import conversation
-from capo_ray.config import Config, ConfigError, Data, Model, compose, conf_dir
+from capo_ray.config.blocks import Data, Model
+from capo_ray.config.run import Config, ConfigError, compose, conf_dir
 from capo_ray.data.check import Found, Overlap, duplicates_of, lengths_of, most_common, overlap, sort_rows, too_long
 from capo_ray.data.problem import DataError, Problem, question_of
 from capo_ray.data.prompts import evaluation_data

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from capo_ray.chat import conversation
-from capo_ray.config import Config
+from capo_ray.config.run import Config
 from capo_ray.data.problem import DataError, Problem
 from capo_ray.data.prompts import arithmetic_problems
 from capo_ray.data.read import problems

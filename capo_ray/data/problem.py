@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from capo_ray.config import Data
+from capo_ray.config.blocks import Data
 from capo_ray.tasks.math import last_boxed
 from capo_ray.types import JsonDict
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from capo_ray.chat import Encode
-from capo_ray.config import Config, Data
+from capo_ray.config.blocks import Data
+from capo_ray.config.run import Config
 from capo_ray.data.problem import DataError, Problem
 from capo_ray.data.read import problems
 from capo_ray.types import Prompt

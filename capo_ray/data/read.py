@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from capo_ray.config import Data
+from capo_ray.config.blocks import Data
 from capo_ray.data.problem import DataError, Problem, problem_of
 from capo_ray.types import JsonDict
 

@@ -22,7 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from capo_ray.config import Algorithm, Trainer
+from capo_ray.config.blocks import Trainer
+from capo_ray.config.method import Algorithm
 from capo_ray.engines import causal_model
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.engines.trainer_metrics import Sums

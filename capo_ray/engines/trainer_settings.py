@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from capo_ray.config import Algorithm, Trainer
+from capo_ray.config.blocks import Trainer
+from capo_ray.config.method import Algorithm
 from capo_ray.learn.loss import Objective
 from capo_ray.learn.surrogate import Clip
 

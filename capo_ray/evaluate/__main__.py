@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capo_ray.build import sampling_of
-from capo_ray.config import Config, ConfigError
+from capo_ray.config.run import Config, ConfigError
 from capo_ray.credit.steps import delimiter, segment
 from capo_ray.credit.template import PromptTemplate
 from capo_ray.critic_bench.engines import critics_and_prompt, critics_of

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.build import make_rollout, rollout_settings
-from capo_ray.config import Config
+from capo_ray.config.run import Config
 from capo_ray.critic_bench.engines import prepare
 from capo_ray.evaluate.responses import Sampler
 from capo_ray.models import ModelFiles

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from capo_ray.config import Block, ConfigError, Data, composed, conf_dir
+from capo_ray.config.blocks import Block, Data
+from capo_ray.config.run import ConfigError, composed, conf_dir
 from capo_ray.data.problem import DataError, Problem, problem_of, value_of
 from capo_ray.data.prompts import arithmetic_problems
 from capo_ray.data.read import rows

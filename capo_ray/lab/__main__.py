@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from capo_ray.config import ConfigError
+from capo_ray.config.run import ConfigError
 from capo_ray.lab.design import Design, designs, load
 from capo_ray.lab.report import curves, figure_of, page
 from capo_ray.lab.runs import folder, results, run_all

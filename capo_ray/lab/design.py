@@ -11,7 +11,7 @@ from typing import Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from capo_ray.config import Config, ConfigError, compose, conf_dir
+from capo_ray.config.run import Config, ConfigError, compose, conf_dir
 
 
 class Arm(BaseModel):

@@ -17,7 +17,7 @@ from time import monotonic
 
 from capo_ray import tracking
 from capo_ray.checkpoint import Checkpoints, claim
-from capo_ray.config import Config
+from capo_ray.config.run import Config
 from capo_ray.lab.design import Design
 from capo_ray.types import JsonDict, Metrics
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from capo_ray.config import Config
+from capo_ray.config.run import Config
 from capo_ray.tally import Truth
 from capo_ray.types import Answer, Prompt
 

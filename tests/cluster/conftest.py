@@ -15,7 +15,7 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     import ray
 
     from capo_ray.cluster.session import ray_session
-    from capo_ray.config import Cluster
+    from capo_ray.config.blocks import Cluster
 
     cluster = Cluster(device="cpu", weight_transfer="shm", cpus=2, object_store_gib=0.2, dashboard=False)
     here = str(Path(__file__).resolve().parent)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from capo_ray.cluster.crew import CrewSettings, RayCrew
-from capo_ray.config import Tracking
+from capo_ray.config.blocks import Tracking
 from capo_ray.tracking import Tracker
 from capo_ray.types import Prompt, Sampling
 

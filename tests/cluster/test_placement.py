@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from capo_ray.config import Config, compose
+from capo_ray.config.run import Config, compose
 from capo_ray.types import Prompt, Rollout
 
 pytestmark = pytest.mark.ray

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from engines.trainer_ranks import MODEL, VOCABULARY, Case, Ranks, batch_of, engine_of, sequences, updated, weights_of
 
-from capo_ray.config import Trainer
+from capo_ray.config.blocks import Trainer
 from capo_ray.learn.batch import collate, token_weight
 from capo_ray.types import TrainSequence
 

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from capo_ray.config import Shape
+from capo_ray.config.blocks import Shape
 from capo_ray.engines.protocols import PromptTooLong
 from capo_ray.types import Prompt, Rollout, Sampling
 

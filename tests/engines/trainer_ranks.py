@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from capo_ray.config import Algorithm, Trainer
+from capo_ray.config.blocks import Trainer
+from capo_ray.config.method import Algorithm
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.learn.batch import denominators, loss_length, plan, select
 from capo_ray.types import TrainSequence

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config import ConfigError, compose
+from capo_ray.config.run import ConfigError, compose
 from capo_ray.evaluate.__main__ import main
 from capo_ray.evaluate.settings import configuration, options_of
 from capo_ray.run import write_config

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config import ConfigError, conf_dir
+from capo_ray.config.run import ConfigError, conf_dir
 from capo_ray.data.problem import DataError
 from capo_ray.evaluate.choices import verify_choice
 from capo_ray.evaluate.suites import Question, find_suite, questions

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config import ConfigError
+from capo_ray.config.run import ConfigError
 from capo_ray.lab import __main__ as program
 from capo_ray.lab.design import Arm, Design, designs, load
 from capo_ray.lab.intervals import interval, paired

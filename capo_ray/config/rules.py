@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 from capo_ray import extension
-from capo_ray.config import Config, voter_field
+from capo_ray.config.critic import voter_field
+from capo_ray.config.run import Config
 from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
 
 

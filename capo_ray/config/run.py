@@ -1,0 +1,143 @@
+"""The configuration of a run, and the one door to Hydra.
+
+Hydra composes YAML from `conf/`, `load` validates it once, before Ray starts; nothing else in the project reads it.
+Leaves out: what a machine can hold (see `plan`) and whether files that are named exist and fit together (see `build`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from capo_ray.config.blocks import Block, Cluster, Data, Model, Rollout, Tracking, Trainer
+from capo_ray.config.critic import Critic
+from capo_ray.config.method import Algorithm, Reward
+
+
+class ConfigError(ValueError):
+    """The configuration is not one that can run; the message names the field, the value and what to do."""
+
+
+class Config(Block):
+    """One run."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    run_dir: str | None = Field(None, description="null: runs/NAME-TIME below the working directory")
+    resume: bool = Field(False, description="continue the run in `run_dir` from its last checkpoint")
+    dry_run: bool = Field(
+        False,
+        description="print the resolved configuration, the placement plan and what a critic would read, then stop",
+    )
+    seed: int = Field(0, ge=0)
+    steps: int = Field(gt=0, description="rollout batches to train on")
+    prompts_per_step: int = Field(gt=0)
+    responses_per_prompt: int = Field(gt=1, description="n: the size of a group")
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end")
+    keep_checkpoints: int = Field(2, ge=1)
+    evaluate_every: int = Field(
+        0, ge=0, description="steps between evaluations; 0: only before the first and at the end"
+    )
+    max_dropped_share: float = Field(
+        0.5, gt=0, le=1, description="dropped groups of a step above this share stop the run"
+    )
+
+    policy: Model
+    data: Data
+    rollout: Rollout
+    critic: Critic | None = Field(None, description="null: no critiques, outcome rewards only")
+    reward: Reward = Reward()
+    algorithm: Algorithm = Algorithm()
+    trainer: Trainer
+    cluster: Cluster = Cluster()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        from capo_ray.config.rules import check
+
+        check(self)
+        return self
+
+
+def conf_dir() -> Path:
+    """Folder of the YAML files: the installed copy, else the checkout's."""
+    here = Path(__file__).resolve().parents[1]
+    for path in (here / "conf", here.parent / "conf"):
+        if (path / "config.yaml").is_file():
+            return path
+    raise FileNotFoundError(
+        f"capo_ray's configuration is neither in {here / 'conf'} nor in {here.parent / 'conf'}; reinstall the package"
+    )
+
+
+def load(tree: Any) -> Config:
+    """Validate what Hydra composed. Raises ConfigError with one line per fault: path, what is wrong, the value."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from error
+    return validate(plain)
+
+
+def validate(plain: Any) -> Config:
+    try:
+        return Config.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_line(fault) for fault in error.errors())) from None
+
+
+def _line(fault: Any) -> str:
+    path = ".".join(str(part) for part in fault["loc"]) or "configuration"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        return f"{path}: no such key; see docs/configuration.md for the keys there are"
+    if fault["type"] in ("missing", "value_error"):
+        return f"{path}: {message}"
+    return f"{path}: {message}, got {fault['input']!r}"
+
+
+def compose(overrides: Sequence[str] = ()) -> Config:
+    """Compose `conf/` with command-line overrides, such as "+experiment=tiny_cpu", and validate the result.
+
+    A field that no YAML file names can be set as any other, `key=value`, and `GROUP=null` leaves a whole block out.
+    """
+    from omegaconf import OmegaConf, open_dict
+
+    for override in overrides:
+        if override.startswith("+experiment=") and override.endswith("_sft"):
+            raise ConfigError(f"a supervised training is started with: python -m capo_ray.sft {override}")
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    without = [group for group in groups if f"{group}=null" in overrides]
+    given = [_settable(override, groups) for override in overrides if override.removesuffix("=null") not in without]
+    tree = composed("config", given)
+    with open_dict(tree):
+        for group in without:
+            OmegaConf.update(tree, group, None)
+    return load(tree)
+
+
+def composed(name: str | None, overrides: Sequence[str]) -> Any:
+    """What Hydra makes of `conf/NAME.yaml`, or of nothing, with overrides. Raises ConfigError."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            return hydra_compose(config_name=name, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _settable(override: str, groups: set[str]) -> str:
+    """Hydra refuses to set what no YAML file names; whether there is such a key is for `validate` to say."""
+    key = override.split("=", 1)[0]
+    plain = "=" in override and key[:1] not in "+~" and "@" not in key and key not in groups
+    return f"++{override}" if plain and not key.startswith("hydra") else override
