@@ -21,15 +21,15 @@ from capo_ray.build_critics import check_servers, critic_budget, critic_settings
 from capo_ray.checkpoint import Checkpoints
 from capo_ray.config.critic import Voter
 from capo_ray.config.run import Config
-from capo_ray.critic_prompt import find_template
+from capo_ray.critics.prompt import find_template
 from capo_ray.models import ModelFiles, find_model
 from capo_ray.plan import critics_here, optimizer_steps_per_batch
 from capo_ray.types import Prompt, Sampling
 
 if TYPE_CHECKING:
-    from capo_ray.canaries import Canary
     from capo_ray.cluster.crew import RayCrew
     from capo_ray.credit.template import PromptTemplate
+    from capo_ray.critics.canaries import Canary
     from capo_ray.tracking import Tracker
 
 
@@ -49,7 +49,7 @@ class Prepared:
 
 def prepare(config: Config, run_dir: Path) -> Prepared:
     """Find models and data and check that they fit together. Raises ConfigError or DataError."""
-    from capo_ray.canaries import CanarySet
+    from capo_ray.critics.canaries import CanarySet
     from capo_ray.data.prompts import load_prompts
 
     template = find_template(config.critic) if config.critic else None

@@ -15,8 +15,8 @@ from capo_ray.config.run import Config, ConfigError
 
 if TYPE_CHECKING:
     from capo_ray.credit.template import PromptTemplate
-    from capo_ray.critic_budget import CriticBudget
-    from capo_ray.critics import Critics, CriticSettings
+    from capo_ray.critics.budget import CriticBudget
+    from capo_ray.critics.service import Critics, CriticSettings
     from capo_ray.engines.critic_http import HttpCritic
     from capo_ray.engines.protocols import CriticEngine
 
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 def make_critics(config: Config, template: PromptTemplate | None, actors: Sequence[tuple[str, Any]]) -> Critics | None:
     """The judging service over the `actors` of the critics that run here, in their order, and over servers."""
     from capo_ray.cluster.critic_pool import RemoteCritic
-    from capo_ray.critics import Critics
-    from capo_ray.critics import Voter as Engines
+    from capo_ray.critics.service import Critics
+    from capo_ray.critics.service import Voter as Engines
 
     if config.critic is None or template is None:
         return None
@@ -89,7 +89,7 @@ def check_servers(config: Config) -> None:
 
 
 def critic_budget(config: Config) -> CriticBudget | None:
-    from capo_ray.critic_budget import CriticBudget
+    from capo_ray.critics.budget import CriticBudget
 
     critic = config.critic
     if critic is None or critic.tokens_per_step is None:
@@ -102,7 +102,7 @@ def critic_budget(config: Config) -> CriticBudget | None:
 
 
 def critic_settings(config: Config, template: PromptTemplate) -> CriticSettings:
-    from capo_ray.critics import CriticSettings
+    from capo_ray.critics.service import CriticSettings
 
     critic = config.critic
     assert critic is not None

@@ -48,7 +48,7 @@ def work(arguments: list[str]) -> int:
 
 def launch(config: Config) -> int:
     """Run `config`; the exit code."""
-    from capo_ray.critic_prompt import example, find_template
+    from capo_ray.critics.prompt import example, find_template
     from capo_ray.data.example import prompt_example
     from capo_ray.plan import describe, refuse_unfit
 

@@ -181,7 +181,7 @@ def test_every_field_has_a_meaning_and_no_meaning_is_of_a_field_that_is_gone() -
     }
     assert set(config_docs.MEANINGS) <= set(fields)
     assert all(config_docs.meaning(*name.split("."), spec) for name, spec in fields.items())
-    with pytest.raises(KeyError, match=r"Data\.colour has no description in config\.py"):
+    with pytest.raises(KeyError, match=r"Data\.colour has no description in capo_ray/config"):
         config_docs.meaning("Data", "colour", {"type": "string"})
 
 

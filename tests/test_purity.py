@@ -48,24 +48,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "credit": ("extension", "types"),
     "learn": ("credit", "extension", "types"),
     "tally": ("credit", "types"),
-    "critique_cache": ("types",),
     "ledger": ("credit", "types"),
-    "routing": ("engines.protocols",),
-    "asking": ("engines.protocols", "routing", "types"),
-    "critic_budget": ("types",),
-    "critic_counts": ("credit", "types"),
-    "critics": (
-        "asking",
-        "credit",
-        "critic_counts",
-        "critique_cache",
-        "engines.protocols",
-        "routing",
-        "seeds",
-        "types",
-    ),
-    "canaries": ("config", "credit", "critics", "data", "labelled", "seeds", "tally", "tasks", "types"),
-    "labelled": ("credit", "critics", "data", "tasks", "types"),
+    "critics": ("credit", "engines.protocols", "seeds", "types"),
+    "critics.prompt": ("config", "credit", "types"),
+    "critics.labelled": ("credit", "critics", "data", "tasks", "types"),
+    "critics.canaries": ("config", "credit", "critics", "data", "seeds", "tally", "tasks", "types"),
     "driver": ("credit", "engines.protocols", "types"),
     "engines": ("config", "credit", "learn", "types"),
     "checkpoint": ("config", "types"),
@@ -76,7 +63,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "machine": ("config", "models"),
     "memory": ("config",),
     "plan": ("config", "machine", "memory"),
-    "critic_prompt": ("config", "credit", "types"),
     "tasks": ("config", "credit", "engines.protocols", "tally", "types"),
     "data": ("chat", "config", "models", "tasks", "types"),
     "conversations": ("chat", "config", "data", "types"),
@@ -86,11 +72,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evaluate.choices": ("tasks", "types"),
     "evaluate.suites": ("config", "data", "evaluate.choices", "seeds", "types"),
     "cluster": (
-        "canaries",
         "checkpoint",
         "config",
         "credit",
-        "critic_budget",
         "critics",
         "ledger",
         "engines.protocols",
@@ -163,9 +147,7 @@ def of(*prefixes: str) -> list[str]:
     return [module for module in modules() if any(starts(module, prefix) for prefix in prefixes)]
 
 
-@pytest.mark.parametrize(
-    "prefix", ["credit", "critics", "asking", "routing", "types", "driver", "gate", "tally", "seeds", "ledger"]
-)
+@pytest.mark.parametrize("prefix", ["credit", "critics.service", "types", "driver", "gate", "tally", "seeds", "ledger"])
 def test_the_method_imports_without_any_library(prefix: str) -> None:
     """But Jinja, which renders what critics are asked."""
     done = import_blocked(NOT_PURE, of(prefix))

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
-from capo_ray.canaries import Canary
 from capo_ray.cluster.lifeline import Lifeline
-from capo_ray.critic_budget import Sampled
+from capo_ray.critics.budget import Sampled
+from capo_ray.critics.canaries import Canary
 from capo_ray.engines.protocols import Message, Replies, UpdateBatch, WeightReceipt
 from capo_ray.types import GroupSummary, Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from capo_ray.canaries import Canary, CanaryJudge
 from capo_ray.credit.critique import ReferenceKind, reference_of, shorter_reference
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
-from capo_ray.critic_budget import Sampled
-from capo_ray.critics import Critics
+from capo_ray.critics.budget import Sampled
+from capo_ray.critics.canaries import Canary, CanaryJudge
+from capo_ray.critics.service import Critics
 from capo_ray.ledger import Ledger
 from capo_ray.seeds import seed_of
 from capo_ray.tally import Truth, count_group, count_response

@@ -14,12 +14,12 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from capo_ray.canaries import Canary
 from capo_ray.checkpoint import Checkpoints, read_state
 from capo_ray.cluster.patience import when_up
 from capo_ray.cluster.rollout_pool import RolloutPool
 from capo_ray.cluster.trainer_group import TrainerGroup
-from capo_ray.critic_budget import CriticBudget, Sampled
+from capo_ray.critics.budget import CriticBudget, Sampled
+from capo_ray.critics.canaries import Canary
 from capo_ray.gate import Gate
 from capo_ray.seeds import seed_of
 from capo_ray.tally import add, rates

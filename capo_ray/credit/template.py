@@ -6,7 +6,7 @@ wrapped steps go in whole: the conversation holds exactly the response's steps, 
 compiled once per process, in Jinja's sandbox.
 
 Leaves out whether a template asks for what is needed (see `template_check`) and where it comes from (see
-`critic_prompt`).
+`critics.prompt`).
 """
 
 from __future__ import annotations

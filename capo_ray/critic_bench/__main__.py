@@ -21,10 +21,10 @@ from capo_ray.credit.template import PromptTemplate
 from capo_ray.critic_bench.engines import critics_and_prompt, critics_of, sample
 from capo_ray.critic_bench.replies import Reply, ask, read_replies
 from capo_ray.critic_bench.report import evaluate, lines, plot, table
-from capo_ray.critic_prompt import find_template
-from capo_ray.critics import CriticsFailed
+from capo_ray.critics.labelled import arithmetic, processbench, read_responses
+from capo_ray.critics.prompt import find_template
+from capo_ray.critics.service import CriticsFailed
 from capo_ray.data.problem import DataError
-from capo_ray.labelled import arithmetic, processbench, read_responses
 from capo_ray.program import GOES_ON, leave, own_keys, run_program
 from capo_ray.resumable import claim, progress
 

@@ -22,7 +22,7 @@ from capo_ray.build import (
 from capo_ray.build_critics import check_servers, critic_settings, critics_without_actors
 from capo_ray.config.run import Config
 from capo_ray.credit.template import SHIPPED, PromptTemplate
-from capo_ray.critics import Critics, Voter
+from capo_ray.critics.service import Critics, Voter
 from capo_ray.models import find_model
 from capo_ray.plan import Role, critics_here
 from capo_ray.seeds import seed_of

@@ -17,9 +17,9 @@ from typing import TextIO
 from capo_ray.credit.critique import ReferenceKind
 from capo_ray.credit.reply import parse
 from capo_ray.critic_bench.scores import Judged
-from capo_ray.critics import Critics
+from capo_ray.critics.labelled import Item
+from capo_ray.critics.service import Critics
 from capo_ray.data.problem import DataError
-from capo_ray.labelled import Item
 from capo_ray.resumable import cut_to_whole_lines
 from capo_ray.seeds import seed_of
 from capo_ray.types import REPLIED_OUTCOMES, Critique, JsonDict

@@ -22,8 +22,9 @@ from capo_ray.credit.template import PromptTemplate
 from capo_ray.critic_bench.engines import critics_and_prompt, critics_of
 from capo_ray.critic_bench.replies import Reply, kept_replies, read_replies
 from capo_ray.critic_bench.replies import ask as ask_critics
-from capo_ray.critic_prompt import find_template
-from capo_ray.critics import CriticsFailed
+from capo_ray.critics.labelled import Item
+from capo_ray.critics.prompt import find_template
+from capo_ray.critics.service import CriticsFailed
 from capo_ray.data.problem import DataError
 from capo_ray.evaluate.engines import policy_of
 from capo_ray.evaluate.grading import grader, same_answer, steps_right
@@ -31,7 +32,6 @@ from capo_ray.evaluate.report import accuracies, figures, lengths, name_of, proc
 from capo_ray.evaluate.responses import Mode, Response, Task, ask, kept, read_responses, tasks_of
 from capo_ray.evaluate.settings import Options, configuration, options_of
 from capo_ray.evaluate.suites import Question, Suite, find_suite, questions
-from capo_ray.labelled import Item
 from capo_ray.machine import gpu_sizes
 from capo_ray.models import ModelFiles, find_model
 from capo_ray.program import GOES_ON, leave, run_program

@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OwnerDiedError
 
 from capo_ray.cluster.faults import cause_of, is_loss
 from capo_ray.cluster.restarts import outlive
-from capo_ray.critics import CriticsFailed
+from capo_ray.critics.service import CriticsFailed
 from capo_ray.driver import StaleSample, train
 from capo_ray.types import Batch, GroupSummary, Metrics, Update
 

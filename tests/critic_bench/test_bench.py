@@ -13,8 +13,8 @@ from openai_server import chat, serving_in_thread
 
 from capo_ray.credit.critique import render_reply, unwrap
 from capo_ray.critic_bench.__main__ import main
+from capo_ray.critics.labelled import Item, arithmetic, processbench
 from capo_ray.data.problem import DataError
-from capo_ray.labelled import Item, arithmetic, processbench
 
 K = 8
 Labels = dict[tuple[str, ...], int]

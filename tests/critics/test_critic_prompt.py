@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from capo_ray.config.run import ConfigError, compose
-from capo_ray.critic_prompt import example, find_template
+from capo_ray.critics.prompt import example, find_template
 from capo_ray.launch import main
 from capo_ray.program import BAD_INPUT
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = "+experiment=tiny_cpu"
 (DOCUMENTED,) = re.findall(r"^```jinja\n(.*?)^```$", (ROOT / "docs/operations.md").read_text(), re.M | re.S)
 SHORT = """\

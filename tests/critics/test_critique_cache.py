@@ -9,8 +9,8 @@ from seeded_critic import SeededCritic
 from virtual_time import play
 
 from capo_ray.credit.critique import Reference
-from capo_ray.critics import Critics, CriticSettings, Voter
-from capo_ray.critique_cache import CritiqueCache
+from capo_ray.critics.cache import CritiqueCache
+from capo_ray.critics.service import Critics, CriticSettings, Voter
 from capo_ray.engines.protocols import Message, Replies
 from capo_ray.types import Critique, Sampling
 

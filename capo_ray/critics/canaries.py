@@ -20,9 +20,9 @@ from capo_ray.config.run import Config
 from capo_ray.credit.critique import ReferenceKind
 from capo_ray.credit.flags import FlagCounts, flags
 from capo_ray.credit.vote import Vote
-from capo_ray.critics import Critics
+from capo_ray.critics.labelled import Item, arithmetic, processbench
+from capo_ray.critics.service import Critics
 from capo_ray.data.problem import DataError
-from capo_ray.labelled import Item, arithmetic, processbench
 from capo_ray.seeds import seed_of
 from capo_ray.tally import add
 from capo_ray.types import FAILED_OUTCOMES, Critique, Metrics

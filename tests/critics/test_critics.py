@@ -12,7 +12,7 @@ import pytest
 
 from capo_ray.credit.critique import Reference, fingerprint, render_reply, unwrap
 from capo_ray.credit.template import shipped
-from capo_ray.critics import Critics, CriticSettings, CriticsFailed
+from capo_ray.critics.service import Critics, CriticSettings, CriticsFailed
 from capo_ray.engines.protocols import Completion, Message, PromptTooLong, Replies
 from capo_ray.types import Critique, Metrics, Sampling
 

@@ -1,7 +1,7 @@
 """Critiques of responses that were judged before, so that an equal response under the same critics is not judged again.
 
 Results must not depend on what happens to be kept. So where a cache is used the seed of critiques comes from what the
-critic is shown (see `critics`): an equal response would be given the same critiques again, and whether it was found, or
+critic is shown (see `service`): an equal response would be given the same critiques again, and whether it was found, or
 fell out, or was lost with its process changes only the cost. Leaves out what may be kept.
 """
 

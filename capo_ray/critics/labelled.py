@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.credit.critique import ReferenceKind, reference_of, shorter_reference
-from capo_ray.critics import Critics
+from capo_ray.critics.service import Critics
 from capo_ray.data.problem import DataError
 from capo_ray.types import Critique, JsonDict, Prompt
 

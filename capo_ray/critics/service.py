@@ -7,7 +7,7 @@ change nothing are left out; a critique is the same in whatever round. A failed 
 never an exception and never a zero; too many of them in a row of critiques are an exception, `CriticsFailed`, that
 stops the run.
 
-Leaves out: what is counted (see `critic_counts`) and kept for later (see `critique_cache`), sending and retrying (see
+Leaves out: what is counted (see `counts`) and kept for later (see `cache`), sending and retrying (see
 `asking`), which engine a request goes to (see `routing`), starting engines (see `cluster`), voting (see `credit`).
 """
 
@@ -22,15 +22,15 @@ from functools import partial
 from time import monotonic
 from typing import Literal
 
-from capo_ray.asking import Failure, Line, Outage, Request, Retrying
 from capo_ray.credit.critique import Messages, Reference, fingerprint
 from capo_ray.credit.reply import parse
 from capo_ray.credit.template import PromptTemplate, shipped
 from capo_ray.credit.vote import Vote, sealed, useful_round
-from capo_ray.critic_counts import CriticCounts
-from capo_ray.critique_cache import CritiqueCache
+from capo_ray.critics.asking import Failure, Line, Outage, Request, Retrying
+from capo_ray.critics.cache import CritiqueCache
+from capo_ray.critics.counts import CriticCounts
+from capo_ray.critics.routing import Routing
 from capo_ray.engines.protocols import CriticEngine
-from capo_ray.routing import Routing
 from capo_ray.seeds import seed_of
 from capo_ray.types import REPLIED_OUTCOMES, Critique, Metrics, Sampling
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from capo_ray.cluster.crew import CrewSettings, RayCrew
-from capo_ray.critic_budget import WINDOW, CriticBudget, Sampled
+from capo_ray.critics.budget import WINDOW, CriticBudget, Sampled
 from capo_ray.types import Answer, Batch, GroupSummary, Prompt, Sampling
 
 ANSWERS: dict[str, Answer] = {"r": "correct", "w": "wrong", "?": "unverifiable"}

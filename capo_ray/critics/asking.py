@@ -3,7 +3,7 @@
 A failure is a value, never an exception: who asks decides what becomes of it. A request keeps its seed whichever engine
 answers it, and one that was given up is cancelled, so that no answer counts twice. Where no engine is up, requests
 wait, and are no worse for having tried one that was down; after the patience of the routing they are given up as
-`Outage`. Leaves out which engine is asked (routing), what is asked and how replies are read (critics).
+`Outage`. Leaves out which engine is asked (routing), what is asked and how replies are read (service).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from capo_ray.critics.routing import Member, Pool, Routing, Ticket
 from capo_ray.engines.protocols import CriticEngine, EngineBusy, Message, PromptTooLong, Replies
-from capo_ray.routing import Member, Pool, Routing, Ticket
 from capo_ray.types import CritiqueOutcome, Sampling
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ Within each in prompt order, as long as what they are expected to cost fits. Cri
 response, so it is expected to cost by its steps, at what they have cost over the last steps of the run: those alone
 that were surely written down when this one began, so that the choice depends on configuration and seed and not on who
 was faster. Before any response was judged one costs the most that it can, and never more than that. Leaves out the
-judging (critics) and waiting for the answers (cluster).
+judging (service) and waiting for the answers (cluster).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from capo_ray.credit.critique import Reference
-from capo_ray.critics import Critics, CriticSettings
+from capo_ray.critics.service import Critics, CriticSettings
 from capo_ray.engines.critic_http import HttpCritic, HttpSettings
 from capo_ray.types import Critique
 

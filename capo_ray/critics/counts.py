@@ -1,6 +1,6 @@
 """What the judging service counts of critiques as they come, and the last of them that failed.
 
-Counts are sums since they were last taken. Leaves out how many failures a run bears (critics), and rates (tally).
+Counts are sums since they were last taken. Leaves out how many failures a run bears (service), and rates (tally).
 """
 
 from __future__ import annotations

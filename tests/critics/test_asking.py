@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 from virtual_time import now, play
 
-from capo_ray.asking import Failure, Line, Outage, Request, Retrying
+from capo_ray.critics.asking import Failure, Line, Outage, Request, Retrying
+from capo_ray.critics.routing import Member, Pool, Routing, Ticket
 from capo_ray.engines.protocols import Completion, EngineBusy, Message, PromptTooLong, Replies
-from capo_ray.routing import Member, Pool, Routing, Ticket
 from capo_ray.types import Metrics, Sampling
 
 SAMPLING = Sampling(max_tokens=1000)
