@@ -14,6 +14,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from ray.exceptions import RayActorError
+
 from capo_ray.checkpoint import Checkpoints, read_state
 from capo_ray.cluster.patience import when_up
 from capo_ray.cluster.rollout_pool import RolloutPool
@@ -27,6 +29,9 @@ from capo_ray.tracking import Tracker
 from capo_ray.types import Batch, GroupSummary, Metrics, Prompt, Sampling, Update
 
 log = logging.getLogger(__name__)
+
+_TOTALS = ("generated_tokens", "busy_s", "prompt_tokens", "cached_tokens")
+"""What engines count since their start; see vllm_engine.Requests."""
 
 
 class TooManyDropped(RuntimeError):
@@ -75,7 +80,8 @@ class RayCrew:
         self._rollouts = RolloutPool(parts.workers, self._gate, revive=self._revive)
         self._trained = 0
         """Version of the weights that the trainer holds once it has done what it was told."""
-        self._seen: dict[str, Metrics] = {}
+        self._seen: dict[tuple[str, int], Metrics] = {}
+        """(role, number of the worker) -> its totals when they were last asked for."""
 
     async def restore(self) -> int:
         checkpoint = self._parts.checkpoints.newest()
@@ -254,15 +260,10 @@ class RayCrew:
         """Tokens per busy second and per worker since the last step, and what the judging service counted."""
         made: Metrics = {}
         for role, actors in (("rollout", self._parts.workers), ("critic", self._parts.critics)):
-            if not actors:
-                continue
-            total = add(await asyncio.gather(*(actor.metrics.remote() for actor in actors)))
-            before = self._seen.get(role, {})
-            new = {name: value - before.get(name, 0.0) for name, value in total.items()}
-            self._seen[role] = total
-            if new["busy_s"] > 0:
+            new = await self._counted(role, actors)
+            if new.get("busy_s", 0.0) > 0:
                 made[f"speed/{role}_tokens_per_s"] = new["generated_tokens"] / new["busy_s"]
-            if new["prompt_tokens"] > 0:
+            if new.get("prompt_tokens", 0.0) > 0:
                 made[f"cache/{role}_prompt_hit_share"] = new["cached_tokens"] / new["prompt_tokens"]
         judging = add(await asyncio.gather(*(shard.metrics.remote() for shard in self._parts.aggregators)))
         wanted = (
@@ -273,6 +274,25 @@ class RayCrew:
         if "canary_tokens" in judging:
             counted["tokens/canaries"] = judging["canary_tokens"]
         return made | rates(judging) | counted
+
+    async def _counted(self, role: str, actors: Sequence[Any]) -> Metrics:
+        """What `actors` counted since the last call, together, without those that are gone or being started again.
+
+        Their loss is for those to act on who need their answers. One that was started again counts from 0.
+        """
+        answers = await asyncio.gather(*(actor.metrics.remote() for actor in actors), return_exceptions=True)
+        new: list[Metrics] = []
+        for n, total in enumerate(answers):
+            if isinstance(total, RayActorError):
+                continue
+            if isinstance(total, BaseException):
+                raise total
+            before = self._seen.get((role, n), {})
+            if any(total[name] < before.get(name, 0.0) for name in _TOTALS):
+                before = {}
+            new.append({name: total[name] - before.get(name, 0.0) for name in _TOTALS})
+            self._seen[role, n] = total
+        return add(new)
 
     def _trainer_speed(self, batch: Batch, seconds: Metrics) -> Metrics:
         tokens = sum(sum(group.lengths) for group in batch.groups)
