@@ -71,14 +71,15 @@ def contradicts_itself(critique: Critique) -> bool:
 def _last_list(reply: str) -> tuple[str, str | None]:
     """What stands before the last complete pair of tags and what stands in it; all and None when there is no pair."""
     opened: re.Match[str] | None = None
-    head, body = reply, None
+    pair: tuple[re.Match[str], re.Match[str]] | None = None
     for tag in _TAG.finditer(reply):
         if not tag[1]:
             opened = tag
         elif opened is not None:
-            head, body = reply[: opened.start()], reply[opened.end() : tag.start()]
-            opened = None
-    return head, body
+            pair, opened = (opened, tag), None
+    if pair is None:
+        return reply, None
+    return reply[: pair[0].start()], reply[pair[0].end() : pair[1].start()]
 
 
 def _ranges(body: str) -> set[tuple[int, int]] | None:

@@ -239,6 +239,7 @@ NOISE = [
     "<incorrect_steps",
     "<incorrect_steps>",
     "</incorrect_steps>",
+    "<incorrect_steps></incorrect_steps>",
     "<step_",
     "step_",
     "no ",
@@ -263,6 +264,12 @@ def test_time_grows_with_the_length_and_not_with_its_square(piece: str) -> None:
     for dress in (str, listed, lambda noise: listed(f"{noise}=")):
         short, long = (dress(piece * (length // len(piece))) for length in (20_000, 160_000))
         assert cpu_seconds(long) < 24 * cpu_seconds(short)
+
+
+@pytest.mark.parametrize("between", ["", "中"])
+def test_megabytes_of_lists_are_read_in_less_than_a_second(between: str) -> None:
+    pair = PAIR.format(between)
+    assert cpu_seconds(pair * (2_000_000 // len(pair))) < 1
 
 
 REPLIES = yaml.safe_load((Path(__file__).parent / "replies.yaml").read_text(encoding="utf-8"))
