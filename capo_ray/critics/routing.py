@@ -70,6 +70,10 @@ class Member:
     """Seconds that a token of a reply takes, a running mean over answers; None: no answer yet."""
     load: float = 0.0
     """Requests in flight while that was measured, the same mean."""
+    doubt: float = 1.0
+    """Times slower than measured that it is taken to be since its last answer: doubled by timeouts."""
+    doubted_at: float = 0.0
+    """When that was doubled last: requests sent before say nothing more."""
 
     def admits(self, now: float) -> bool:
         return self.retry_at is None or (now >= self.retry_at and not self.probing)
@@ -77,8 +81,8 @@ class Member:
     def learn(self, seconds: float, tokens: int, in_flight: int) -> None:
         """An answer whose longest reply had `tokens` took `seconds` while `in_flight` requests ran."""
         pace = seconds / max(tokens, 1)
-        if self.pace_s is None:
-            self.pace_s, self.load = pace, in_flight
+        if self.pace_s is None or self.doubt > 1:
+            self.pace_s, self.load, self.doubt = pace, in_flight, 1.0
         else:
             self.pace_s += _NEWS * (pace - self.pace_s)
             self.load += _NEWS * (in_flight - self.load)
@@ -148,7 +152,7 @@ class Pool:
         if member.pace_s is None:
             return routing.deadline_s
         crowd = max(1.0, member.in_flight / max(member.load, 1.0))
-        expected = _SLACK * ticket.longest * member.pace_s * crowd
+        expected = _SLACK * ticket.longest * member.pace_s * member.doubt * crowd
         return min(max(expected, routing.deadline_floor_s), routing.deadline_s)
 
     def leave(self, ticket: Ticket, member: Member) -> None:
@@ -170,19 +174,21 @@ class Pool:
         self.leave(ticket, member)
 
     def failed(self, ticket: Ticket, member: Member, cause: str, *, timeout: bool = False) -> None:
-        """The member failed the request. A timeout teaches that it is slower than was thought."""
+        """The member failed the request. A timeout lets it count as half as fast until an answer tells; requests that
+        ran side by side tell it once."""
+        routing = self._routing
         self.last_failure = f"{member.engine.name}: {cause}"
         member.failures_in_row += 1
-        if timeout and member.pace_s is not None:
-            member.pace_s *= 2
-        if ticket.is_probe or member.failures_in_row >= self._routing.break_after:
+        if timeout and ticket.seated_at >= member.doubted_at and self.deadline_s(ticket, member) < routing.deadline_s:
+            member.doubt, member.doubted_at = 2 * member.doubt, _now()
+        if ticket.is_probe or member.failures_in_row >= routing.break_after:
             if member.retry_at is None:
-                pause, failures = self._routing.break_pause_s, member.failures_in_row
+                pause, failures = routing.break_pause_s, member.failures_in_row
                 log.warning(
                     "left alone for %g s after %d failures in a row: critic %s", pause, failures, self.last_failure
                 )
             member.resting = False
-            self._leave_alone(member, self._routing.break_pause_s)
+            self._leave_alone(member, routing.break_pause_s)
         self.leave(ticket, member)
 
     def busy(self, ticket: Ticket, member: Member, cause: str, wait_s: float | None) -> None:

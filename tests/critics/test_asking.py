@@ -181,6 +181,39 @@ def test_an_engine_that_becomes_slow_is_given_more_time() -> None:
     assert [round(b - a) for a, b in pairwise(engine.started)][4:] == [1, 40, 80, 160]
 
 
+def test_requests_that_hang_side_by_side_are_one_lesson() -> None:
+    """Sixty-four timeouts at a time leave the engine twice as slow, and its next answer as fast as it is."""
+    engine = Engine(fault=lambda e: 10_000.0 if 10 < now() < 600 else 2.0 if now() > 600 else 1.0)
+
+    async def scene() -> None:
+        service = line(engine, room=64, attempts=1, break_after=99)
+        (member,) = service.pool.members
+        await ask_many(service, 64)
+        assert (member.pace_s, member.doubt) == (pytest.approx(0.01), 1)
+        await asyncio.sleep(20)
+        await ask_many(service, 64)
+        assert engine.cancelled == 64 and now() < 600
+        assert (member.pace_s, member.doubt) == (pytest.approx(0.01), 2)
+        await asyncio.sleep(600)
+        await service.ask(request())
+        assert (member.pace_s, member.doubt) == (pytest.approx(0.02), 1)
+
+    play(scene())
+
+
+def test_doubt_ends_where_all_the_time_is_given() -> None:
+    """Timeouts without end do not make a number without end of an engine's pace."""
+    engine = Engine(fault=lambda e: 1.0 if len(e.started) == 1 else 10_000.0)
+
+    async def scene() -> float:
+        service = line(engine, attempts=50, break_after=99, backoff_s=0)
+        await service.ask(request())
+        await service.ask(request())
+        return service.pool.members[0].doubt
+
+    assert play(scene()) == 16
+
+
 # ---- retries ---------------------------------------------------------------------------------------------------------
 
 
