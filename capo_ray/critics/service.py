@@ -234,13 +234,18 @@ class Critics:
         return not settings.adaptive or drawn < settings.full_share
 
     async def _in_rounds(self, response: _Response, rounds: Sequence[int]) -> tuple[Critique, ...]:
-        """Ask until the verdict is sealed, or a round brings no reply at all; what is left is `not_asked`."""
+        """Ask until the verdict is sealed, or no critic replied when it was last asked; what is left is `not_asked`."""
         left = sum(rounds)
         critiques: tuple[Critique, ...] = ()
+        replied: dict[int, bool] = {}
         for size in rounds:
-            made = await self._critiques(response, range(len(critiques), len(critiques) + size))
+            numbers = range(len(critiques), len(critiques) + size)
+            made = await self._critiques(response, numbers)
             critiques, left = critiques + made, left - size
-            if self._sealed(response, critiques, left) or not any(c.outcome in REPLIED_OUTCOMES for c in made):
+            for number, critique in zip(numbers, made, strict=True):
+                replied[number % len(self._lines)] = critique.outcome in REPLIED_OUTCOMES
+            nobody = len(replied) == len(self._lines) and not any(replied.values())
+            if nobody or self._sealed(response, critiques, left):
                 break
         unasked = Critique(text="", outcome="not_asked", prompt_hash=response.shown)
         return critiques + (unasked,) * left
@@ -254,11 +259,12 @@ class Critics:
         return tuple(next(by_critic[number % m]) for number in numbers)
 
     async def _ask(self, voter: int, response: _Response, own: range) -> list[Critique]:
-        """The critiques of one critic by its own count: number i has the seed `response.seed + i`, whenever asked."""
+        """The critiques of one critic by its own count: number i has the critic's seed plus i, whenever asked."""
         if not own:
             return []
         line, n = self._lines[voter], len(own)
-        seed = response.seed + own.start
+        first = seed_of(response.seed, "critic", voter) if voter else response.seed  # two may run the same model
+        seed = first + own.start
         answer = await line.ask(
             Request(
                 response.messages,

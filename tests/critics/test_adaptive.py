@@ -3,10 +3,11 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from seeded_critic import SeededCritic
 
@@ -48,23 +49,49 @@ def verdict(critiques: Sequence[Critique], how: Vote, needed: int) -> tuple[floa
     return made.weights if made.num_valid >= needed else None
 
 
-@settings(max_examples=60)
+@dataclass
+class Unwell(SeededCritic):
+    """All of its answers are lost, or it takes no prompt of this length."""
+
+    lost: bool = False
+    refuses: bool = False
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
+        replies = await super().complete(messages, sampling, n=n, seed=seed)
+        if self.refuses:
+            raise PromptTooLong("9000 tokens do not fit 8192")
+        if self.lost:
+            raise ConnectionError("gone")
+        return replies
+
+
+FAULTS = st.sampled_from(["", "", "lost", "refuses"])
+
+
+@settings(max_examples=80)
+@example(how="intersection", k=4, first_round=1, needed=1, seed=0, faults=["lost", ""])
+@example(how="intersection", k=7, first_round=3, needed=1, seed=0, faults=["", "", "", "lost", "refuses"])
 @given(
     how=st.sampled_from(VOTES),
     k=st.integers(1, 7),
     first_round=st.integers(1, 4),
     needed=st.integers(1, 3),
     seed=st.integers(0, 10**6),
-    num_critics=st.integers(1, 2),
+    faults=st.lists(FAULTS, min_size=1, max_size=3),
 )
 def test_the_verdict_and_each_critique_are_those_of_full_voting(
-    how: Vote, k: int, first_round: int, needed: int, seed: int, num_critics: int
+    how: Vote, k: int, first_round: int, needed: int, seed: int, faults: list[str]
 ) -> None:
     answers = []
     for adaptive in (False, True):
-        others = [Voter(engines=[SeededCritic("b", flag_share=0.6)])] * (num_critics - 1)
-        given = {"critiques": max(k, num_critics), "first_round": first_round, "min_valid_critiques": needed}
-        made = service(SeededCritic(), others=others, adaptive=adaptive, vote=how, **given)
+        engine, *others = (
+            Unwell(str(number), flag_share=0.2 + 0.2 * number, lost=fault == "lost", refuses=fault == "refuses")
+            for number, fault in enumerate(faults)
+        )
+        given = {"critiques": max(k, len(faults)), "first_round": first_round, "min_valid_critiques": needed}
+        given |= {"attempts": 1, "break_after": 1000}
+        voters = [Voter(engines=[other]) for other in others]
+        made = service(engine, others=voters, adaptive=adaptive, vote=how, **given)
         answers.append(judge(made, range(seed, seed + 2000, 100)))
     for full, adaptive in zip(*answers, strict=True):
         assert len(adaptive) == len(full)
@@ -130,6 +157,16 @@ def test_agreement_is_measured_on_what_is_judged_in_full() -> None:
     critics = service(SeededCritic(), adaptive=True)
     judge(critics, range(0, 10_000, 100))
     assert critics.metrics()["judged_in_full"] == 0
+
+
+def test_two_critics_of_one_model_write_different_critiques() -> None:
+    first, second = SeededCritic("a", flag_share=0.5), SeededCritic("b", flag_share=0.5)
+    (answer,) = judge(service(first, others=[Voter(engines=[second])]), [7])
+    assert [critique.critic for critique in answer] == ["a", "b"] * 2
+    assert len({critique.text for critique in answer}) > 2
+    assert [critique.seed for critique in answer[::2]] == [7, 8] and first.asked == [(7, 2)]
+    seeds = [critique.seed for critique in answer[1::2]]
+    assert second.asked == [(seeds[0], 2)] and seeds == [seeds[0], seeds[0] + 1]
 
 
 def test_a_round_without_a_reply_ends_the_asking() -> None:
