@@ -26,7 +26,7 @@ from capo_ray.credit.critique import Messages, Reference, fingerprint
 from capo_ray.credit.reply import parse
 from capo_ray.credit.template import PromptTemplate, shipped
 from capo_ray.credit.vote import Vote, sealed, useful_round
-from capo_ray.critics.asking import Failure, Line, Outage, Request, Retrying
+from capo_ray.critics.asking import Answer, Failure, Line, Outage, Request, Retrying
 from capo_ray.critics.cache import CritiqueCache
 from capo_ray.critics.counts import CriticCounts
 from capo_ray.critics.routing import Routing
@@ -133,18 +133,31 @@ class Voter:
 
 
 @dataclass(frozen=True, slots=True)
+class _Conversation:
+    """What a critic is shown of a response."""
+
+    messages: Messages
+    hash: str
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Response:
     """What is judged."""
 
-    messages: Messages
-    shown: str
-    """Their fingerprint."""
+    whole: _Conversation
+    shorter: _Conversation | None
+    """For critics whose window the whole one does not fit."""
     num_steps: int
     key: str
-    prefix: str
     seed: int
     homes: dict[int, str] = field(default_factory=dict)
     """Critic -> the engine that has the whole conversation in its cache."""
+    shortened: set[int] = field(default_factory=set)
+    """Critics that are shown the shorter one."""
+
+    def shown(self, voter: int) -> _Conversation:
+        return self.shorter if self.shorter is not None and voter in self.shortened else self.whole
 
 
 class Critics:
@@ -177,47 +190,46 @@ class Critics:
         """`k` critiques (the settings' number by default) of the response whose steps show as `steps`.
 
         Always so many, in the critic's order, whatever happens to them; `response_key` names the response in the log.
-        Where the prompt does not fit the critic's window the `shorter` reference is shown instead of `reference`; where
-        it still does not fit, or there is none, critiques are `refused`: no step is ever cut. Raises CriticsFailed when
-        the share of failed critiques is above what the settings bear.
+        A critic whose window the prompt does not fit is shown the `shorter` reference instead of `reference`; where it
+        still does not fit, or there is none, its critiques are `refused`: no step is ever cut. Raises CriticsFailed
+        when the share of failed critiques is above what the settings bear.
         """
         num_critiques = self._settings.critiques if k is None else k
         start = monotonic()
-        critiques = await self._judged(question, reference, steps, response_key, seed, num_critiques)
-        if shorter is not None and {critique.outcome for critique in critiques} in _DOES_NOT_FIT:
-            self._counts.add(references_shortened=1)
-            critiques = await self._judged(question, shorter, steps, response_key, seed, num_critiques)
+        whole = self._conversation(question, reference, steps)
+        less = None if shorter is None else self._conversation(question, shorter, steps)
+        if self._settings.cache:
+            seed = seed_of(self._settings.cache_seed, whole.hash, "critique")
+        critiques = await self._judged(_Response(whole, less, len(steps), response_key, seed), num_critiques)
+        self._counts.add(references_shortened=less is not None and any(c.prompt_hash == less.hash for c in critiques))
         self._counts.count(critiques, seconds=monotonic() - start)
         self._check_failures()
         return critiques
 
-    async def _judged(
-        self, question: str, reference: Reference, steps: Sequence[str], key: str, seed: int, num_critiques: int
-    ) -> tuple[Critique, ...]:
-        """What critics say of one response with one reference, or what the cache has of it."""
-        settings = self._settings
-        asked = settings.template.messages(question, reference, steps)
-        shown = fingerprint(asked)
-        if settings.cache:
-            seed = seed_of(settings.cache_seed, shown, "critique")
-        response = _Response(asked, shown, len(steps), key, f"{question}\n{reference.text}", seed)
+    def _conversation(self, question: str, reference: Reference, steps: Sequence[str]) -> _Conversation:
+        messages = self._settings.template.messages(question, reference, steps)
+        return _Conversation(messages, fingerprint(messages), f"{question}\n{reference.text}")
+
+    async def _judged(self, response: _Response, num_critiques: int) -> tuple[Critique, ...]:
+        """What critics say of one response, or what the cache has of it."""
         in_full = self._in_full(response)
-        async with self._cache.turn((shown, num_critiques)):
-            critiques = self._cache.find((shown, num_critiques))
+        key = (response.whole.hash, response.shorter and response.shorter.hash, num_critiques)
+        async with self._cache.turn(key):
+            critiques = self._cache.find(key)
             if critiques is None:
-                rounds = (num_critiques,) if in_full else settings.rounds(num_critiques)
+                rounds = (num_critiques,) if in_full else self._settings.rounds(num_critiques)
                 critiques = await self._in_rounds(response, rounds)
-                self._keep(response, critiques)
+                if self._lasts(response, critiques):
+                    self._cache.keep(key, critiques)
                 if in_full:
-                    self._counts.compare(critiques, len(steps), settings.vote)
+                    self._counts.compare(critiques, response.num_steps, self._settings.vote)
         return critiques
 
-    def _keep(self, response: _Response, critiques: tuple[Critique, ...]) -> None:
-        """Remember what more asking could not change; what failed may be there next time."""
+    def _lasts(self, response: _Response, critiques: tuple[Critique, ...]) -> bool:
+        """Whether more asking could not change the verdict; what failed may be there next time."""
         asked = [critique for critique in critiques if critique.outcome != "not_asked"]
         replied = all(critique.outcome in REPLIED_OUTCOMES for critique in asked)
-        if replied and self._sealed(response, asked, len(critiques) - len(asked)):
-            self._cache.keep((response.shown, len(critiques)), critiques)
+        return replied and self._sealed(response, asked, len(critiques) - len(asked))
 
     def _sealed(self, response: _Response, critiques: Sequence[Critique], left: int) -> bool:
         settings = self._settings
@@ -247,7 +259,7 @@ class Critics:
             nobody = len(replied) == len(self._lines) and not any(replied.values())
             if nobody or self._sealed(response, critiques, left):
                 break
-        unasked = Critique(text="", outcome="not_asked", prompt_hash=response.shown)
+        unasked = Critique(text="", outcome="not_asked", prompt_hash=response.whole.hash)
         return critiques + (unasked,) * left
 
     async def _critiques(self, response: _Response, numbers: range) -> tuple[Critique, ...]:
@@ -262,22 +274,14 @@ class Critics:
         """The critiques of one critic by its own count: number i has the critic's seed plus i, whenever asked."""
         if not own:
             return []
-        line, n = self._lines[voter], len(own)
+        n = len(own)
         first = seed_of(response.seed, "critic", voter) if voter else response.seed  # two may run the same model
         seed = first + own.start
-        answer = await line.ask(
-            Request(
-                response.messages,
-                self._settings.sampling,
-                n,
-                seed,
-                response.key,
-                response.prefix,
-                prefers=response.homes.get(voter, ""),
-            )
-        )
-        self._counts.add(retries=line.retries)
-        line.retries = 0
+        short = response.shortened
+        answer = await self._answer(voter, response, n, seed)
+        if isinstance(answer, Failure) and answer.outcome == "refused" and response.shorter and voter not in short:
+            short.add(voter)
+            answer = await self._answer(voter, response, n, seed)
         if isinstance(answer, Outage):
             answer = self._bear(answer)
         if isinstance(answer, Failure):
@@ -302,10 +306,20 @@ class Critics:
             replace(
                 critique,
                 seed=None if critique.outcome == "not_asked" else seed + i,
-                prompt_hash=response.shown,
+                prompt_hash=response.shown(voter).hash,
             )
             for i, critique in enumerate(made)
         ]
+
+    async def _answer(self, voter: int, response: _Response, n: int, seed: int) -> Answer | Failure | Outage:
+        line, shown = self._lines[voter], response.shown(voter)
+        prefers = response.homes.get(voter, "")
+        answer = await line.ask(
+            Request(shown.messages, self._settings.sampling, n, seed, response.key, shown.prefix, prefers=prefers)
+        )
+        self._counts.add(retries=line.retries)
+        line.retries = 0
+        return answer
 
     def _bear(self, outage: Outage) -> Failure:
         """What becomes of a request that no engine was up for. Raises CriticsFailed where the run only waits."""
@@ -351,6 +365,3 @@ class Critics:
                 f"{failed.total()} of the last {self._counts.num_recent} critiques failed ({kinds}); "
                 f"{settings.max_failed_share:.0%} of {settings.failure_window} may. Last: {self._counts.last_failure}"
             )
-
-
-_DOES_NOT_FIT = ({"refused"}, {"refused", "not_asked"})

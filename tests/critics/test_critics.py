@@ -12,7 +12,7 @@ import pytest
 
 from capo_ray.credit.critique import Reference, fingerprint, render_reply, unwrap
 from capo_ray.credit.template import shipped
-from capo_ray.critics.service import Critics, CriticSettings, CriticsFailed
+from capo_ray.critics.service import Critics, CriticSettings, CriticsFailed, Voter
 from capo_ray.engines.protocols import Completion, Message, PromptTooLong, Replies
 from capo_ray.types import Critique, Metrics, Sampling
 
@@ -114,6 +114,31 @@ def test_a_reference_that_does_not_fit_is_cut_to_its_answer_and_no_step_is_cut()
     assert ["LONG" in prompt for prompt in prompts] == [True, False]
     assert all(unwrap(prompt) == list(STEPS) for prompt in prompts)
     assert service.metrics()["references_shortened"] == 1
+
+
+@pytest.mark.parametrize("cache", [0, 8])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_only_the_critic_whose_window_is_too_short_is_shown_less(adaptive: bool, cache: int) -> None:
+    big, small = FakeCritic("big"), FakeCritic("small", fault=refuse_solutions)
+    given = {"critiques": 4, "adaptive": adaptive, "first_round": 1, "full_share": 0.0, "cache": cache}
+    service = Critics([big], CriticSettings(**(FAST | given)), others=[Voter(engines=[small])])
+
+    async def scene() -> list[tuple[Critique, ...]]:
+        return [
+            await service.judge(
+                "?", Reference("solution", "LONG"), STEPS, response_key="", seed=0, shorter=Reference("answer", "2")
+            )
+            for _ in range(2)
+        ]
+
+    answers = asyncio.run(scene())
+    for answer in answers:
+        assert [critique.outcome for critique in answer] == ["ok"] * 4
+        shown = [critique.prompt_hash for critique in answer]
+        assert shown[0] == shown[2] != shown[1] == shown[3]
+    assert service.metrics()["references_shortened"] == 2
+    long = [["LONG" in asked["messages"][-1]["content"] for asked in engine.asked] for engine in (big, small)]
+    assert all(long[0]) and sum(long[1]) == (1 if cache else 2)  # later rounds do not try it again
 
 
 def test_what_fits_with_no_reference_is_refused() -> None:
