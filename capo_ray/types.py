@@ -24,8 +24,8 @@ CritiqueOutcome = Literal[
     "timeout",
     "engine_error",
     "refused",
-    "not_asked",
-    "cancelled",
+    "not_asked",  # adaptive voting, or the budget
+    "cancelled",  # given up, since no engine of the critic was up
 ]
 FAILED_OUTCOMES: frozenset[CritiqueOutcome] = frozenset(
     {"unreadable", "truncated", "out_of_range", "timeout", "engine_error"}
@@ -33,6 +33,8 @@ FAILED_OUTCOMES: frozenset[CritiqueOutcome] = frozenset(
 """Outcomes that count in the failure share; `refused`, `not_asked` and `cancelled` are nobody's failure."""
 REPLIED_OUTCOMES: frozenset[CritiqueOutcome] = frozenset({"ok", "unreadable", "truncated", "out_of_range"})
 """Outcomes of a critic that replied: the parser decides which."""
+UNASKED_OUTCOMES: frozenset[CritiqueOutcome] = frozenset({"not_asked", "cancelled"})
+"""Outcomes of what no critic has seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from capo_ray.credit.advantage import algorithm_of
 from capo_ray.credit.penalty import ErrorSet, Returns, penalties
 from capo_ray.credit.reward import ANSWER_ONLY, Outcome, outcome_reward, token_rewards
 from capo_ray.credit.vote import Vote, vote
-from capo_ray.types import Answer, Critique, Rollout, Scored, Step, Verdict
+from capo_ray.types import UNASKED_OUTCOMES, Answer, Critique, Rollout, Scored, Step, Verdict
 
 Unjudged = Literal["drop", "outcome_only"]
 
@@ -106,7 +106,7 @@ def score_group(members: Sequence[Member], scheme: Scheme) -> GroupScore:
 
 def _nobody_was_asked(member: Member) -> bool:
     """No critic was there to be asked: no escape from the judge, so its group keeps it and does without critiques."""
-    return bool(member.critiques) and all(critique.outcome == "not_asked" for critique in member.critiques)
+    return bool(member.critiques) and all(critique.outcome in UNASKED_OUTCOMES for critique in member.critiques)
 
 
 def _verdict(member: Member, scheme: Scheme) -> Verdict | None:

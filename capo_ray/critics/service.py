@@ -32,9 +32,12 @@ from capo_ray.critics.counts import CriticCounts
 from capo_ray.critics.routing import Routing
 from capo_ray.engines.protocols import CriticEngine
 from capo_ray.seeds import seed_of
-from capo_ray.types import REPLIED_OUTCOMES, Critique, Metrics, Sampling
+from capo_ray.types import REPLIED_OUTCOMES, UNASKED_OUTCOMES, Critique, Metrics, Sampling
 
 log = logging.getLogger(__name__)
+
+
+_NO_CRITIQUES = "training goes on without critiques: groups that cannot be judged get outcome rewards alone"
 
 
 class CriticsFailed(RuntimeError):
@@ -81,7 +84,7 @@ class CriticSettings:
     outage_s: float = 60.0
     """Seconds that requests wait while every engine is left alone, before `on_outage` acts."""
     on_outage: Literal["wait", "outcome_only"] = "wait"
-    """Wait on, or give critiques up as `not_asked` for as long as the outage lasts."""
+    """Wait on, or give critiques up as `cancelled` for as long as the outage lasts."""
     outage_limit_s: float = 3600.0
     """Seconds that are waited at most; then CriticsFailed."""
     prefix_slack: int = 4
@@ -174,7 +177,8 @@ class Critics:
         ]
         self._cache = CritiqueCache(settings.cache)
         self._counts = CriticCounts(settings.failure_window)
-        self._goes_without = False
+        self._without: set[int] = set()
+        """Critics that the run goes without until they answer."""
 
     async def judge(
         self,
@@ -266,8 +270,12 @@ class Critics:
         """The critiques with these `numbers`: number i is written by critic i mod m, from its own seed."""
         m = len(self._lines)
         shares = [range(-((v - numbers.start) // m), -((v - numbers.stop) // m)) for v in range(m)]
-        answers = await asyncio.gather(*(self._ask(v, response, share) for v, share in enumerate(shares)))
-        by_critic = [iter(answer) for answer in answers]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(self._ask(v, response, share)) for v, share in enumerate(shares)]
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None  # the others were cancelled
+        by_critic = [iter(task.result()) for task in asked]
         return tuple(next(by_critic[number % m]) for number in numbers)
 
     async def _ask(self, voter: int, response: _Response, own: range) -> list[Critique]:
@@ -283,14 +291,14 @@ class Critics:
             short.add(voter)
             answer = await self._answer(voter, response, n, seed)
         if isinstance(answer, Outage):
-            answer = self._bear(answer)
+            answer = self._bear(voter, answer)
         if isinstance(answer, Failure):
             self._counts.last_failure = answer.cause
             made = [Critique(text="", outcome=answer.outcome, critic=answer.critic)] * n
         else:
             replies, critic = answer
             response.homes[voter] = critic
-            self._goes_without = False
+            self._without.discard(voter)
             self._counts.add(prompt_tokens=replies.prompt_tokens, cached_prompt_tokens=replies.cached_tokens)
             made = [
                 parse(
@@ -305,7 +313,7 @@ class Critics:
         return [
             replace(
                 critique,
-                seed=None if critique.outcome == "not_asked" else seed + i,
+                seed=None if critique.outcome in UNASKED_OUTCOMES else seed + i,
                 prompt_hash=response.shown(voter).hash,
             )
             for i, critique in enumerate(made)
@@ -321,23 +329,27 @@ class Critics:
         line.retries = 0
         return answer
 
-    def _bear(self, outage: Outage) -> Failure:
-        """What becomes of a request that no engine was up for. Raises CriticsFailed where the run only waits."""
-        settings = self._settings
+    def _bear(self, voter: int, outage: Outage) -> Failure:
+        """What becomes of a request that no engine of a critic was up for. Raises CriticsFailed where runs only wait."""
+        settings, many = self._settings, len(self._lines) > 1
+        names = ", ".join(member.engine.name for member in self._lines[voter].pool.members)
+        who = f"critic {voter + 1} of {len(self._lines)} ({names})" if many else "every critic"
         if settings.on_outage == "wait":
             raise CriticsFailed(
-                f"every critic has been down for {settings.outage_limit_s:g} s (critic.outage_limit_s). "
-                f"Last: {outage.cause}"
+                f"{who} has been down for {settings.outage_limit_s:g} s (critic.outage_limit_s)"
+                f"{', and critic.on_outage=wait waits for each critic' if many else ''}. Last: {outage.cause}"
             )
-        if not self._goes_without:
-            self._goes_without = True
+        if voter not in self._without:
+            self._without.add(voter)
+            if len(self._without) == len(self._lines):
+                who, follows = "every critic", _NO_CRITIQUES
+            else:
+                follows = "its share of the votes is missing while others are up"
             log.error(
-                "every critic has been down for %g s; training goes on without critiques: groups that cannot be judged "
-                "get outcome rewards alone (critic.on_outage=outcome_only). Last: %s",
-                settings.outage_s,
-                outage.cause,
-            )
-        return Failure("not_asked", outage.cause)
+                "%s has been down for %g s; %s (critic.on_outage=outcome_only). Last: %s",
+                who, settings.outage_s, follows, outage.cause,
+            )  # fmt: skip
+        return Failure("cancelled", outage.cause)
 
     def not_asked(self) -> tuple[Critique, ...]:
         """What stands for the critiques of a response that no critic is asked about."""

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Literal
 from urllib.parse import urlencode
 
-from capo_ray.types import Critique
+from capo_ray.types import UNASKED_OUTCOMES, Critique
 from capo_ray.view.choose import Draw, Written, verdict_of
 from capo_ray.view.colours import legend, token_spans
 from capo_ray.view.records import Entry, Response
@@ -198,7 +198,7 @@ def _flags(response: Response, step: int) -> str:
 
 def _cell(number: int, critique: Critique, step: int) -> str:
     flags = critique.outcome == "ok" and step in critique.wrong_steps
-    sign = "✗" if flags else "·" if critique.outcome == "ok" else "–" if critique.outcome == "not_asked" else "?"
+    sign = "✗" if flags else "·" if critique.outcome == "ok" else "–" if critique.outcome in UNASKED_OUTCOMES else "?"
     said = "flags it" if flags else "does not flag it" if critique.outcome == "ok" else critique.outcome
     kind = ' class="on"' if flags else ""
     return f'<a{kind} href="#critique-{number}" title="critique {number} {said}">{sign}</a>'

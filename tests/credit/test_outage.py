@@ -22,7 +22,7 @@ def member(index: int, answer: str, *outcomes: CritiqueOutcome) -> Member:
 FLAGGED = member(0, "correct", "ok", "ok")
 WRONG = member(1, "wrong", "ok", "ok")
 UNREADABLE = member(2, "correct", "unreadable", "not_asked")
-NOBODY = member(3, "correct", "not_asked", "not_asked")
+NOBODY = member(3, "correct", "not_asked", "cancelled")
 EARLY = member(4, "correct", "ok", "not_asked")
 
 

@@ -77,14 +77,14 @@ def test_going_without_until_one_is_back(caplog: pytest.LogCaptureFixture) -> No
     async def scene() -> None:
         engine = Engine(up=500.0)
         service = Critics([engine], strict(on_outage="outcome_only", outage_s=60))
-        assert outcomes(await batch(service)) == {"not_asked": 256}
+        assert outcomes(await batch(service)) == {"cancelled": 256}
         assert 60 < now() < 95
-        assert outcomes(await batch(service)) == {"not_asked": 256}
+        assert outcomes(await batch(service)) == {"cancelled": 256}
         assert now() < 100
         await asyncio.sleep(500)
         assert outcomes(await batch(service)) == {"ok": 256}
         engine.down, engine.up = now(), now() + 500
-        assert outcomes(await batch(service)) == {"not_asked": 256}
+        assert outcomes(await batch(service)) == {"cancelled": 256}
         assert service.metrics()["engines_down"] == 1
 
     play(scene())
@@ -104,8 +104,60 @@ def test_the_other_critic_still_votes() -> None:
         other = Voter(engines=[Engine("b")])
         service = Critics([Engine("a", up=1e9)], strict(on_outage="outcome_only"), others=[other])
         for critiques in await batch(service):
-            assert [critique.outcome for critique in critiques] == ["not_asked", "ok"] * 2
+            assert [critique.outcome for critique in critiques] == ["cancelled", "ok"] * 2
             assert [critique.critic for critique in critiques][1::2] == ["b", "b"]
             assert critiques[1].seed + 1 == critiques[3].seed  # each critic counts its own
 
     play(scene())
+
+
+def test_each_critic_that_is_away_is_told_once_by_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    """And that all are, when the last one is."""
+
+    async def scene() -> None:
+        last = Engine("b", down=1000.0, up=1e9)
+        settings = strict(on_outage="outcome_only", outage_s=60)
+        service = Critics([Engine("a", up=1e9)], settings, others=[Voter(engines=[last])])
+        for _ in range(20):
+            await batch(service, 4)
+        await asyncio.sleep(1100)
+        assert outcomes(await batch(service)) == {"cancelled": 256}
+
+    play(scene())
+    told = [record.message for record in caplog.records if "critic.on_outage" in record.message]
+    assert told == [
+        "critic 1 of 2 (a) has been down for 60 s; its share of the votes is missing while others are up "
+        "(critic.on_outage=outcome_only). Last: a: ConnectionError: gone",
+        "every critic has been down for 60 s; training goes on without critiques: groups that cannot be judged get "
+        "outcome rewards alone (critic.on_outage=outcome_only). Last: b: ConnectionError: gone",
+    ]
+
+
+def test_a_run_that_waits_says_which_critic_it_waited_for_and_ends_what_the_others_do() -> None:
+    async def scene() -> None:
+        busy = Slow("b")
+        settings = strict(on_outage="wait", outage_limit_s=100)
+        service = Critics([Engine("a", up=1e9)], settings, others=[Voter(engines=[busy])])
+        with pytest.raises(CriticsFailed) as caught:
+            await batch(service, 4)
+        assert str(caught.value) == (
+            "critic 1 of 2 (a) has been down for 100 s (critic.outage_limit_s), and critic.on_outage=wait waits for "
+            "each critic. Last: a: ConnectionError: gone"
+        )
+        await asyncio.sleep(1)
+        assert now() < 200 and busy.in_flight == 0
+
+    play(scene())
+
+
+@dataclass
+class Slow(Engine):
+    in_flight: int = 0
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
+        self.in_flight += 1
+        try:
+            await asyncio.sleep(1e9)
+        finally:
+            self.in_flight -= 1
+        return await super().complete(messages, sampling, n=n, seed=seed)
