@@ -1,9 +1,10 @@
 """One critic and the engines that run it: sends a request, bounds its time, and tries again elsewhere.
 
 A failure is a value, never an exception: who asks decides what becomes of it. A request keeps its seed whichever engine
-answers it, and one that was given up is cancelled, so that no answer counts twice. Where no engine is up, requests
-wait, and are no worse for having tried one that was down; after the patience of the routing they are given up as
-`Outage`. Leaves out which engine is asked (routing), what is asked and how replies are read (service).
+answers it, and one that was given up is cancelled, so that no answer counts twice. An engine that is broken is asked a
+question of its own after every pause, until it answers: no request waits for it or fails by it. Where no engine is up,
+requests wait; after the patience of the routing they are given up as `Outage`. Leaves out which engine is asked
+(routing), what is asked and how replies are read (service).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from capo_ray.critics.routing import Member, Pool, Routing, Ticket
-from capo_ray.engines.protocols import CriticEngine, EngineBusy, Message, PromptTooLong, Replies
+from capo_ray.engines.protocols import CriticEngine, EngineBusy, Message, PromptTooLong, Replies, RequestRejected
 from capo_ray.types import CritiqueOutcome, Sampling
 
 log = logging.getLogger(__name__)
@@ -73,8 +74,19 @@ class _Busy:
     wait_s: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Rejected:
+    """The engine refuses this very request."""
+
+    failure: Failure
+
+
 Answer = tuple[Replies, str]
 """The replies and the name of the engine that gave them."""
+
+
+_PING: Sequence[Message] = ({"role": "user", "content": "Is 1 + 1 = 2? Answer Yes or No."},)
+_PING_SAMPLING = Sampling(max_tokens=16)
 
 
 class Line:
@@ -86,15 +98,18 @@ class Line:
         self.pool = Pool(engines, routing)
         self.retries = 0
         """Tries after the first, of all requests."""
+        self._routing = routing
         self._retrying = retrying
+        self._reviving: dict[Member, asyncio.Task[None]] = {}
 
     async def ask(self, request: Request) -> Answer | Failure | Outage:
         """Send `request` to one engine after the other until one answers.
 
-        What an engine that is down or busy says of it is no attempt: the wait is bounded by the pool's patience.
+        What an engine says that is busy is no attempt: the wait is bounded by the pool's patience. What one engine
+        rejects is sent to another if there is one, and neither is worse for it.
         """
         ticket = request.ticket()
-        failures = 0
+        failures = rejections = 0
         while True:
             member = await self.pool.enter(ticket)
             if member is None:
@@ -105,17 +120,20 @@ class Line:
                 return answer, member.engine.name
             if isinstance(answer, _Busy):
                 continue
+            if isinstance(answer, _Rejected):
+                failures, rejections = failures + 1, rejections + 1
+                if failures == self._retrying.attempts or rejections == len(self.pool.members):
+                    return answer.failure
+                continue
             if answer.outcome == "refused":
                 return answer
             log.info("critic %s failed on %s: %s", member.engine.name, request.key, answer.cause)
-            if ticket.is_probe and self.pool.is_down:
-                continue
             failures += 1
             if failures == self._retrying.attempts:
                 return answer
             await asyncio.sleep(self._retrying.backoff_s * 2 ** (failures - 1))
 
-    async def _try(self, request: Request, ticket: Ticket, member: Member) -> Replies | Failure | _Busy:
+    async def _try(self, request: Request, ticket: Ticket, member: Member) -> Replies | Failure | _Busy | _Rejected:
         """One try on one engine; frees its seat and tells the pool how the engine did."""
         try:
             answer = await self._complete(request, member.engine, self.pool.deadline_s(ticket, member))
@@ -127,19 +145,41 @@ class Line:
             self.pool.answered(ticket, member, longest=longest)
         elif isinstance(answer, _Busy):
             self.pool.busy(ticket, member, answer.cause, answer.wait_s)
-        elif answer.outcome == "refused":
+        elif isinstance(answer, _Rejected) or answer.outcome == "refused":
             self.pool.leave(ticket, member)
         else:
             self.pool.failed(ticket, member, answer.cause, timeout=answer.outcome == "timeout")
+            if member.is_broken and member not in self._reviving:
+                self._reviving[member] = asyncio.create_task(self._revive(member))
         return answer
 
-    async def _complete(self, request: Request, engine: CriticEngine, deadline_s: float) -> Replies | Failure | _Busy:
+    async def _revive(self, member: Member) -> None:
+        """Ask a broken engine after every pause whether it is there; whatever it says, it is."""
+        ping = Request(_PING, _PING_SAMPLING, n=1, seed=0, key="ping", prefix="")
+        try:
+            while member.is_broken:
+                if (wait := self.pool.pause_s(member)) > 0:
+                    await asyncio.sleep(wait)
+                    continue
+                answer = await self._complete(ping, member.engine, self._routing.deadline_floor_s)
+                if isinstance(answer, Failure) and answer.outcome != "refused":
+                    self.pool.still_broken(member, answer.cause)
+                else:
+                    self.pool.up(member)
+        finally:
+            del self._reviving[member]
+
+    async def _complete(
+        self, request: Request, engine: CriticEngine, deadline_s: float
+    ) -> Replies | Failure | _Busy | _Rejected:
         """The boundary at which an engine's errors become values."""
         try:
             async with asyncio.timeout(deadline_s):
                 replies = await engine.complete(request.messages, request.sampling, n=request.n, seed=request.seed)
         except PromptTooLong as error:
             return Failure("refused", str(error), engine.name)
+        except RequestRejected as error:
+            return _Rejected(Failure("engine_error", str(error), engine.name))
         except EngineBusy as error:
             return _Busy(str(error), error.retry_after_s)
         except TimeoutError:

@@ -2,8 +2,9 @@
 
 Requests queue together, first come first served, and are seated at engines that are up and have room; so a slow engine
 gets less and a dead one nothing. Load is counted in outstanding tokens, speed is measured on the answers. An engine
-that fails several times in a row, or says that it is busy, is left alone for a while, then tried with one request at a
-time until one succeeds. Time is the event loop's. Leaves out: sending and retrying (see `asking`).
+that fails several times in a row gets nothing until it is said to be up again; one that says that it is busy is left
+alone for a while, then tried with one request at a time until one succeeds. Time is the event loop's. Leaves out:
+sending and retrying, and finding out who is up again (see `asking`).
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class Routing:
     break_after: int = 3
     """Failures in a row after which an engine is left alone."""
     break_pause_s: float = 30.0
-    """Seconds until it is tried again; also where it is busy and does not say for how long."""
+    """Seconds until it is asked whether it is up again; also where it is busy and does not say for how long."""
     patience_s: float = 60.0
-    """Seconds that requests queue while every engine is left alone; then they are sent away."""
+    """Seconds that requests queue while every engine is left alone; then they are sent away until one is up."""
     deadline_s: float = 600.0
     """Most seconds that a request is given; all of them where nothing is known of the engine's pace."""
     deadline_floor_s: float = 30.0
@@ -62,10 +63,11 @@ class Member:
     outstanding_tokens: int = 0
     failures_in_row: int = 0
     retry_at: float | None = None
-    """Left alone until then; afterwards one request at a time, the probe, until one succeeds. None: healthy."""
-    probing: bool = False
+    """Left alone until then. None: healthy."""
     resting: bool = False
-    """It asked to be left alone: answers to what it was sent before do not end that."""
+    """It asked to be left alone, and then gets one request at a time, the probe, until one succeeds. Answers to what it
+    was sent before do not end that."""
+    probing: bool = False
     pace_s: float | None = None
     """Seconds that a token of a reply takes, a running mean over answers; None: no answer yet."""
     load: float = 0.0
@@ -75,8 +77,13 @@ class Member:
     doubted_at: float = 0.0
     """When that was doubled last: requests sent before say nothing more."""
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether it failed too often and has not answered since."""
+        return self.retry_at is not None and not self.resting
+
     def admits(self, now: float) -> bool:
-        return self.retry_at is None or (now >= self.retry_at and not self.probing)
+        return self.retry_at is None or (self.resting and now >= self.retry_at and not self.probing)
 
     def learn(self, seconds: float, tokens: int, in_flight: int) -> None:
         """An answer whose longest reply had `tokens` took `seconds` while `in_flight` requests ran."""
@@ -103,7 +110,7 @@ class Ticket:
     tried: list[Member] = field(default_factory=list)
     """The members that it was seated at, in order; all but the last failed it."""
     is_probe: bool = False
-    """Whether its seat is that of the one request that tries a member again."""
+    """Whether its seat is that of the one request that tries a member after its rest."""
     seated_at: float = 0.0
 
 
@@ -122,11 +129,6 @@ class Pool:
     def num_down(self) -> int:
         """Members that are left alone or being probed."""
         return sum(member.retry_at is not None for member in self.members)
-
-    @property
-    def is_down(self) -> bool:
-        """Whether no member has answered since all of them were left alone."""
-        return self._down_since is not None
 
     async def enter(self, ticket: Ticket) -> Member | None:
         """Queue for a seat; None when every member has been down for too long.
@@ -168,10 +170,25 @@ class Pool:
         member.learn(_now() - ticket.seated_at, longest, member.in_flight)
         member.room = max(1.0, min(self._fair_room(member), member.room + _GROWTH))
         member.failures_in_row, self._down_since = 0, None
-        if member.retry_at is not None and (ticket.is_probe or not member.resting):
-            log.log(logging.INFO if member.resting else logging.WARNING, "critic %s answers again", member.engine.name)
-            member.retry_at, member.resting = None, False
+        if ticket.is_probe or not member.resting:
+            self.up(member)
         self.leave(ticket, member)
+
+    def pause_s(self, member: Member) -> float:
+        """Seconds that the member is left alone yet."""
+        return 0.0 if member.retry_at is None else member.retry_at - _now()
+
+    def up(self, member: Member) -> None:
+        """The member is there again."""
+        if member.retry_at is not None:
+            log.log(logging.INFO if member.resting else logging.WARNING, "critic %s answers again", member.engine.name)
+            member.retry_at, member.resting, member.failures_in_row, self._down_since = None, False, 0, None
+            self._dispatch()
+
+    def still_broken(self, member: Member, cause: str) -> None:
+        """A broken member was asked whether it is up again, and is not."""
+        self.last_failure = f"{member.engine.name}: {cause}"
+        member.retry_at = _now() + self._routing.break_pause_s
 
     def failed(self, ticket: Ticket, member: Member, cause: str, *, timeout: bool = False) -> None:
         """The member failed the request. A timeout lets it count as half as fast until an answer tells; requests that
@@ -181,14 +198,11 @@ class Pool:
         member.failures_in_row += 1
         if timeout and ticket.seated_at >= member.doubted_at and self.deadline_s(ticket, member) < routing.deadline_s:
             member.doubt, member.doubted_at = 2 * member.doubt, _now()
-        if ticket.is_probe or member.failures_in_row >= routing.break_after:
-            if member.retry_at is None:
-                pause, failures = routing.break_pause_s, member.failures_in_row
-                log.warning(
-                    "left alone for %g s after %d failures in a row: critic %s", pause, failures, self.last_failure
-                )
+        if not member.is_broken and (ticket.is_probe or member.failures_in_row >= routing.break_after):
+            pause, failures = routing.break_pause_s, member.failures_in_row
+            log.warning("left alone for %g s after %d failures in a row: critic %s", pause, failures, self.last_failure)
             member.resting = False
-            self._leave_alone(member, routing.break_pause_s)
+            self._leave_alone(member, pause)
         self.leave(ticket, member)
 
     def busy(self, ticket: Ticket, member: Member, cause: str, wait_s: float | None) -> None:
@@ -196,8 +210,8 @@ class Pool:
         self.last_failure = f"{member.engine.name}: {cause}"
         if member.retry_at is None:
             member.room = max(1.0, min(member.room, member.in_flight) / 2)
-            member.resting = True
             log.info("critic %s is busy: %s", member.engine.name, cause)
+        member.resting = True
         self._leave_alone(member, self._routing.break_pause_s if wait_s is None else wait_s)
         self.leave(ticket, member)
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from capo_ray.engines.busy import Busy
-from capo_ray.engines.protocols import Completion, EngineBusy, Message, PromptTooLong, Replies
+from capo_ray.engines.protocols import Completion, EngineBusy, Message, PromptTooLong, Replies, RequestRejected
 from capo_ray.types import Metrics, Sampling
 
 if TYPE_CHECKING:
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 _CONNECT_S = 10.0
 _MOST_SEED = 2**30
 """Seeds are kept below, since some servers read 32 bits."""
-_TOO_LONG = ("context length", "context_length", "context window", "context size", "maximum context", "too many tokens")
+_TOO_LONG = (
+    *("context length", "context_length", "context window", "context size", "maximum context", "too many tokens"),
+    *("`max_new_tokens` must be <=", "`inputs` must have less than"),
+)
+"""What vLLM, llama.cpp, text-generation-inference and the like say of it."""
 _SHOWN = 300
 """Characters of a server's answer that an error quotes."""
 
@@ -65,7 +69,8 @@ class HttpCritic:
         self._busy = Busy()
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
-        """See protocols.CriticEngine. Raises PromptTooLong, EngineBusy, or HttpCriticError for every other fault."""
+        """See protocols.CriticEngine. Raises PromptTooLong, EngineBusy, RequestRejected, or HttpCriticError for every
+        other fault."""
         body = {
             "model": self.settings.model,
             "messages": [dict(message) for message in messages],
@@ -86,7 +91,7 @@ class HttpCritic:
         if n > 1 and self._takes_n:
             try:
                 got.append(await self._send({**body, "n": n}, max_tokens))
-            except _Refused:
+            except RequestRejected:
                 got.append(await self._send(body, max_tokens))  # raises when it was not for `n`
             self._takes_n = len(got[0].completions) > 1
         have = len(got[0].completions) if got else 0
@@ -98,7 +103,7 @@ class HttpCritic:
         name = self._limit_name
         try:
             return await self._post({**body, name: max_tokens}, body.get("n", 1))
-        except _Refused as error:
+        except RequestRejected as error:
             if name != "max_tokens" or "max_completion_tokens" not in str(error):
                 raise
         self._limit_name = "max_completion_tokens"
@@ -127,7 +132,7 @@ class HttpCritic:
         if status == 413 or (status in (400, 422) and any(words in text.lower() for words in _TOO_LONG)):
             return PromptTooLong(message)
         if status in (400, 422):
-            return _Refused(message)
+            return RequestRejected(message)
         wait = retry_after_s(headers.get("Retry-After"))
         if status == 429 or (status == 503 and wait is not None):
             return EngineBusy(message, wait)
@@ -162,10 +167,6 @@ class HttpCritic:
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
-
-
-class _Refused(HttpCriticError):
-    """HTTP 400: something in the request is not to the server's taste."""
 
 
 def served_models(settings: HttpSettings) -> list[str] | None:

@@ -46,6 +46,10 @@ class PromptTooLong(ValueError):
     """The prompt and the reply asked for do not fit the engine's window."""
 
 
+class RequestRejected(RuntimeError):
+    """The engine is well and would refuse this request again."""
+
+
 class EngineBusy(RuntimeError):
     """The engine is well and takes no more for now; `retry_after_s`: as long as it asks to be left alone."""
 
@@ -77,7 +81,8 @@ class CriticEngine(Protocol):
     name: str
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
-        """`n` completions of one conversation. Raises PromptTooLong when it does not fit the window.
+        """`n` completions of one conversation. Raises PromptTooLong when it does not fit the window,
+        RequestRejected, EngineBusy, and whatever it likes for other faults.
 
         Completion i is sampled from `seed` + i, so that some can be asked for now and the others later.
         """

@@ -10,7 +10,7 @@ from virtual_time import now, play
 
 from capo_ray.critics.asking import Failure, Line, Outage, Request, Retrying
 from capo_ray.critics.routing import Member, Pool, Routing, Ticket
-from capo_ray.engines.protocols import Completion, EngineBusy, Message, PromptTooLong, Replies
+from capo_ray.engines.protocols import Completion, EngineBusy, Message, PromptTooLong, Replies, RequestRejected
 from capo_ray.types import Metrics, Sampling
 
 SAMPLING = Sampling(max_tokens=1000)
@@ -30,6 +30,7 @@ class Engine:
     tokens_per_s: float = 100.0
     fault: Fault = lambda engine: None
     started: list[float] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
     cancelled: int = 0
     in_flight: int = 0
@@ -37,6 +38,7 @@ class Engine:
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
         self.started.append(now())
+        self.asked.append(messages[-1]["content"])
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
@@ -313,10 +315,46 @@ def test_an_outage_is_waited_for_and_costs_no_attempt(caplog: pytest.LogCaptureF
     assert "critic a answers again" in caplog.text
 
 
-def test_a_request_that_tries_a_dead_engine_again_and_again_is_no_worse_for_it() -> None:
+def test_no_request_tries_a_broken_engine() -> None:
+    """It is asked a question of its own, and what fails is no attempt of a request."""
     engine = Engine(fault=lambda e: ConnectionError("starting") if now() < 90 else 1.0)
     assert isinstance(play(line(engine, attempts=2, break_after=1).ask(request())), tuple)
-    assert len(engine.started) == 10
+    assert len(engine.started) == 1 + 9 + 1
+    assert engine.asked.count("Is 1 + 1 = 2? Answer Yes or No.") == 9
+
+
+def test_an_engine_that_answers_pings_alone_makes_requests_fail() -> None:
+    """They neither wait for ever nor hold others up, since failures of an engine that is there are attempts."""
+    engine = Engine(fault=lambda e: 1.0 if e.asked[-1].startswith("Is 1 + 1") else RuntimeError("HTTP 500"))
+
+    async def scene() -> list[object]:
+        answers = await ask_many(line(engine), 20)
+        assert now() < 150
+        return answers
+
+    assert play(scene()) == [Failure("engine_error", "RuntimeError: HTTP 500", "a")] * 20
+
+
+def test_a_hanging_engine_is_waited_for_once() -> None:
+    """Its first requests run into their deadline; those of later steps are given up at once until it answers a ping,
+    which is given the least time that there is."""
+    engine = Engine(fault=lambda e: 10_000.0 if 10 < now() < 6000 else 1.0)
+
+    async def scene() -> None:
+        service = line(engine, room=64, patience_s=60, deadline_floor_s=30, break_pause_s=30)
+        await ask_many(service, 64)
+        await asyncio.sleep(11 - now())
+        assert all(isinstance(answer, Outage) for answer in await ask_many(service, 64))
+        assert now() < 11 + 600 + 60 + 1
+        for _ in range(20):
+            await asyncio.sleep(59)
+            start = now()
+            assert all(isinstance(answer, Outage) for answer in await ask_many(service, 64))
+            assert now() == start
+        await asyncio.sleep(6000 + 61 - now())
+        assert all(isinstance(answer, tuple) for answer in await ask_many(service, 64))
+
+    play(scene())
 
 
 def test_an_outage_that_lasts_too_long_is_told_and_ends_all_the_same() -> None:
@@ -334,6 +372,49 @@ def test_an_outage_that_lasts_too_long_is_told_and_ends_all_the_same() -> None:
     answers = play(scene())
     assert answers[:50] == [Outage("a: ConnectionError: starting")] * 50
     assert all(isinstance(answer, tuple) for answer in answers[50:])
+
+
+# ---- requests that are rejected --------------------------------------------------------------------------------------
+
+
+def test_a_rejected_request_fails_alone() -> None:
+    """The engine is no worse for it, however many there are; the others are answered as if they had not been."""
+    engine = Engine(fault=lambda e: RequestRejected("HTTP 400: filter") if int(e.asked[-1][9:]) < 50 else 1.0)
+
+    async def scene() -> list[object]:
+        service = line(engine)
+        answers = await ask_many(service, 60)
+        assert service.pool.num_down == 0 and now() < 5
+        return answers
+
+    answers = play(scene())
+    assert answers[:50] == [Failure("engine_error", "HTTP 400: filter", "a")] * 50
+    assert all(isinstance(answer, tuple) for answer in answers[50:])
+    assert len(engine.started) == 60
+
+
+def test_a_server_that_rejects_everything_takes_nothing_from_the_others() -> None:
+    """Such as one that serves another model by now: what it rejects is sent elsewhere, until each has rejected it."""
+    wrong, right = Engine("wrong", fault=always(RequestRejected("unknown model"))), Engine("right", fault=always(1.0))
+    assert all(isinstance(answer, tuple) for answer in play(ask_many(line(wrong, right), 100)))
+    right.fault = wrong.fault
+    assert play(line(wrong, right).ask(request())).outcome == "engine_error"  # type: ignore[union-attr]
+
+
+def test_an_engine_that_rejects_pings_is_there() -> None:
+    engine = Engine(
+        fault=lambda e: (
+            RequestRejected("16 tokens are too few")
+            if e.asked[-1].startswith("Is 1 + 1")
+            else ConnectionError("starting")
+            if now() < 5
+            else 1.0
+        )
+    )
+    assert all(isinstance(answer, tuple) for answer in play(ask_many(line(engine, attempts=2), 20)))
+
+
+# ---- ends ------------------------------------------------------------------------------------------------------------
 
 
 def test_what_ends_is_cancelled_everywhere() -> None:

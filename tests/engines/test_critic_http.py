@@ -12,7 +12,7 @@ from aiohttp import web
 from openai_server import Answer, chat, serving, unused_endpoint
 
 from capo_ray.engines.critic_http import HttpCritic, HttpCriticError, HttpSettings, retry_after_s, server_name
-from capo_ray.engines.protocols import EngineBusy, PromptTooLong, Replies
+from capo_ray.engines.protocols import EngineBusy, PromptTooLong, Replies, RequestRejected
 from capo_ray.types import Sampling
 
 MESSAGES = ({"role": "system", "content": "Judge."}, {"role": "user", "content": "<step_0>\n1\n</step_0>"})
@@ -141,12 +141,20 @@ def test_the_limit_by_its_newer_name() -> None:
         (400, '{"error": {"message": "This model\'s maximum context length is 4096 tokens."}}'),
         (400, '{"error": {"code": "context_length_exceeded"}}'),
         (400, '{"error": {"message": "the request exceeds the available context size"}}'),
+        (422, '{"error":"`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000 `inputs` tokens"}'),
+        (422, '{"error":"Input validation error: `inputs` must have less than 4095 tokens. Given: 5000"}'),
         (413, "Payload Too Large"),
     ],
 )
 def test_too_long(status: int, body: str) -> None:
     with pytest.raises(PromptTooLong, match=f"/v1/chat/completions: HTTP {status}: "):
         using(fixed(status, body), ask(2))
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_rejected(status: int) -> None:
+    with pytest.raises(RequestRejected, match=f"/v1/chat/completions: HTTP {status}: content filter"):
+        using(fixed(status, "content filter"), ask(2))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +184,6 @@ def test_retry_after_as_a_date() -> None:
     [
         (fixed(500, "boom"), "/v1/chat/completions: HTTP 500: boom"),
         (fixed(503, "starting"), "HTTP 503: starting"),
-        (fixed(400, "unknown model"), "HTTP 400: unknown model"),
         (fixed(404, "no such page"), "HTTP 404"),
         (fixed(200, "<html>a proxy's page</html>"), "an answer that is no chat completion .*a proxy's page"),
         (fixed(200, "[]"), "no chat completion"),
