@@ -222,6 +222,10 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "`reward.unjudged` outcome_only has nothing to fall back on where `reward.outcome` is critic; use drop",
         ),
         (
+            "reward.outcome=critic critic.on_outage=outcome_only",
+            "`critic.on_outage` outcome_only has nothing to fall back on where `reward.outcome` is critic; use wait",
+        ),
+        (
             "reward.outcome=critic critic.adaptive=true",
             "`critic.adaptive` stops when the steps are decided, and `reward.outcome` critic pays the Yes or No of all "
             "critiques; use one of the two",

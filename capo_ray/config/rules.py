@@ -85,6 +85,10 @@ def _check_credit(config: Config) -> None:
         raise ValueError(
             "`reward.unjudged` outcome_only has nothing to fall back on where `reward.outcome` is critic; use drop"
         )
+    if config.critic is not None and reward.outcome == "critic" and config.critic.on_outage == "outcome_only":
+        raise ValueError(
+            "`critic.on_outage` outcome_only has nothing to fall back on where `reward.outcome` is critic; use wait"
+        )
     for voter in config.critic.voters if config.critic else ():
         if voter.kind in ("truth", "placebo") and config.data.kind != "arithmetic":
             raise ValueError(
