@@ -9,6 +9,7 @@ for them: one that is not done when its step is written down counts at the step 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 from collections.abc import Sequence
@@ -21,11 +22,13 @@ from capo_ray.credit.critique import ReferenceKind
 from capo_ray.credit.flags import FlagCounts, flags
 from capo_ray.credit.vote import Vote
 from capo_ray.critics.labelled import Item, arithmetic, processbench
-from capo_ray.critics.service import Critics
+from capo_ray.critics.service import Critics, CriticsFailed
 from capo_ray.data.problem import DataError
 from capo_ray.seeds import seed_of
 from capo_ray.tally import add
 from capo_ray.types import FAILED_OUTCOMES, Critique, Metrics
+
+log = logging.getLogger(__name__)
 
 ARITHMETIC_PROBLEMS = 1000
 """Held-out problems of the tiny world whose flawed solutions are canaries; about half of them have a wrong step."""
@@ -114,7 +117,11 @@ class CanaryJudge:
         self._asked.update(asyncio.create_task(self._judge(canary)) for canary in canaries)
 
     async def _judge(self, canary: Canary) -> Metrics:
-        critiques = await canary.item.judged_by(self._critics, reference=self._reference, seed=canary.seed)
+        try:
+            critiques = await canary.item.judged_by(self._critics, reference=self._reference, seed=canary.seed)
+        except CriticsFailed as error:  # whether that stops the run is for its own responses to say
+            log.warning("a canary was not judged: %s", error)
+            critiques = self._critics.not_asked()
         return self._count(canary.item, critiques)
 
     def _count(self, item: Item, critiques: Sequence[Critique]) -> Metrics:
@@ -132,7 +139,7 @@ class CanaryJudge:
         }
 
     def take(self) -> Metrics:
-        """Sums over the canaries that were done since the last call; what asking about one raised is raised here."""
+        """Sums over the canaries that were done since the last call; an error in asking about one is raised here."""
         done = {task for task in self._asked if task.done()}
         self._asked -= done
         return add(task.result() for task in done)

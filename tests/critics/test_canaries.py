@@ -184,6 +184,28 @@ def test_those_in_flight_at_the_end_are_given_up() -> None:
     asyncio.run(run())
 
 
+def test_one_that_no_critic_was_up_for_stops_no_run(caplog: pytest.LogCaptureFixture) -> None:
+    """It is counted as one that nothing is known of; the responses say whether the run can go on."""
+
+    async def scene() -> Metrics:
+        engine = Engine(name="dead")
+        engine.go = asyncio.Event()
+        critics = critics_of(engine, attempts=1, break_after=1, deadline_s=0.01, outage_limit_s=0.02)
+        canaries = judge_of(critics)
+        canaries.begin([Canary(PARTLY, 1)])
+        await asyncio.sleep(0.3)
+        metrics = canaries.take()
+        canaries.begin([Canary(PARTLY, 2)])
+        await asyncio.sleep(0.3)
+        assert "a canary was not judged: " in caplog.text
+        assert "(critic.outage_limit_s)" in caplog.text
+        return metrics | {"second": canaries.take()["canaries"]}
+
+    metrics = asyncio.run(scene())
+    assert (metrics["canaries"], metrics["second"]) == (1, 1)
+    assert metrics["canary_wrong"] == metrics["canary_flagged"] == metrics["canary_tokens"] == 0
+
+
 def test_an_error_is_raised_when_they_are_counted() -> None:
     class Broken:
         def apart(self) -> "Broken":
