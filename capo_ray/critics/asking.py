@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from capo_ray.critics.routing import Member, Pool, Routing, Ticket
@@ -45,6 +45,8 @@ class Request:
     """Equal for requests that share a long prefix."""
     prefers: str = ""
     """Name of the engine that has all of it in its cache."""
+    tried_again: Callable[[], object] = lambda: None
+    """Called at each try after the first."""
 
     def ticket(self) -> Ticket:
         prompt_tokens = sum(len(message["content"]) for message in self.messages) // 4
@@ -96,8 +98,6 @@ class Line:
         if not engines:
             raise ValueError("critics need at least one engine")
         self.pool = Pool(engines, routing)
-        self.retries = 0
-        """Tries after the first, of all requests."""
         self._routing = routing
         self._retrying = retrying
         self._reviving: dict[Member, asyncio.Task[None]] = {}
@@ -114,7 +114,8 @@ class Line:
             member = await self.pool.enter(ticket)
             if member is None:
                 return Outage(self.pool.last_failure)
-            self.retries += len(ticket.tried) > 1
+            if len(ticket.tried) > 1:
+                request.tried_again()
             answer = await self._try(request, ticket, member)
             if isinstance(answer, Replies):
                 return answer, member.engine.name

@@ -320,17 +320,21 @@ class Critics:
         ]
 
     async def _answer(self, voter: int, response: _Response, n: int, seed: int) -> Answer | Failure | Outage:
-        line, shown = self._lines[voter], response.shown(voter)
-        prefers = response.homes.get(voter, "")
-        answer = await line.ask(
-            Request(shown.messages, self._settings.sampling, n, seed, response.key, shown.prefix, prefers=prefers)
+        shown = response.shown(voter)
+        request = Request(
+            shown.messages,
+            self._settings.sampling,
+            n,
+            seed,
+            response.key,
+            shown.prefix,
+            prefers=response.homes.get(voter, ""),
+            tried_again=lambda: self._counts.add(retries=1),
         )
-        self._counts.add(retries=line.retries)
-        line.retries = 0
-        return answer
+        return await self._lines[voter].ask(request)
 
     def _bear(self, voter: int, outage: Outage) -> Failure:
-        """What becomes of a request that no engine of a critic was up for. Raises CriticsFailed where runs only wait."""
+        """What becomes of a request that no engine of a critic was up for. Raises CriticsFailed under `wait`."""
         settings, many = self._settings, len(self._lines) > 1
         names = ", ".join(member.engine.name for member in self._lines[voter].pool.members)
         who = f"critic {voter + 1} of {len(self._lines)} ({names})" if many else "every critic"

@@ -217,6 +217,31 @@ def test_one_engine_is_tried_again() -> None:
     assert len(always.asked) == 2
 
 
+def test_tries_count_where_they_were_made() -> None:
+    """And not for whoever is answered next."""
+
+    async def lose_two(critic: FakeCritic) -> None:
+        if "flaky" in str(critic.asked[-1]["messages"]):
+            flaky.append(1)
+            if len(flaky) < 3:
+                raise ConnectionError("reset")
+
+    async def scene() -> None:
+        service = critics(FakeCritic(fault=lose_two), backoff_s=0.01)
+        beside = service.apart()
+
+        async def others() -> None:
+            for _ in range(20):
+                await judge(beside)
+                await asyncio.sleep(0.001)
+
+        await asyncio.gather(judge(service, "flaky"), others())
+        assert (service.metrics()["retries"], beside.metrics()["retries"]) == (2, 0)
+
+    flaky: list[int] = []
+    asyncio.run(scene())
+
+
 def test_a_retry_goes_to_another_engine() -> None:
     async def first_time(critic: FakeCritic) -> None:
         if sum(len(engine.asked) for engine in engines) == 1:
