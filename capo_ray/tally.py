@@ -113,6 +113,7 @@ def _count_credit(scored: Scored) -> dict[str, float]:
         "valid_critiques": sum(critique.outcome == "ok" for critique in scored.critiques),
         "critiques_from_cache": sum(critique.cached for critique in scored.critiques),
         "critique_tokens": (spent := sum(critique.num_tokens for critique in scored.critiques)),
+        "judging_tokens": spent + sum(critique.kept_tokens for critique in scored.critiques),
         "tokens_not_spent": (saved := _tokens_not_spent(scored.critiques)),
         "tokens_of_all_critiques": spent + saved,
         **Counter(f"critique_{critique.outcome}" for critique in scored.critiques),

@@ -110,6 +110,8 @@ class Critique:
     num_tokens: int = 0
     """Tokens the critic generated for it."""
     cached: bool = False
+    kept_tokens: int = 0
+    """What it had cost, where it came from a cache; `num_tokens` is 0 then."""
     seed: int | None = None
     """Its sampling seed; None where no critic was asked for it."""
     prompt_hash: str = ""

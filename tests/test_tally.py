@@ -54,6 +54,7 @@ COUNTS = {
     "written_critiques": 6,
     "critiques_from_cache": 0,
     "critique_tokens": 70,
+    "judging_tokens": 70,
     "tokens_not_spent": 0,
     "tokens_of_all_critiques": 70,
     "critique_ok": 4,

@@ -317,7 +317,8 @@ def _spread(total: int, parts: int) -> list[int]:
 
 
 def _critic_tokens(groups: Sequence[GroupSummary]) -> float:
-    return sum(group.tally.get("critique_tokens", 0.0) for group in groups)
+    """What is taken from a budget: as if nothing had come from a cache."""
+    return sum(group.tally.get("judging_tokens", 0.0) for group in groups)
 
 
 def _why_dropped(batch: Batch) -> str:

@@ -11,8 +11,9 @@ Whole groups are judged or not: beside judged responses an unjudged one would be
 Within each in prompt order, as long as what they are expected to cost fits. Critics write something of every step of a
 response, so it is expected to cost by its steps, at what they have cost over the last steps of the run: those alone
 that were surely written down when this one began, so that the choice depends on configuration and seed and not on who
-was faster. Before any response was judged one costs the most that it can, and never more than that. Leaves out the
-judging (service) and waiting for the answers (cluster).
+was faster; and what came from a cache costs what it had cost, so that it does not depend on what happens to be kept.
+Before any response was judged one costs the most that it can, and never more than that. Leaves out the judging
+(service) and waiting for the answers (cluster).
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ class CriticBudget:
         self._most = most_per_response
         self._max_staleness = max_staleness
         self._seen: dict[int, tuple[float, float]] = {}
-        """Step of the run -> (tokens of critiques, steps of the responses that were judged)."""
+        """Step of the run -> (its `judging_tokens`, steps of the responses that were judged)."""
 
     def admit(self, step: int, groups: Sequence[Sequence[Sampled]], *, spent: float = 0.0) -> list[bool]:
-        """Which `groups` of `step` are judged. `spent`: tokens of the step so far."""
+        """Which `groups` of `step` are judged. `spent`: `judging_tokens` of the step so far."""
         rate, left = self._rate(step), self.tokens_per_step - spent
         judged = [False] * len(groups)
         for place in sorted(range(len(groups)), key=lambda place: _rank(groups[place])):
@@ -68,7 +69,7 @@ class CriticBudget:
     def record(self, step: int, tally: Mapping[str, float]) -> None:
         """Take in what `step` has cost; a response that no critic replied to tells nothing."""
         if steps := tally.get("answered_steps", 0.0):
-            self._seen[step] = (tally["critique_tokens"], steps)
+            self._seen[step] = (tally["judging_tokens"], steps)
         for old in sorted(self._seen)[: -(WINDOW + self._max_staleness)]:
             del self._seen[old]
 

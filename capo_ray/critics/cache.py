@@ -34,7 +34,8 @@ class CritiqueCache:
         if key not in self._kept:
             return None
         self._kept.move_to_end(key)
-        return tuple(replace(critique, cached=True, num_tokens=0) for critique in self._kept[key])
+        kept = self._kept[key]
+        return tuple(replace(made, cached=True, num_tokens=0, kept_tokens=made.num_tokens) for made in kept)
 
     def keep(self, key: Hashable, critiques: tuple[Critique, ...]) -> None:
         if self._size:

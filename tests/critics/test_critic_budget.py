@@ -10,10 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from responses import response
+from seeded_critic import SeededCritic
 
 from capo_ray.cluster.crew import CrewSettings, RayCrew
+from capo_ray.credit.critique import Reference
+from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.critics.budget import WINDOW, CriticBudget, Sampled
-from capo_ray.types import Answer, Batch, GroupSummary, Prompt, Sampling
+from capo_ray.critics.service import Critics, CriticSettings
+from capo_ray.tally import count_group
+from capo_ray.types import Answer, Batch, Critique, GroupSummary, Metrics, Prompt, Sampling, Step
 
 ANSWERS: dict[str, Answer] = {"r": "correct", "w": "wrong", "?": "unverifiable"}
 
@@ -56,7 +62,7 @@ def test_what_was_spent_before_is_gone() -> None:
 
 
 def cost(tokens: float, steps: float) -> dict[str, float]:
-    return {"critique_tokens": tokens, "answered_steps": steps}
+    return {"judging_tokens": tokens, "answered_steps": steps}
 
 
 def expected(budget: CriticBudget, step: int) -> float:
@@ -111,6 +117,35 @@ def test_a_checkpoint_brings_the_estimate_back() -> None:
             one.record(step, cost(step * 7, 3))
 
 
+def test_what_a_cache_had_costs_as_much() -> None:
+    """A run that was stopped has lost its cache, and must admit the same groups."""
+    steps = (Step(text="a", chars=(0, 1), tokens=(0, 1)),)
+
+    def tally(size: int) -> Metrics:
+        """Of four responses; every other one is equal to the first."""
+
+        async def scene() -> list[tuple[Critique, ...]]:
+            critics = Critics([SeededCritic(num_steps=1)], CriticSettings(cache=size, max_failed_share=1.0))
+            return [
+                await critics.judge(asked, Reference("none"), ["a"], response_key="", seed=0)
+                for asked in ("1?", "2?", "1?", "3?", "1?")
+            ]
+
+        members = [
+            Member(rollout=response("a"), steps=steps, critiques=made, answer="wrong") for made in asyncio.run(scene())
+        ]
+        return count_group(score_group(members, Scheme()), [None] * len(members))
+
+    kept, lost = tally(8), tally(1)  # the second keeps the last one alone
+    assert kept["critique_tokens"] < lost["critique_tokens"] == lost["judging_tokens"]
+    estimates = []
+    for counts in (kept, lost):
+        budget = CriticBudget(1000, most_per_response=400)
+        budget.record(0, counts)
+        estimates.append(expected(budget, 1))
+    assert estimates[0] == estimates[1] > 0
+
+
 # ---- the crew ------
 
 
@@ -151,7 +186,7 @@ class Shard:
             lengths=(2, 2),
             oldest_version=step,
             has_credit=prompt.id in self.judged or prompt.question == "rw",
-            tally={"responses": count, "critique_tokens": tokens, "answered_steps": tokens / 10},
+            tally={"responses": count, "judging_tokens": tokens, "answered_steps": tokens / 10},
             handle=None,
         )
 

@@ -32,7 +32,7 @@ async def judge_in_turn(critics: Critics, many: Sequence[Question]) -> list[tupl
 
 
 def unmarked(critiques: Sequence[Critique]) -> list[Critique]:
-    return [replace(critique, cached=False, num_tokens=0) for critique in critiques]
+    return [replace(critique, cached=False, num_tokens=0, kept_tokens=0) for critique in critiques]
 
 
 A, B, C = ("1 + 1?", "2"), ("1 + 1?", "3"), ("2 + 2?", "2")
