@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -27,6 +28,10 @@ from capo_ray.types import Metrics, Sampling
 if TYPE_CHECKING:
     import aiohttp
 
+log = logging.getLogger(__name__)
+
+CHARACTERS_PER_TOKEN = 4
+"""About, of what critics write; for servers that do not count."""
 _CONNECT_S = 10.0
 _MOST_SEED = 2**30
 """Seeds are kept below, since some servers read 32 bits."""
@@ -65,6 +70,7 @@ class HttpCritic:
         self._session: aiohttp.ClientSession | None = None
         self._takes_n = True
         self._limit_name = "max_tokens"
+        self._told_of_counts = False
         self._totals: Metrics = dict.fromkeys(("generated_tokens", "prompt_tokens", "cached_tokens"), 0.0)
         self._busy = Busy()
 
@@ -121,11 +127,20 @@ class HttpCritic:
         if status != 200:
             raise self._fault(status, headers, text)
         try:
-            return read_replies(json.loads(text), n)
+            answer = json.loads(text)
+            replies = read_replies(answer, n)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise HttpCriticError(
                 self._clean(f"{self._url}: an answer that is no chat completion ({error}): {text[:_SHOWN]!r}")
             ) from None
+        if not counts_tokens(answer) and not self._told_of_counts:
+            self._told_of_counts = True
+            log.warning(
+                "%s does not say how many tokens it wrote (usage.completion_tokens); they are taken to have %d "
+                "characters each, in speeds, metrics and critic.tokens_per_step",
+                self._url, CHARACTERS_PER_TOKEN,
+            )  # fmt: skip
+        return replies
 
     def _fault(self, status: int, headers: Mapping[str, str], text: str) -> Exception:
         message = self._clean(f"{self._url}: HTTP {status}: {text[:_SHOWN].strip()}")
@@ -215,7 +230,8 @@ def retry_after_s(value: str | None) -> float | None:
 def read_replies(answer: Any, n: int) -> Replies:
     """The completions of a chat completion answer, at most `n`. Raises ValueError and its like for anything else.
 
-    The server counts tokens of all completions together: each has its share by characters.
+    The server counts tokens of all completions together: each has its share by characters. Where it does not count,
+    about so many are taken to be there.
     """
     choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))[:n]
     if not choices:
@@ -223,8 +239,11 @@ def read_replies(answer: Any, n: int) -> Replies:
     texts = [choice["message"].get("content") or "" for choice in choices]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("content is no text")
-    usage = answer.get("usage") or {}
-    tokens = _split(int(usage.get("completion_tokens") or 0), [len(text) for text in texts])
+    usage, lengths = answer.get("usage") or {}, [len(text) for text in texts]
+    if counts_tokens(answer):
+        tokens = _split(int(usage["completion_tokens"]), lengths)
+    else:
+        tokens = [-(-length // CHARACTERS_PER_TOKEN) for length in lengths]
     return Replies(
         completions=tuple(
             Completion(text=text, truncated=choice.get("finish_reason") == "length", num_tokens=share)
@@ -233,6 +252,11 @@ def read_replies(answer: Any, n: int) -> Replies:
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
         cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
     )
+
+
+def counts_tokens(answer: Mapping[str, Any]) -> bool:
+    """Whether a chat completion answer says how many tokens were written."""
+    return (answer.get("usage") or {}).get("completion_tokens") is not None
 
 
 def _split(total: int, weights: Sequence[int]) -> list[int]:

@@ -89,6 +89,23 @@ def test_no_usage_and_no_content_are_borne() -> None:
     assert (completion.text, completion.truncated, completion.num_tokens) == ("", True, 0)
 
 
+@pytest.mark.parametrize("usage", [{}, {"usage": None}, {"usage": {"prompt_tokens": 9, "completion_tokens": None}}])
+def test_a_server_that_counts_no_tokens_has_them_counted_and_is_told_of_once(
+    usage: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answer(body: dict[str, Any], request: web.Request) -> web.Response:
+        choices = [{"index": i, "message": {"content": "x" * (400 * i + 1)}} for i in range(2)]
+        return web.json_response({"choices": choices} | usage)
+
+    async def twice(critic: HttpCritic) -> tuple[Replies, float]:
+        await ask(n=2)(critic)
+        return await ask(n=2)(critic), (await critic.metrics())["generated_tokens"]
+
+    replies, total = using(answer, twice)
+    assert [completion.num_tokens for completion in replies.completions] == [1, 101] and total == 204
+    assert sum("does not say how many tokens it wrote" in record.message for record in caplog.records) == 1
+
+
 @pytest.mark.parametrize("refuses", [True, False])
 def test_a_server_that_gives_one_completion_at_a_time_is_asked_n_times(refuses: bool) -> None:
     """Whether it refuses `n` or overlooks it; it is tried once, and every completion has its own seed."""
