@@ -1,4 +1,4 @@
-"""Twenty thousand critiques over HTTP from servers that die, hang, refuse and talk nonsense: none lost, none twice."""
+"""Twenty thousand requests of two critiques over HTTP from servers that die, hang, refuse and talk nonsense: none lost, none twice."""
 
 import asyncio
 import subprocess
@@ -17,7 +17,7 @@ from capo_ray.types import Critique
 
 pytestmark = pytest.mark.slow
 
-RESPONSES = 10_000
+RESPONSES = 20_000
 CRITIQUES = 2
 REFERENCE = Reference("none")
 
@@ -25,7 +25,7 @@ REFERENCE = Reference("none")
 @contextmanager
 def servers(seed: str, *wanted: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     """A process of servers and their ports."""
-    script = Path(__file__).with_name("chaos_servers.py")
+    script = Path(__file__).parents[1] / "chaos_servers.py"
     process = subprocess.Popen([sys.executable, str(script), seed, *wanted], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -57,7 +57,7 @@ async def judge_all(service: Critics, at: dict[int, object]) -> list[tuple[Criti
     return await asyncio.gather(*(one(number) for number in range(RESPONSES)))
 
 
-def test_twenty_thousand_critiques() -> None:
+def test_twenty_thousand_requests() -> None:
     settings = CriticSettings(
         critiques=CRITIQUES,
         max_critique_tokens=16,
@@ -78,7 +78,7 @@ def test_twenty_thousand_critiques() -> None:
         started: list[subprocess.Popen[str]] = []
 
         def again() -> None:
-            script = Path(__file__).with_name("chaos_servers.py")
+            script = Path(__file__).parents[1] / "chaos_servers.py"
             started.append(
                 subprocess.Popen([sys.executable, str(script), "d", f"{port_c}:good"], stdout=subprocess.DEVNULL)
             )
