@@ -1,4 +1,4 @@
-"""Twenty thousand requests of two critiques over HTTP from servers that die, hang, refuse and talk nonsense: none lost, none twice."""
+"""Twenty thousand requests over HTTP to servers that die, hang, refuse and talk nonsense: none lost, none twice."""
 
 import asyncio
 import subprocess
