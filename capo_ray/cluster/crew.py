@@ -273,6 +273,9 @@ class RayCrew:
         counted = {f"critic/{name}": judging[name] for name in wanted if name in judging}
         if "canary_tokens" in judging:
             counted["tokens/canaries"] = judging["canary_tokens"]
+        if shown := judging.get("prompt_tokens"):
+            counted["tokens/critic_prompts"] = shown
+            made.setdefault("cache/critic_prompt_hit_share", judging["cached_prompt_tokens"] / shown)  # of servers
         return made | rates(judging) | counted
 
     async def _counted(self, role: str, actors: Sequence[Any]) -> Metrics:

@@ -87,3 +87,16 @@ def test_a_step_without_a_critic_is_written_down(tmp_path: Path) -> None:
     crew._parts.critics = [Actor(ValueError("a fault of its own"))]
     with pytest.raises(ValueError, match="a fault of its own"):
         asyncio.run(crew._speeds())
+
+
+def test_prompts_of_servers_are_written_down(tmp_path: Path) -> None:
+    """As they say, where there is no engine of the run's own to say it."""
+    crew: Any = Crew(tmp_path)
+
+    async def counted() -> Metrics:
+        return {"prompt_tokens": 80.0, "cached_prompt_tokens": 60.0}
+
+    crew._parts.aggregators = [SimpleNamespace(metrics=SimpleNamespace(remote=counted))]
+    assert asyncio.run(crew._speeds()) == {"tokens/critic_prompts": 80, "cache/critic_prompt_hit_share": 0.75}
+    crew._parts.critics = [Actor(100.0)]
+    assert asyncio.run(crew._speeds())["cache/critic_prompt_hit_share"] == 0.5
