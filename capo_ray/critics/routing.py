@@ -112,6 +112,8 @@ class Ticket:
     is_probe: bool = False
     """Whether its seat is that of the one request that tries a member after its rest."""
     seated_at: float = 0.0
+    crowd: int = 0
+    """Requests in flight at its member then, itself among them."""
 
 
 class Pool:
@@ -167,7 +169,7 @@ class Pool:
 
     def answered(self, ticket: Ticket, member: Member, *, longest: int) -> None:
         """The member answered; its longest reply had `longest` tokens."""
-        member.learn(_now() - ticket.seated_at, longest, member.in_flight)
+        member.learn(_now() - ticket.seated_at, longest, max(ticket.crowd, member.in_flight))
         member.room = max(1.0, min(self._fair_room(member), member.room + _GROWTH))
         member.failures_in_row, self._down_since = 0, None
         if ticket.is_probe or not member.resting:
@@ -238,7 +240,7 @@ class Pool:
                 continue
             member.in_flight += 1
             member.outstanding_tokens += ticket.tokens
-            ticket.seated_at = now
+            ticket.seated_at, ticket.crowd = now, member.in_flight
             ticket.is_probe = member.probing = member.retry_at is not None
             seat.set_result(member)
         self._queue.extendleft(reversed(waiting))

@@ -183,6 +183,20 @@ def test_an_engine_that_becomes_slow_is_given_more_time() -> None:
     assert [round(b - a) for a, b in pairwise(engine.started)][4:] == [1, 40, 80, 160]
 
 
+def test_the_last_answers_of_a_batch_were_not_alone() -> None:
+    """Answers that come all at once were made beside one another; the next batch is given no more time for it."""
+    engine = Engine(fault=always(1.0))
+
+    async def scene() -> None:
+        service = line(engine, room=64)
+        (member,) = service.pool.members
+        await ask_many(service, 64)
+        assert 32 < member.load <= 64
+        assert service.pool.deadline_s(*seated(service.pool, 1000, 64)) < 2 * 40
+
+    play(scene())
+
+
 def test_requests_that_hang_side_by_side_are_one_lesson() -> None:
     """Sixty-four timeouts at a time leave the engine twice as slow, and its next answer as fast as it is."""
     engine = Engine(fault=lambda e: 10_000.0 if 10 < now() < 600 else 2.0 if now() > 600 else 1.0)
