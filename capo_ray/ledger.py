@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -66,6 +66,7 @@ def _schemas() -> dict[str, pyarrow.Schema]:
         ("versions", ints),
         ("num_tokens", pa.int32()),
         ("num_critiques", pa.int32()),
+        ("spare", pa.bool_()),
         ("step_chars", spans),
         ("step_tokens", spans),
         ("steps_right", pa.list_(pa.bool_())),
@@ -110,11 +111,13 @@ class Ledger:
                 for number, critique in enumerate(member.critiques)
             ]
 
-    def write(self, step: int) -> None:
-        """Write what was taken in of `step`."""
+    def write(self, step: int, spare: Collection[str] = ()) -> None:
+        """Write what was taken in of `step`; `spare` names the prompts whose groups were replaced by others."""
         rows = self._rows.pop(step, None)
         if rows is None:
             return
+        for row in rows[RESPONSES]:
+            row["spare"] = row["prompt_id"] in spare
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -173,6 +176,8 @@ class RecordedGroup:
     members: tuple[Member, ...]
     steps_right: tuple[tuple[bool, ...] | None, ...]
     """The truth of each member's steps; None where the task knows none."""
+    spare: bool = False
+    """Whether another was trained on in its place, since no token of it had an advantage."""
 
 
 def read(run_dir: Path) -> Iterator[tuple[Scheme, list[RecordedGroup]]]:
@@ -233,6 +238,7 @@ def _groups(responses: Sequence[JsonDict], critiques: Sequence[JsonDict]) -> lis
             **{field: group[0][0][field] for field in PROBLEM},
             members=tuple(member for _, member in group),
             steps_right=tuple(None if row["steps_right"] is None else tuple(row["steps_right"]) for row, _ in group),
+            spare=group[0][0]["spare"],
         )
         for (step, name), group in made.items()
     ]

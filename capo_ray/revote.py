@@ -4,7 +4,7 @@ From the ledger alone (see `ledger`), without GPU and without Ray: votes, token 
 again by the path that training takes, `credit.group.score_group`, once as the run did and once with the keys given
 (`vote=majority process_weight=0.5 advantage=capo_mean`), and what differs is shown by range of steps. A key that is not
 given is the run's own. Where the run stopped asking before the new vote is decided, the response is undetermined: it
-is counted and left out. `out` gets a line per response. Leaves out a KL term in the reward, and what the policy would
+is counted and left out. A group that a refill replaced is left out where no token of it has an advantage. `out` gets a line per response. Leaves out a KL term in the reward, and what the policy would
 have become: the responses are those that were sampled.
 """
 
@@ -99,8 +99,9 @@ def revote(groups: Sequence[RecordedGroup], before: Scheme, after: Scheme) -> li
     open_groups = [any(row) and after.needs_judge for row in open_verdicts]
     pays = algorithm_of(after.advantage).step_penalties
     everyone = after.unjudged == "outcome_only"  # one member that may be unjudged changes the rewards of all
-    rows_before = _trained(scores[0], before, [False] * len(groups))
-    rows = _trained(scores[1], after, open_groups)
+    spare = [[group.spare and not score.has_credit for group, score in zip(groups, row, strict=True)] for row in scores]
+    rows_before = _trained(scores[0], before, spare[0])
+    rows = _trained(scores[1], after, [a or b for a, b in zip(open_groups, spare[1], strict=True)])
     return [
         Revoted(
             group=group,
@@ -123,8 +124,8 @@ def _trained(scores: Sequence[GroupScore], scheme: Scheme, left_out: Sequence[bo
         known = [score for score, out in zip(scores, left_out, strict=True) if not out]
         centre, spread = centre_and_spread(count_group(score, [None] * len(score.members)) for score in known)
     made: list[Rows] = []
-    for score in scores:
-        alone = sum(row is not None for row in score.advantages) < 2  # then the group is not trained on
+    for score, out in zip(scores, left_out, strict=True):
+        alone = out or sum(row is not None for row in score.advantages) < 2  # then the group is not trained on
         made.append(
             [None if row is None or alone else [(value - centre) / spread for value in row] for row in score.advantages]
         )

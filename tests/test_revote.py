@@ -161,6 +161,24 @@ def test_an_advantage_over_the_batch_is_standardised_over_the_step(
     assert sum(value * value for value in advantages) / len(advantages) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_group_that_was_replaced_is_in_no_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was trained on is standardised without it; under a vote that gives it credit it is no spare one."""
+    silent = (member(0, "wrong", ok(0), ok()), member(1, "wrong", ok(0), ok()))
+    advantages = {}
+    for name, groups in {"alone": [GROUP], "with": [GROUP, silent]}.items():
+        ledger = Ledger(tmp_path / name, shard=0, scheme=Scheme(advantage="capo_batch"), sampling=Sampling(max_tokens=9))
+        for number, group in enumerate(groups):
+            ledger.add(0, Prompt(id=str(number), question="", token_ids=(1,), answer=""), group)
+        ledger.write(0, spare=["1"])
+        out = tmp_path / f"{name}.jsonl"
+        (row, _) = table(capsys, tmp_path / name, f"out={out}")
+        assert row["signs changed"] == "0.0%"
+        advantages[name] = [line["advantages"] for line in lines(out)]
+    assert advantages["with"] == [*advantages["alone"], None, None]
+    table(capsys, tmp_path / "with", "vote=majority", f"out={out}")
+    assert all(line["advantages"] for line in lines(out))
+
+
 def test_steps_are_shown_in_ten_ranges_at_most() -> None:
     rows = rows_of({step: Sums(responses=2) for step in range(25)})
     assert [row[0] for row in rows] == [*(f"{at}-{at + 2}" for at in range(0, 24, 3)), "24", "all"]

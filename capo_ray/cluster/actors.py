@@ -6,7 +6,7 @@ imports an engine. Leaves out how many there are and where (pools, placement).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from capo_ray.cluster.lifeline import Lifeline
@@ -169,8 +169,8 @@ class AggregatorActor:
     async def begin_canaries(self, canaries: Sequence[Canary]) -> None:
         self._aggregator.begin_canaries(canaries)
 
-    async def write_samples(self, step: int) -> None:
-        self._aggregator.write_samples(step)
+    async def write_samples(self, step: int, spare: Collection[str]) -> None:
+        self._aggregator.write_samples(step, spare)
 
     async def metrics(self) -> Metrics:
         return self._aggregator.metrics()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,10 +156,13 @@ class Aggregator:
         find = self._parts.find_truth
         return find(prompt, member.rollout.text) if find else None
 
-    def write_samples(self, step: int) -> None:
-        """Write the samples kept of `step` to their own file, whole or not at all, and the ledger's part of it."""
+    def write_samples(self, step: int, spare: Collection[str] = ()) -> None:
+        """Write the samples kept of `step` to their own file, whole or not at all, and the ledger's part of it.
+
+        `spare` names the prompts whose groups were replaced by others.
+        """
         if self._ledger is not None:
-            self._ledger.write(step)
+            self._ledger.write(step, spare)
         samples = self._samples.pop(step, None)
         if not samples:
             return

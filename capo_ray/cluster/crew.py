@@ -239,8 +239,9 @@ class RayCrew:
 
     async def record(self, batch: Batch, update: Update, seconds: Metrics) -> None:
         tally = add(group.tally for group in (*batch.groups, *batch.spare))
+        spare = [group.prompt_id for group in batch.spare]
         for shard in self._parts.aggregators:
-            await shard.write_samples.remote(batch.step)
+            await shard.write_samples.remote(batch.step, spare)
         metrics = rates(tally) | {f"trainer/{name}": value for name, value in update.metrics.items()}
         metrics |= await self._speeds() | self._trainer_speed(batch, seconds)
         metrics |= {f"seconds/{name}": value for name, value in (seconds | {"collect": batch.seconds}).items()}

@@ -138,6 +138,8 @@ class Ledger:
         for name in (name for name in self.files() if name.partition("-")[0] == step):
             for prompt_id in dict.fromkeys(entry.prompt_id for entry in self.entries(name)):
                 scheme, group = read_group(self.run_dir, name, prompt_id)
+                if group.spare:
+                    continue  # the trainer did not see it
                 tallies.append(count_group(score_group(group.members, scheme), [None] * len(group.members)))
         return centre_and_spread(tallies)
 
