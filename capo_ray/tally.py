@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 
+from capo_ray.credit.flags import FLAG
 from capo_ray.credit.group import GroupScore
 from capo_ray.types import FAILED_OUTCOMES, REPLIED_OUTCOMES, Critique, Metrics, Scored
 
@@ -33,13 +34,20 @@ RATES: dict[str, tuple[str, str]] = {
     "outcome/accuracy": ("correct", "verified"),
     "outcome/unverifiable_share": ("unverifiable", "responses"),
     "reward/mean_token_reward": ("token_reward", "response_tokens"),
+    "reward/judged": ("judged_rewards", "judged_rewarded"),
+    "reward/unjudged": ("unjudged_rewards", "unjudged_rewarded"),
     "response/mean_tokens": ("response_tokens", "responses"),
+    "response/mean_tokens_right": ("right_tokens", "correct"),
+    "response/mean_tokens_wrong": ("wrong_tokens", "wrong"),
     "response/mean_steps": ("steps", "responses"),
     "response/cut_off_share": ("cut_off", "responses"),
     "critic/valid_share": ("valid_critiques", "finished_critiques"),
     "critic/unjudged_share": ("unjudged", "responses"),
     "critic/flagged_step_share": ("flagged_steps", "judged_steps"),
     "critic/flagged_token_share": ("flagged_tokens", "judged_tokens"),
+    "critic/flagged_steps_right": ("right_flagged_steps", "right_judged"),
+    "critic/flagged_steps_wrong": ("wrong_flagged_steps", "wrong_judged"),
+    "critic/seconds_per_response": ("seconds", "responses"),
     "critic/mean_tokens": ("critique_tokens", "written_critiques"),
     "critic/saved_token_share": ("tokens_not_spent", "tokens_of_all_critiques"),
     "critic/from_cache_share": ("critiques_from_cache", "critiques"),
@@ -85,7 +93,7 @@ def count_group(score: GroupScore, truths: Sequence[Truth | None]) -> Metrics:
 
 def count_response(scored: Scored, truth: Truth | None) -> Metrics:
     """What counts of a response alone, also where it is in no group (evaluation)."""
-    counts = _count_credit(scored) | (_count_truth(scored, truth) if truth is not None else {})
+    counts = _count_credit(scored) | _count_answer(scored) | (_count_truth(scored, truth) if truth is not None else {})
     return {name: float(value) for name, value in counts.items()}
 
 
@@ -109,7 +117,7 @@ def _count_credit(scored: Scored) -> dict[str, float]:
         "critiques": len(scored.critiques),
         "answered_steps": len(scored.steps) if any(c.outcome in REPLIED_OUTCOMES for c in scored.critiques) else 0,
         "finished_critiques": len(finished),
-        "written_critiques": sum(not critique.cached for critique in finished),
+        "written_critiques": sum(c.outcome in REPLIED_OUTCOMES and not c.cached for c in scored.critiques),
         "valid_critiques": sum(critique.outcome == "ok" for critique in scored.critiques),
         "critiques_from_cache": sum(critique.cached for critique in scored.critiques),
         "critique_tokens": (spent := sum(critique.num_tokens for critique in scored.critiques)),
@@ -120,11 +128,25 @@ def _count_credit(scored: Scored) -> dict[str, float]:
     }
 
 
+def _count_answer(scored: Scored) -> dict[str, float]:
+    """Right and wrong responses apart, and, where critics were to judge them, judged and unjudged ones."""
+    if scored.answer == "unverifiable":
+        return {}
+    kind, rewards, verdict = "right" if scored.answer == "correct" else "wrong", scored.token_rewards, scored.verdict
+    counts: dict[str, float] = {f"{kind}_tokens": len(rewards), "wrong": kind == "wrong"}
+    if verdict is not None:
+        counts |= {f"{kind}_judged": 1, f"{kind}_flagged_steps": len(verdict.wrong_steps)}
+    if scored.critiques and rewards:
+        name = "judged" if verdict is not None else "unjudged"
+        counts |= {f"{name}_rewards": fsum(rewards) / len(rewards), f"{name}_rewarded": 1}
+    return counts
+
+
 def _tokens_not_spent(critiques: Sequence[Critique]) -> float:
-    """What the critiques that were not asked for would have cost: a guess, as many tokens each as those that were."""
-    asked = [critique for critique in critiques if critique.outcome != "not_asked"]
-    left = len(critiques) - len(asked)
-    return left * sum(critique.num_tokens for critique in asked) / len(asked) if left and asked else 0.0
+    """What the critiques that were not asked for would have cost: a guess, as many tokens each as those that came."""
+    came = [critique.num_tokens for critique in critiques if critique.outcome in REPLIED_OUTCOMES]
+    left = sum(critique.outcome == "not_asked" for critique in critiques)
+    return left * sum(came) / len(came) if came else 0.0
 
 
 def _count_truth(scored: Scored, truth: Truth) -> dict[str, float]:
@@ -140,7 +162,7 @@ def _count_truth(scored: Scored, truth: Truth) -> dict[str, float]:
         "neither_right": not answer and not process,
     }
     if scored.verdict is not None and len(truth.steps_right) == len(scored.steps):
-        flagged = set(scored.verdict.wrong_steps)
+        flagged = {s for s, weight in enumerate(scored.verdict.weights) if weight >= FLAG}
         wrong = {s for s, right in enumerate(truth.steps_right) if not right}
         counts |= {"truth_flagged": len(flagged), "truth_wrong": len(wrong), "true_flags": len(flagged & wrong)}
     return counts

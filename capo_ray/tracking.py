@@ -127,9 +127,8 @@ class Tracker:
         self._console = console
         self._wandb_id = str((resume_state or {}).get("wandb_id") or secrets.token_hex(4))
         self._restarts = 0
-        self._watches: list[Watch] = [HackingWatch()]
-        if canaries is not None:
-            self._watches.append(CanaryWatch(min_precision=canaries.min_precision, min_recall=canaries.min_recall))
+        self._canaries = canaries
+        self._watches = self._new_watches()
         self._sinks: list[Sink] = []
         if config.tensorboard:
             self._sinks.append(TensorBoard(run_dir / "tensorboard"))
@@ -183,13 +182,26 @@ class Tracker:
         def stays(line: JsonDict) -> bool:
             return line["step"] < step or (line["step"] == step and is_evaluation(line))
 
-        self._evaluations = evaluations(_keep_whole_lines(self._file, stays))
+        kept = _keep_whole_lines(self._file, stays)
+        self._evaluations = evaluations(kept)
+        self._watches = self._new_watches()
+        for line in kept:
+            if not is_evaluation(line):
+                known = {name: value for name, value in line.items() if value is not None}
+                for watch in self._watches:
+                    watch.look(known)  # what it says of these steps was said
         for path in [path for folder in BY_STEP for path in (self._run_dir / folder).glob("*")]:
             found = STEP_FILE.fullmatch(path.name)
             if path.suffix == ".partial" or (found and int(found[1]) >= step):
                 path.unlink()
         for sink in self._sinks:
             sink.rewind(step)
+
+    def _new_watches(self) -> list[Watch]:
+        watches: list[Watch] = [HackingWatch()]
+        if (floors := self._canaries) is not None:
+            watches.append(CanaryWatch(min_precision=floors.min_precision, min_recall=floors.min_recall))
+        return watches
 
     def restarted(self, number: int) -> None:
         """Say in the steps that follow that all actors have been started again `number` times."""

@@ -166,7 +166,9 @@ def test_a_group_that_was_replaced_is_in_no_mean(tmp_path: Path, capsys: pytest.
     silent = (member(0, "wrong", ok(0), ok()), member(1, "wrong", ok(0), ok()))
     advantages = {}
     for name, groups in {"alone": [GROUP], "with": [GROUP, silent]}.items():
-        ledger = Ledger(tmp_path / name, shard=0, scheme=Scheme(advantage="capo_batch"), sampling=Sampling(max_tokens=9))
+        ledger = Ledger(
+            tmp_path / name, shard=0, scheme=Scheme(advantage="capo_batch"), sampling=Sampling(max_tokens=9)
+        )
         for number, group in enumerate(groups):
             ledger.add(0, Prompt(id=str(number), question="", token_ids=(1,), answer=""), group)
         ledger.write(0, spare=["1"])

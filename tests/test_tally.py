@@ -51,10 +51,21 @@ COUNTS = {
     "answered_steps": 3 + 2 + 1,
     "finished_critiques": 6,
     "valid_critiques": 4,
-    "written_critiques": 6,
+    "written_critiques": 5,
     "critiques_from_cache": 0,
     "critique_tokens": 70,
     "judging_tokens": 70,
+    "wrong": 2,
+    "right_tokens": 4,
+    "wrong_tokens": 2 + 2,
+    "right_judged": 1,
+    "wrong_judged": 1,
+    "right_flagged_steps": 1,
+    "wrong_flagged_steps": 0,
+    "judged_rewards": 7 / 4 + 0,
+    "judged_rewarded": 2,
+    "unjudged_rewards": 0,
+    "unjudged_rewarded": 1,
     "tokens_not_spent": 0,
     "tokens_of_all_critiques": 70,
     "critique_ok": 4,
@@ -100,13 +111,19 @@ def test_rates_of_a_group() -> None:
         "outcome/unverifiable_share": 1 / 4,
         "reward/mean_token_reward": 6 / 10,
         "response/mean_tokens": 10 / 4,
+        "reward/judged": 7 / 8,
+        "reward/unjudged": 0,
+        "response/mean_tokens_right": 4,
+        "response/mean_tokens_wrong": 2,
         "response/mean_steps": 7 / 4,
         "response/cut_off_share": 1 / 4,
         "critic/valid_share": 4 / 6,
         "critic/unjudged_share": 1 / 4,
         "critic/flagged_step_share": 2 / 6,
         "critic/flagged_token_share": 2 / 8,
-        "critic/mean_tokens": 70 / 6,
+        "critic/flagged_steps_right": 1,
+        "critic/flagged_steps_wrong": 0,
+        "critic/mean_tokens": 70 / 5,
         "critic/saved_token_share": 0,
         "critic/from_cache_share": 0,
         "critic/precision": 1,
@@ -163,6 +180,14 @@ def test_flags_are_not_compared_with_a_truth_about_other_steps(score: GroupScore
     assert counts["truth_steps"] == 1 and "truth_flagged" not in counts
 
 
+def test_an_average_flags_from_half_on_as_it_does_for_canaries() -> None:
+    truth = Truth(answer_right=False, steps_right=(False, True, False))
+    pieces = ("one\n\n", "two\n\n", "three")
+    judged = member("wrong", (ok(0, 1), ok(0), ok(0), ok(0, 2), ok(2), ok(2)), *pieces)  # weights 2/3, 1/6, 1/2
+    counts = count_response(score_group([judged], Scheme(vote="average")).members[0], truth)
+    assert (counts["truth_flagged"], counts["true_flags"], counts["truth_wrong"]) == (2, 2, 2)
+
+
 def test_a_response_without_steps_has_no_right_process(score: GroupScore) -> None:
     truth = Truth(answer_right=False, steps_right=())
     assert not truth.process_right
@@ -176,6 +201,10 @@ def test_what_was_not_asked_for_is_taken_to_cost_what_was() -> None:
     counts = count_response(scored, None)
     assert (counts["tokens_not_spent"], counts["tokens_of_all_critiques"]) == (40, 80)  # twice the mean of 10 and 30
     assert rates(counts)["critic/saved_token_share"] == 0.5
+    away = score_group(
+        [member("wrong", (ok(), failed("cancelled"), failed("timeout"), left), "one")], Scheme()
+    ).members[0]
+    assert count_response(away, None)["tokens_not_spent"] == 10  # what an outage or a timeout took is no saving
     nobody = score_group([member("wrong", (left, left), "one")], Scheme()).members[0]
     assert count_response(nobody, None)["tokens_not_spent"] == 0
 

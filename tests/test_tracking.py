@@ -79,6 +79,26 @@ def test_restarts_are_counted(tmp_path: Path) -> None:
     assert [line["run/restarts"] for line in lines(tmp_path)] == [0, 1]
 
 
+def test_a_run_that_is_stopped_now_and_then_is_warned_as_one_that_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings(run_dir: Path, resumed_at: tuple[int, ...]) -> list[str]:
+        caplog.clear()
+        made = tracker(run_dir)
+        for step in range(60):
+            if step in resumed_at:
+                made = tracker(run_dir)
+                made.rewind(step)
+            accuracy = 0.6 - 0.005 * step
+            made.step(
+                step,
+                {"response/mean_tokens": 100 + 10.0 * step, "response/mean_steps": 5.0, "outcome/accuracy": accuracy},
+            )
+        return list(caplog.messages)
+
+    assert warnings(tmp_path / "resumed", (15, 30, 45)) == warnings(tmp_path / "whole", ()) != []
+
+
 def test_a_critic_below_its_floor_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     counts = {
         "critic/canaries": 60.0,

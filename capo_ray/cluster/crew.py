@@ -266,7 +266,10 @@ class RayCrew:
                 made[f"speed/{role}_tokens_per_s"] = new["generated_tokens"] / new["busy_s"]
             if new.get("prompt_tokens", 0.0) > 0:
                 made[f"cache/{role}_prompt_hit_share"] = new["cached_tokens"] / new["prompt_tokens"]
-        judging = add(await asyncio.gather(*(shard.metrics.remote() for shard in self._parts.aggregators)))
+        shards = await asyncio.gather(*(shard.metrics.remote() for shard in self._parts.aggregators))
+        judging = add(shards)
+        if "engines_down" in judging:
+            judging["engines_down"] = max(shard["engines_down"] for shard in shards)  # all shards ask the same engines
         wanted = (
             *("retries", "references_shortened", "contradictions", "dropped_indices", "engines_down"),
             *("canaries", "canary_hits", "canary_flagged", "canary_wrong"),
