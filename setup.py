@@ -2,7 +2,7 @@
 
 `conf/` stands at the top of the repository and is shipped inside the package, as `capo_ray/conf`. An editable install
 does not honour that mapping, so `capo_ray.config.conf_dir` looks for the folder by path: the installed copy first,
-then the checkout's.
+then the checkout's. The locks of `requirements/`, which `capo_ray.doctor` compares with, are shipped in the same way.
 """
 
 from pathlib import Path
@@ -66,10 +66,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=[*find_packages(include=["capo_ray", "capo_ray.*"]), "capo_ray.conf"],
-    package_dir={"capo_ray.conf": "conf"},
+    packages=[*find_packages(include=["capo_ray", "capo_ray.*"]), "capo_ray.conf", "capo_ray.requirements"],
+    package_dir={"capo_ray.conf": "conf", "capo_ray.requirements": "requirements"},
     package_data={
         "capo_ray.conf": ["*.yaml", "**/*.yaml"],
+        "capo_ray.requirements": ["*.lock"],
         "capo_ray": [
             "py.typed",
             "credit/templates/*.jinja",

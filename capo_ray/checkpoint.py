@@ -27,6 +27,14 @@ class RunDirError(ValueError):
 
 def claim(run_dir: Path, *, resume: bool) -> list[Path]:
     """Make `run_dir` for a new run, or check that there is a run to resume. The folders made, innermost first."""
+    check_claim(run_dir, resume=resume)
+    made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def check_claim(run_dir: Path, *, resume: bool) -> None:
+    """Raises RunDirError where a run cannot begin in `run_dir`, or be resumed."""
     if run_dir.exists() and not run_dir.is_dir():
         raise RunDirError(f"the run directory {run_dir} is a file; pass another run_dir")
     begun = (run_dir / "config.yaml").is_file()
@@ -39,9 +47,6 @@ def claim(run_dir: Path, *, resume: bool) -> list[Path]:
             f"the run directory {run_dir} exists and is not empty: pass resume=true to continue that run, "
             "or another run_dir (or none) to start a new one"
         )
-    made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return made
 
 
 def abandon(run_dir: Path, made: Sequence[Path] = ()) -> None:

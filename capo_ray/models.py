@@ -92,7 +92,7 @@ def folder_here(name: str) -> Path:
     if name.startswith("asset:"):
         return ASSETS / name.removeprefix("asset:")
     folder = Path(name).expanduser()
-    if folder.is_dir() or not _is_hub_id(name):
+    if folder.is_dir() or not is_hub_id(name):
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -103,7 +103,7 @@ def folder_here(name: str) -> Path:
         return folder
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
     """owner/name"""
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
@@ -169,7 +169,7 @@ def _here(name: str, field: str) -> Path:
     if (folder := Path(name).expanduser()).is_dir():
         return folder
     message = f"{field}: {name!r} is no folder here"
-    if not _is_hub_id(name):
+    if not is_hub_id(name):
         experiment = conf_dir() / "experiment" / f"{folder.name}.yaml"
         made = f". python -m capo_ray.sft +experiment={folder.name} makes it" if experiment.is_file() else ""
         raise ConfigError(f"{message}; name a folder or a Hugging Face id (owner/name){made}")

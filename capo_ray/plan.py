@@ -269,7 +269,7 @@ def _parts(memory: Mapping[str, float]) -> str:
     return " + ".join(f"{name} {gib:.1f}" for name, gib in memory.items() if gib >= 0.05)
 
 
-def _plan_here(config: Config, machine: Machine) -> Plan:
+def plan_here(config: Config, machine: Machine) -> Plan:
     shapes = {"policy": shape_of(config.policy)}
     shapes |= {place: shape_of(voter.model) for place, voter in critics_here(config) if voter.model}
     return plan_for(config, shapes, gpu_gib=machine.gpu_gib or ASSUMED_GPU_GIB)
@@ -280,7 +280,7 @@ def describe(config: Config) -> str:
     import yaml
 
     machine = this_machine(config.cluster)
-    plan = _plan_here(config, machine)
+    plan = plan_here(config, machine)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
     missing = fits(plan, machine)
     verdict = "it fits" if not missing else f"it does not fit: {'; '.join(missing)}"
@@ -292,7 +292,7 @@ def refuse_unfit(config: Config, machine: Machine | None = None) -> None:
     if config.cluster.address is not None:
         return
     here = machine or this_machine(config.cluster)
-    plan = _plan_here(config, here)
+    plan = plan_here(config, here)
     missing = fits(plan, here)
     if not missing:
         return
@@ -312,7 +312,7 @@ def experiments_that_fit(machine: Machine) -> list[str]:
     """Names of the experiments in conf/ that `machine` can hold."""
     names = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
     configs = {name: _experiment(name) for name in names}
-    return [name for name, config in configs.items() if config and not fits(_plan_here(config, machine), machine)]
+    return [name for name, config in configs.items() if config and not fits(plan_here(config, machine), machine)]
 
 
 @cache

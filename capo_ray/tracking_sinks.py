@@ -117,7 +117,7 @@ def start_wandb(
     try:
         import wandb
 
-        mode = _mode(config)
+        mode = wandb_mode(config)
         settings = wandb.Settings(
             silent=True,
             console="off",
@@ -149,17 +149,17 @@ def start_wandb(
         return None
 
 
-def _mode(config: Tracking) -> Literal["online", "offline", "disabled"]:
+def wandb_mode(config: Tracking) -> Literal["online", "offline", "disabled"]:
     """auto: what WANDB_MODE says, else online when a key is configured, else offline."""
     if config.wandb == "online" or config.wandb == "offline":
         return config.wandb
     asked = os.environ.get("WANDB_MODE")
     if asked:
         return "online" if asked == "online" else "disabled" if asked == "disabled" else "offline"
-    return "online" if _has_key() else "offline"
+    return "online" if has_key() else "offline"
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
     """Whether a key is at hand for wandb's server; `wandb.login` would ask the server, and wait for it."""
     import wandb
 

@@ -124,6 +124,7 @@ def test_a_wheel_holds_configuration_and_models(built: Path) -> None:
         there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
         inside = {f"capo_ray/{name}" if folder == "conf" else name for name in there}
         assert inside <= names, inside - names
+    assert {"capo_ray/requirements/cpu.lock", "capo_ray/requirements/gpu.lock"} <= names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
     required = {name: re.split(r"[<>=!\[; ]", name)[0] for name in metadata.get_all("Requires-Dist", [])}
     core = {name for line, name in required.items() if "extra ==" not in line}

@@ -160,7 +160,8 @@ def test_learn_imports_with_torch_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["config", "plan", "chat", "data", "grade", "tasks.math", "tasks.verify", "tasks.registry", "revote"]
+    "prefix",
+    ["config", "plan", "chat", "data", "doctor", "grade", "tasks.math", "tasks.verify", "tasks.registry", "revote"],
 )
 def test_the_core_imports_without_engines(prefix: str) -> None:
     done = import_blocked((*ENGINES, "torch"), of(prefix))

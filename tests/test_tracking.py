@@ -15,7 +15,7 @@ from capo_ray.config.blocks import Tracking
 from capo_ray.config.critic import Canaries
 from capo_ray.config.run import Config, compose
 from capo_ray.tracking import Tracker, progress, short, table_rows
-from capo_ray.tracking_sinks import Wandb, _mode
+from capo_ray.tracking_sinks import Wandb, wandb_mode
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = Tracking(wandb="off", tensorboard=False)
@@ -343,7 +343,7 @@ def test_which_mode(
     monkeypatch.chdir(tmp_path)
     for name, value in ({"NETRC": "netrc"} | environment).items():
         monkeypatch.setenv(name, value)
-    assert _mode(Tracking.model_validate({"wandb": asked})) == mode
+    assert wandb_mode(Tracking.model_validate({"wandb": asked})) == mode
 
 
 UNREACHABLE = """

@@ -1,0 +1,120 @@
+"""Has this machine the room: shared memory, disk, open files, ports, a name.
+
+Leaves out cores, memory and GPUs, which the plan counts (`wanted.room`).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from capo_ray.config.blocks import Shape
+from capo_ray.config.run import Config
+from capo_ray.doctor.finding import Finding, fail, ok, warn
+from capo_ray.memory import BYTES, GIB
+
+DASHBOARD_PORT = 8265
+STORE_SHARE = 0.3
+"""Of the memory that Ray takes for its object store unless told otherwise."""
+SPARE_GIB = 2.0
+"""Disk for logs, samples and the ledger of a run."""
+FULL = 0.95
+"""Used share of the disk from which Ray refuses to spill objects."""
+LEAST_FILES = 8192
+
+
+def weights_gib(config: Config, shape: Shape | None) -> float:
+    return shape.parameters * BYTES[config.policy.dtype] / GIB if shape else 0.0
+
+
+def checkpoint_gib(config: Config, shape: Shape | None) -> float:
+    """Weights and the optimizer's state, which has float32 weights too where training is in bfloat16."""
+    width = BYTES[config.policy.dtype]
+    return shape.parameters * (width + (8 if width == 4 else 12)) / GIB if shape else 0.0
+
+
+def shared_memory(
+    config: Config, shape: Shape | None, *, total_gib: float, free_gib: float, memory_gib: float
+) -> Finding:
+    """/dev/shm holds Ray's object store and, with `cluster.weight_transfer` shm, the weights under way."""
+    moved = weights_gib(config, shape) if config.cluster.weight_transfer == "shm" else 0.0
+    shown = f"{free_gib:.1f} of {total_gib:.1f} GiB free"
+    fix = "give it more: docker run --shm-size=16g, a volume in memory (Kubernetes), mount -o remount,size=16g /dev/shm"
+    if free_gib < 2 * moved:
+        return fail("/dev/shm", f"{shown}; weights under way take {2 * moved:.1f}", fix)
+    store = config.cluster.object_store_gib or STORE_SHARE * memory_gib
+    if config.cluster.address is None and free_gib < store + 2 * moved:
+        fix += "; or lower cluster.object_store_gib"
+        return warn("/dev/shm", f"{shown}; an object store of {store:.1f} would go to the disk and be slow", fix)
+    return ok("/dev/shm", shown)
+
+
+def run_disk(config: Config, shape: Shape | None, run_dir: Path, *, total_gib: float, free_gib: float) -> Finding:
+    """Room for checkpoints. One more than are kept stands there while it is written."""
+    each = checkpoint_gib(config, shape)
+    kept = (config.keep_checkpoints + 1) * each
+    shown = f"{free_gib:.0f} of {total_gib:.0f} GiB free at {run_dir}"
+    fix = "free some, or set run_dir to a larger disk"
+    if free_gib < each + SPARE_GIB:
+        return fail("disk", f"{shown}; one checkpoint takes {each:.1f} and the rest of a run {SPARE_GIB:g}", fix)
+    if free_gib < kept + SPARE_GIB:
+        held = f"{config.keep_checkpoints} checkpoints and the one being written take {kept:.0f}"
+        return warn("disk", f"{shown}; {held}", f"{fix}; or lower keep_checkpoints")
+    return ok("disk", f"{shown}; checkpoints take {kept:.1f}")
+
+
+def ray_disk(folder: Path, *, total_gib: float, free_gib: float) -> Finding:
+    """Where Ray keeps its sessions and spills objects."""
+    used = 1 - free_gib / total_gib
+    shown = f"{free_gib:.0f} of {total_gib:.0f} GiB free at {folder}"
+    if used > FULL:
+        return warn(
+            "temporary disk",
+            f"{shown}: above {FULL:.0%} Ray spills nothing",
+            "free some, or set TMPDIR to a larger disk",
+        )
+    return ok("temporary disk", shown)
+
+
+def open_files(limit: int) -> Finding:
+    """`limit`: of this process, at most; -1 is none."""
+    if 0 <= limit < LEAST_FILES:
+        return warn(
+            "open files", f"at most {limit}", f"ulimit -n {LEAST_FILES} (or nofile in limits.conf) before starting"
+        )
+    return ok("open files", "no limit" if limit < 0 else f"at most {limit}")
+
+
+def ports(config: Config, taken: Callable[[int], bool]) -> Finding:
+    """Those that a Ray started for this run would like. None is needed for a cluster that is joined."""
+    if config.cluster.address is not None:
+        return ok("ports", "the cluster's own")
+    if config.cluster.dashboard and taken(DASHBOARD_PORT):
+        return warn(
+            "ports",
+            f"{DASHBOARD_PORT} is taken: the dashboard of this run goes to another port",
+            "end the Ray that is there (ray stop), or join it with cluster.address=auto",
+        )
+    return ok("ports", f"{DASHBOARD_PORT} is free" if config.cluster.dashboard else "none needed")
+
+
+def is_taken(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something listens there."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, port)) == 0
+
+
+def host_name(resolve: Callable[[str], str] = socket.gethostbyname, name: str = "") -> Finding:
+    """Ranks find each other by the address that this machine's name has."""
+    name = name or socket.gethostname()
+    try:
+        address = resolve(name)
+    except OSError as error:
+        return warn("host name", f"{name} has no address: {error}", f"add a line `127.0.0.1 {name}` to /etc/hosts")
+    return ok("host name", f"{name} is {address}")
+
+
+def interfaces(folder: Path = Path("/sys/class/net")) -> Sequence[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ()
