@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+"""Runs as jobs of a Ray cluster: submit, follow, stop, resume, list. From a laptop or from the cluster's head.
+
+    python launch/job.py submit +experiment=llama3b_intersection run_dir=/shared/runs/first [key=value ...]
+    python launch/job.py submit --program doctor +experiment=llama3b_intersection
+    python launch/job.py follow JOB          its output from the beginning; Ctrl-C leaves the job alone
+    python launch/job.py stop JOB            as Ctrl-C would: the run closes its engines and says where to go on
+    python launch/job.py resume JOB [key=value ...]
+    python launch/job.py list
+
+RAY_ADDRESS, or --address, names the cluster's dashboard (http://127.0.0.1:8265 when unset). Needs `ray[default]` alone.
+This checkout is sent along, so the nodes need the environment of requirements/gpu.lock and not this package; run_dir
+must be on storage that every node sees. Ends with the exit code of the run. Leaves out starting clusters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+ROOT = Path(__file__).resolve().parents[1]
+LEFT_OUT = [".venv", ".git", "runs", "tests", "benchmarks", "docs", "**/__pycache__", ".*_cache"]
+"""Of the checkout; the cluster takes 500 MiB at most."""
+STOP_S = 60
+"""Seconds that a run has to close its engines; Ray's own patience is three."""
+PROGRAMS = ("launch", "doctor")
+ASKED = "capo_ray"
+"""Under which name a job keeps what it was asked, for `resume`."""
+
+
+class JobError(RuntimeError):
+    """What was asked for cannot be done; the message says why and what to do."""
+
+
+def connect(address: str) -> JobSubmissionClient:
+    try:
+        from ray.job_submission import JobSubmissionClient
+    except ImportError as error:
+        raise JobError("Ray is not installed here: pip install 'ray[default]==2.60.0'") from error
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise JobError(
+            f"no Ray dashboard answers at {address} ({reason}). Name it with RAY_ADDRESS=http://HEAD:8265, or bring it "
+            "here: ssh -L 8265:127.0.0.1:8265 HEAD"
+        ) from error
+
+
+def submit(
+    client: JobSubmissionClient, program: str, arguments: Sequence[str], environment: dict[str, str], name: str | None
+) -> str:
+    """Id of the job."""
+    check(program, arguments)
+    entrypoint = shlex.join(["python", "-m", f"capo_ray.{program}", "cluster.address=auto", *arguments])
+    job: str = client.submit_job(
+        entrypoint=entrypoint,
+        submission_id=name,
+        runtime_env={
+            "working_dir": str(ROOT),
+            "excludes": LEFT_OUT,
+            "env_vars": environment | {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), "PYTHONUNBUFFERED": "1"},
+        },
+        metadata={ASKED: json.dumps([program, *arguments])},
+    )
+    return job
+
+
+def check(program: str, arguments: Sequence[str]) -> None:
+    """A job's working directory goes away with it, so what a run writes needs a place of its own."""
+    if program not in PROGRAMS:
+        raise JobError(f"--program must be one of {', '.join(PROGRAMS)}, got {program!r}")
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if program == "launch" and given.get("dry_run") != "true" and not given.get("run_dir", "").startswith("/"):
+        raise JobError(
+            f"run_dir must be an absolute path on storage that every node sees, got {given.get('run_dir', 'none')}: a "
+            "job's own folder is removed with it; pass run_dir=/shared/runs/NAME"
+        )
+
+
+def resumed(asked: str | None, changes: Sequence[str]) -> list[str]:
+    """The arguments of a job, with `changes` in place of what they repeat, and resume=true."""
+    program, *arguments = json.loads(asked or "[null]")
+    if program != "launch":
+        raise JobError("only jobs that `submit` started as runs of capo_ray.launch can be resumed")
+    new = {change.split("=", 1)[0] for change in changes} | {"resume"}
+    return [*(old for old in arguments if old.split("=", 1)[0] not in new), *changes, "resume=true"]
+
+
+def follow(client: JobSubmissionClient, job: str) -> int:
+    """Print what the job prints until it ends; its exit code."""
+    details(client, job)
+
+    async def tail() -> None:
+        async for lines in client.tail_job_logs(job):
+            print(lines, end="", flush=True)
+
+    try:
+        asyncio.run(tail())
+        done = wait(client, job)
+    except KeyboardInterrupt:
+        print(f"\n{job} goes on. Follow it again: follow {job}; end it: stop {job}", file=sys.stderr)
+        return 130
+    print(f"{job}: {done.status.value.lower()}", file=sys.stderr)
+    if done.status.value == "SUCCEEDED":
+        return 0
+    return done.driver_exit_code or 1
+
+
+def wait(client: JobSubmissionClient, job: str) -> JobDetails:
+    """The job once it has ended."""
+    while not (found := details(client, job)).status.is_terminal():
+        time.sleep(1)
+    return found
+
+
+def details(client: JobSubmissionClient, job: str) -> JobDetails:
+    try:
+        return client.get_job_info(job)
+    except RuntimeError as error:
+        raise JobError(f"the cluster knows no job {job!r}; `list` shows those there are") from error
+
+
+def stop(client: JobSubmissionClient, job: str) -> int:
+    if details(client, job).status.is_terminal():
+        raise JobError(f"{job} has ended already: {details(client, job).status.value.lower()}")
+    client.stop_job(job)
+    done = wait(client, job)
+    print("\n".join(client.get_job_logs(job).rstrip().splitlines()[-3:]))
+    print(f"{job}: {done.status.value.lower()}. Go on with: resume {job}", file=sys.stderr)
+    return 0
+
+
+def table(jobs: Sequence[JobDetails]) -> str:
+    """Jobs, newest last."""
+    rows = []
+    for job in sorted(jobs, key=lambda one: one.start_time or 0):
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime((job.start_time or 0) / 1000))
+        rows.append(f"{job.submission_id or job.job_id:<28} {job.status.value.lower():<10} {begun}  {job.entrypoint}")
+    return "\n".join(rows) or "no jobs"
+
+
+def environment_of(names: Sequence[str]) -> dict[str, str]:
+    if missing := [name for name in names if name not in os.environ]:
+        raise JobError(f"--env {missing[0]}: that variable is not set here")
+    return {name: os.environ[name] for name in names}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="launch/job.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = os.environ.get("RAY_ADDRESS") or "http://127.0.0.1:8265"
+    parser.add_argument("--address", default=default, help="the cluster's dashboard; else RAY_ADDRESS")
+    commands = parser.add_subparsers(dest="command", required=True)
+    starting = argparse.ArgumentParser(add_help=False)
+    starting.add_argument("--env", action="append", default=[], metavar="NAME", help="pass this variable on")
+    starting.add_argument("--detach", action="store_true", help="print the job's id and do not follow it")
+    starting.add_argument("--id", help="name of the new job; else Ray makes one up")
+    first = commands.add_parser("submit", parents=[starting])
+    first.add_argument("--program", default="launch", help=f"capo_ray.PROGRAM: {', '.join(PROGRAMS)}")
+    first.add_argument("arguments", nargs="+")
+    again = commands.add_parser("resume", parents=[starting])
+    again.add_argument("job")
+    again.add_argument("arguments", nargs="*")
+    for name in ("follow", "stop"):
+        commands.add_parser(name).add_argument("job")
+    commands.add_parser("list")
+    return parser.parse_args(argv)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.command == "submit":
+        check(options.program, options.arguments)
+    client = connect(options.address)
+    if options.command == "follow":
+        return follow(client, options.job)
+    if options.command == "stop":
+        return stop(client, options.job)
+    if options.command == "list":
+        print(table(client.list_jobs()))
+        return 0
+    program, arguments = "launch", options.arguments
+    if options.command == "resume":
+        arguments = resumed((details(client, options.job).metadata or {}).get(ASKED), arguments)
+    else:
+        program = options.program
+    job = submit(client, program, arguments, environment_of(options.env), options.id)
+    if options.detach:
+        print(job)
+        return 0
+    print(f"job {job}; Ctrl-C leaves it alone, `stop {job}` ends it", file=sys.stderr)
+    return follow(client, job)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        return run(parse(argv))
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""launch/job.py: what it refuses, what it hands to Ray, and the whole way on a cluster with a dashboard."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = ROOT / "launch" / "job.py"
+
+
+@pytest.fixture(scope="module")
+def job() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("job", JOB)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_run_needs_a_place_that_stays(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    for given, shown in (([], "none"), (["run_dir=runs/x"], "runs/x")):
+        assert job.main(["submit", "+experiment=tiny_cpu", *given]) == 2
+        assert capsys.readouterr().err.startswith(
+            f"error: run_dir must be an absolute path on storage that every node sees, got {shown}: a job's own"
+        )
+    job.check("launch", ["dry_run=true"])
+    job.check("launch", ["run_dir=/shared/x"])
+    job.check("doctor", [])
+
+
+def test_a_program_that_is_none(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.main(["submit", "--program", "rm", "x"]) == 2
+    assert capsys.readouterr().err == "error: --program must be one of launch, doctor, got 'rm'\n"
+
+
+def test_no_dashboard(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.main(["--address", "http://127.0.0.1:9", "list"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: no Ray dashboard answers at http://127.0.0.1:9 (Failed to connect to Ray")
+    assert told.endswith("or bring it here: ssh -L 8265:127.0.0.1:8265 HEAD\n")
+
+
+def test_a_variable_that_is_not_set(job: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THIS_ONE", "1")
+    monkeypatch.delenv("NO_SUCH_NAME", raising=False)
+    assert job.environment_of(["THIS_ONE"]) == {"THIS_ONE": "1"}
+    with pytest.raises(job.JobError, match="--env NO_SUCH_NAME: that variable is not set here"):
+        job.environment_of(["NO_SUCH_NAME"])
+
+
+def test_what_a_resumed_job_is_asked(job: ModuleType) -> None:
+    asked = '["launch", "+experiment=tiny_cpu", "run_dir=/r", "steps=2", "resume=false"]'
+    assert job.resumed(asked, ["steps=9"]) == ["+experiment=tiny_cpu", "run_dir=/r", "steps=9", "resume=true"]
+    for other in (None, '["doctor"]'):
+        with pytest.raises(job.JobError, match="only jobs that `submit` started as runs"):
+            job.resumed(other, [])
+
+
+@contextmanager
+def cluster() -> Iterator[dict[str, str]]:
+    """Ray with a dashboard, started as on any node by launch/node.sh; the environment that names it."""
+    home = tempfile.mkdtemp(prefix="capo_ray-job-")  # short: socket paths have a limit
+    gcs, dashboard = free_port(), free_port()
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HEAD": "127.0.0.1",
+        "RAY_PORT": str(gcs),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    options = ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=200000000", "--include-dashboard=true"]
+    with (Path(home) / "node.log").open("w") as log:
+        node = subprocess.Popen(
+            [str(ROOT / "launch" / "node.sh"), *options, f"--dashboard-port={dashboard}", f"--temp-dir={home}/ray"],
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        deadline = time.monotonic() + 90
+        while not listens(dashboard):
+            assert node.poll() is None and time.monotonic() < deadline, (Path(home) / "node.log").read_text()
+            time.sleep(0.5)
+        yield environment | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "GCS": f"127.0.0.1:{gcs}"}
+    finally:
+        node.terminate()
+        node.wait(60)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def call(environment: dict[str, str], *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, str(JOB), *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.ray
+@pytest.mark.e2e
+def test_submit_follow_stop_and_resume(tmp_path: Path) -> None:
+    """On a real cluster: a plan, a failure, a run that is stopped on the way and goes on to its end."""
+    run_dir = tmp_path / "run"
+    tiny = ["+experiment=tiny_cpu", "tracking.wandb=off", "critic=null", "algorithm=grpo"]
+    small = [*tiny, "prompts_per_step=2", "responses_per_prompt=2", "data.evaluation_prompts=0", "checkpoint_every=1"]
+    with cluster() as environment:
+        planned = call(environment, "submit", "--id", "plan", *tiny, "dry_run=true")
+        assert "placement of tiny_cpu on cpu" in planned.stdout and planned.stderr.endswith("plan: succeeded\n")
+        assert "placement of tiny_cpu on cpu" in call(environment, "follow", "plan").stdout
+        looked = call(environment, "submit", "--program", "doctor", *tiny, f"run_dir={run_dir}")
+        assert "ok    cluster " in looked.stdout
+        wrong = call(environment, "submit", "--id", "wrong", *tiny, "dry_run=true", "stepz=1", code=2)
+        assert "stepz: no such key" in wrong.stdout and wrong.stderr.endswith("wrong: failed\n")
+        assert "knows no job 'none'" in call(environment, "follow", "none", code=2).stderr
+
+        call(environment, "submit", "--id", "long", "--detach", *small, "steps=5000", f"run_dir={run_dir}")
+        deadline = time.monotonic() + 240
+        while not list(run_dir.glob("checkpoints/step_*/state.json")):
+            assert time.monotonic() < deadline, call(environment, "list").stdout
+            time.sleep(1)
+        stopped = call(environment, "stop", "long")
+        assert "interrupted. The last checkpoint is" in stopped.stdout
+        assert stopped.stderr.endswith("long: stopped. Go on with: resume long\n")
+        assert "has ended already: stopped" in call(environment, "stop", "long", code=2).stderr
+
+        done = max(int(path.name[5:]) for path in run_dir.glob("checkpoints/step_*"))
+        resumed = call(environment, "resume", "long", f"steps={done + 1}")
+        assert f"Everything of this run: {run_dir}" in resumed.stdout
+        assert (run_dir / "checkpoints" / f"step_{done + 1:06d}").is_dir()
+        listed = call(environment, "list").stdout
+        assert re.search(r"^long +stopped .* run_dir=", listed, re.MULTILINE)
+
+        waited = subprocess.run(
+            [str(ROOT / "launch" / "run.sh"), *tiny, "dry_run=true"],
+            env=environment | {"RAY_ADDRESS": environment["GCS"], "NODES": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert waited.returncode == 0 and "placement of tiny_cpu" in waited.stdout, waited.stderr
