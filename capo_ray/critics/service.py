@@ -80,7 +80,7 @@ class CriticSettings:
     break_after: int = 3
     """Failures in a row after which an engine is left alone."""
     break_pause_s: float = 30.0
-    """Seconds until it is tried again, with one request."""
+    """Seconds until it is asked whether it is up again."""
     outage_s: float = 60.0
     """Seconds that requests wait while every engine is left alone, before `on_outage` acts."""
     on_outage: Literal["wait", "outcome_only"] = "wait"
