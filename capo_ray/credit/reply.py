@@ -39,7 +39,7 @@ def parse(
     reply: str, num_steps: int, *, truncated: bool = False, critic: str = "", num_tokens: int = 0, cached: bool = False
 ) -> Critique:
     """Read one reply about a response of `num_steps` steps; `truncated` says that the critic was cut off."""
-    head, body = _last_list(reply)
+    head, body = _last_list(reply, truncated)
     fits = body is not None and len(body) <= _MOST_CHARACTERS + 100 * num_steps
     ranges = _ranges(body.lower()) if body is not None and fits else None
     wrong_steps, num_dropped = _in_range(ranges or set(), num_steps)
@@ -68,8 +68,11 @@ def contradicts_itself(critique: Critique) -> bool:
     return critique.outcome == "ok" and critique.says_correct is bool(critique.wrong_steps)
 
 
-def _last_list(reply: str) -> tuple[str, str | None]:
-    """What stands before the last complete pair of tags and what stands in it; all and None when there is no pair."""
+def _last_list(reply: str, truncated: bool) -> tuple[str, str | None]:
+    """What stands before the last complete pair of tags and what stands in it; all and None when there is no pair.
+
+    In a reply that was cut off a list that is still open was to replace those before it, so there is none.
+    """
     opened: re.Match[str] | None = None
     pair: tuple[re.Match[str], re.Match[str]] | None = None
     for tag in _TAG.finditer(reply):
@@ -77,7 +80,7 @@ def _last_list(reply: str) -> tuple[str, str | None]:
             opened = tag
         elif opened is not None:
             pair, opened = (opened, tag), None
-    if pair is None:
+    if pair is None or (truncated and opened is not None):
         return reply, None
     return reply[: pair[0].start()], reply[pair[0].end() : pair[1].start()]
 
