@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 from capo_ray.config.run import Config, ConfigError, compose
@@ -27,6 +28,7 @@ from capo_ray.critics.service import CriticsFailed
 from capo_ray.data.problem import DataError
 from capo_ray.program import GOES_ON, leave, own_keys, run_program
 from capo_ray.resumable import claim, progress
+from capo_ray.types import JsonDict
 
 USAGE = """usage: python -m capo_ray.critic_bench critic=NAME data=processbench path=FILE_OR_FOLDER k=8 out=DIR
        python -m capo_ray.critic_bench critic=tiny data=arithmetic count=500 k=8 out=DIR
@@ -89,18 +91,23 @@ def configuration(options: Options) -> Config:
     named = any(given.startswith("+experiment=") for given in options.overrides)
     experiment = () if named else ("+experiment=tiny_cpu",)
     asked = (f"critic.critiques={options.k}", "critic.adaptive=false", "critic.max_failed_share=1")
-    return compose([*experiment, *options.overrides, *asked])
+    reliably = ("critic.on_outage=wait", "critic.cache=0")
+    return compose([*experiment, *options.overrides, *asked, *reliably])
 
 
 async def run(options: Options, config: Config, out: Path) -> list[Reply]:
     """Judge what is not judged yet; all replies."""
     assert config.critic is not None
     template = find_template(config.critic)
+    given: Sequence[object] = ()
     if options.data == "processbench":
-        items = processbench(options.path or out)[: options.count]
-    _claim(options, config, template, out)
+        given = items = processbench(options.path or out)
+    elif options.path is not None:
+        given = read_responses(options.path)
+    _claim(options, config, template, out, given)
     if options.data == "arithmetic":
-        items = arithmetic(await _responses(options, config, out))[: options.count]
+        items = arithmetic(await _responses(options, config, out))
+    items = items[: options.count]
     async with critics_of(config, template, out) as critics:
         with progress("judged", len(items)) as advance:
             return await ask(
@@ -113,9 +120,12 @@ async def run(options: Options, config: Config, out: Path) -> list[Reply]:
             )
 
 
-def _claim(options: Options, config: Config, template: PromptTemplate, out: Path) -> None:
-    """Write down whose replies `out` holds, or see that they are this benchmark's. Raises ConfigError."""
-    mine = {"data": options.data, "path": str(options.path or ""), "k": options.k, "seed": config.seed}
+def _claim(options: Options, config: Config, template: PromptTemplate, out: Path, given: Sequence[object]) -> None:
+    """Write down whose replies `out` holds, or see that they are this benchmark's; `given` is what the data file holds.
+    Raises ConfigError."""
+    content = blake2b(repr(given).encode(), digest_size=8).hexdigest() if given else ""
+    mine: JsonDict = {"data": options.data, "path": str(options.path or ""), "content": content}
+    mine |= {"k": options.k, "seed": config.seed}
     mine |= critics_and_prompt(config, template)
     claim(out / "bench.json", mine, "replies of another benchmark")
 
@@ -163,6 +173,8 @@ def work(arguments: list[str]) -> int:
     else:
         assert options.out is not None
         replies = asyncio.run(run(options, configuration(options), options.out))
+        if failed := sum(reply.failed for reply in replies):
+            print(f"of {failed} of {len(replies)} responses critiques failed; this command asks again", file=sys.stderr)
     show(replies, options.out)
     return 0
 

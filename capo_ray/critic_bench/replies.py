@@ -38,6 +38,11 @@ class Reply:
     def judged(self) -> Judged:
         return Judged(self.item.labels, self.critiques)
 
+    @property
+    def failed(self) -> bool:
+        """Whether a critic did not answer: asked again it may. That a prompt does not fit is an answer."""
+        return any(c.outcome not in REPLIED_OUTCOMES and c.outcome != "refused" for c in self.critiques)
+
     def line(self) -> str:
         critiques = [
             {
@@ -54,7 +59,8 @@ class Reply:
 
 
 def read_replies(path: Path) -> list[Reply]:
-    """The replies of a file; a last line that was cut off is left out, and so is not done. Raises DataError."""
+    """The replies of a file, failed ones only where they were not asked for again; a last line that was cut off is
+    left out, and so is not done. Raises DataError."""
     if not path.is_file():
         raise DataError(f"replay: there is no file {path}")
     replies = []
@@ -63,7 +69,8 @@ def read_replies(path: Path) -> list[Reply]:
             replies.append(_reply(json.loads(line)))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(f"{path}, line {number}: no reply of a critic ({type(error).__name__}: {error})") from None
-    return replies
+    last = {reply.item.id: reply for reply in replies}
+    return [reply for reply in replies if not reply.failed or last[reply.item.id] is reply]
 
 
 def _reply(record: JsonDict) -> Reply:
@@ -97,7 +104,7 @@ async def ask(
     seed: int,
     progress: Callable[[], None] = lambda: None,
 ) -> list[Reply]:
-    """Have `items` judged and append each reply to `path` as it comes; those that stand there are done.
+    """Have `items` judged and append each reply to `path` as it comes; those there that did not fail are done.
 
     All replies in the order of the items.
     """
@@ -116,7 +123,9 @@ async def ask(
     with path.open("a", encoding="utf-8") as file:
         async with asyncio.TaskGroup() as tasks:
             for item in items:
-                if item.id not in done:
+                if item.id in done and not done[item.id].failed:
+                    progress()
+                else:
                     tasks.create_task(one(item, file))
     return [done[item.id] for item in items]
 

@@ -1,7 +1,9 @@
 """The whole benchmark over HTTP against a critic whose every answer is known; resumed, and replayed without it."""
 
+import asyncio
 import gzip
 import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +15,12 @@ from openai_server import chat, serving_in_thread
 
 from capo_ray.credit.critique import render_reply, unwrap
 from capo_ray.critic_bench.__main__ import main
+from capo_ray.critic_bench.replies import ask, read_replies
 from capo_ray.critics.labelled import Item, arithmetic, processbench
+from capo_ray.critics.service import Critics, CriticSettings
 from capo_ray.data.problem import DataError
+from capo_ray.engines.protocols import Completion, Message, Replies
+from capo_ray.types import Metrics, Sampling
 
 K = 8
 Labels = dict[tuple[str, ...], int]
@@ -129,9 +135,47 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.CaptureF
         assert len(asked) == 20
         capsys.readouterr()
         assert bench(endpoint, path, tmp_path / "out", "critic.temperature=0.1") == 2
-    assert "holds replies of another benchmark (temperature 0.7, now 0.1)" in capsys.readouterr().err
+        assert "holds replies of another benchmark (temperature 0.7, now 0.1)" in capsys.readouterr().err
+        path.write_text(path.read_text().replace("so it is", "so it was"))
+        assert bench(endpoint, path, tmp_path / "out") == 2
+    assert "holds replies of another benchmark (content " in capsys.readouterr().err
     scores = [json.loads((tmp_path / name / "scores.json").read_text())["scores"] for name in ("whole", "out")]
     assert scores[0] == scores[1]
+
+
+def test_what_failed_is_asked_for_again(tmp_path: Path) -> None:
+    """And only that; every response that is there moves the bar."""
+
+    class Blips:
+        name, down = "a", True
+
+        async def metrics(self) -> Metrics:
+            return {}
+
+        async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
+            asked.append(seed)
+            if self.down and len(asked) > 2:
+                raise ConnectionError("gone")
+            completion = Completion(text=render_reply([0]), truncated=False, num_tokens=1)
+            return Replies(completions=(completion,) * n, prompt_tokens=1, cached_tokens=0)
+
+    items = [Item(id=str(n), question="?", steps=(f"step {n}",), labels=(True,)) for n in range(5)]
+    engine = Blips()
+    path, asked, bar = tmp_path / "replies.jsonl", list[int](), list[int]()
+
+    def session() -> list[str]:
+        bar.clear()
+        critics = Critics([engine], CriticSettings(max_failed_share=1.0, attempts=1, break_after=100))
+        replies = asyncio.run(ask(items, critics, path, reference="none", seed=0, progress=lambda: bar.append(1)))
+        assert len(bar) == len(replies) == 5
+        assert sorted(reply.line() for reply in read_replies(path)) == sorted(reply.line() for reply in replies)
+        return [reply.critiques[0].outcome for reply in replies]
+
+    assert session() == ["ok"] * 2 + ["engine_error"] * 3
+    engine.down = False
+    assert session() == ["ok"] * 5
+    assert len(asked) == 5 + 3
+    assert session() == ["ok"] * 5 and len(asked) == 8
 
 
 def test_the_tiny_world_from_a_file(tmp_path: Path) -> None:
