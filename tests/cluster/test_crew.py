@@ -100,3 +100,15 @@ def test_prompts_of_servers_are_written_down(tmp_path: Path) -> None:
     assert asyncio.run(crew._speeds()) == {"tokens/critic_prompts": 80, "cache/critic_prompt_hit_share": 0.75}
     crew._parts.critics = [Actor(100.0)]
     assert asyncio.run(crew._speeds())["cache/critic_prompt_hit_share"] == 0.5
+
+
+def test_an_engine_that_is_down_counts_once_however_many_shards_ask_it(tmp_path: Path) -> None:
+    def shard(down: float) -> Any:
+        async def counted() -> Metrics:
+            return {"engines_down": down, "retries": 2.0}
+
+        return SimpleNamespace(metrics=SimpleNamespace(remote=counted))
+
+    crew: Any = Crew(tmp_path)
+    crew._parts.aggregators = [shard(0.0), shard(2.0), shard(1.0)]
+    assert asyncio.run(crew._speeds()) == {"critic/engines_down": 2, "critic/retries": 6}
