@@ -12,8 +12,8 @@ export CAPO_TEST_DATA ?= $(abspath ../shared/data)
 # More skipped tests than this fail the run; each is listed with its reason.
 MAX_SKIPS ?= 3
 
-# Two processes; each with one OpenMP thread, since more threads than cores starve one another.
-PARALLEL := -n 2 --dist loadgroup
+# Two processes, a file in one of them; one OpenMP thread each, since more threads than cores starve one another.
+PARALLEL := -n 2 --dist loadfile
 test test-fast: export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-fast lint setup learn-check lab-quick tiny-models
@@ -22,7 +22,8 @@ demo: setup
 	$(PY) -m capo_ray.launch +experiment=tiny_cpu $(ARGS)
 
 test: lint
-	$(PY) -m pytest -q $(PARALLEL) --max-skips $(MAX_SKIPS) --durations 15 $(ARGS)
+	$(PY) -m pytest -q $(PARALLEL) -m "not ray and not e2e" --max-skips $(MAX_SKIPS) --durations 10 $(ARGS)
+	$(PY) -m pytest -q -m "ray or e2e" --max-skips $(MAX_SKIPS) --durations 15 $(ARGS)
 
 test-fast: setup
 	$(PY) -m pytest -q $(PARALLEL) -m "not engine and not ray and not e2e and not slow" $(ARGS)

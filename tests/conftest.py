@@ -36,18 +36,6 @@ def _hygiene() -> Iterator[None]:
     os.environ.update(environment)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes (`-n 2 --dist loadgroup`) one has the tests that share this machine's Ray sessions and
-    /dev/shm, one after the other and from the start; the other has the rest."""
-    items.sort(key=lambda item: not _shares_the_machine(item))
-    for item in filter(_shares_the_machine, items):
-        item.add_marker(pytest.mark.xdist_group("machine"))
-
-
-def _shares_the_machine(item: pytest.Item) -> bool:
-    return any(item.get_closest_marker(name) for name in ("e2e", "ray", "shm"))
-
-
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Too many skips fail the run: a suite that skips itself proves nothing."""
     bound = session.config.getoption("--max-skips")

@@ -15,7 +15,7 @@ from capo_ray.config.blocks import Shape
 from capo_ray.engines.protocols import PromptTooLong
 from capo_ray.types import Prompt, Rollout, Sampling
 
-pytestmark = [pytest.mark.engine, pytest.mark.shm]
+pytestmark = pytest.mark.engine
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
