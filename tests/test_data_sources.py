@@ -168,7 +168,7 @@ def test_the_hub_without_a_network(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
     asked, told = done.stderr.splitlines()
-    assert asked == "reading openai/gsm8k from the Hugging Face hub"
+    assert asked == "W reading openai/gsm8k from the Hugging Face hub"
     assert told.startswith("error: data.path: 'openai/gsm8k' cannot be loaded (ConnectionError: ")
     assert told.endswith(
         "Without a network: on a machine that has one, hf download --repo-type dataset openai/gsm8k --local-dir "
