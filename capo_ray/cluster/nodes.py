@@ -28,7 +28,11 @@ def ask_every_node(address: str, question: Callable[[], T]) -> tuple[dict[str, T
     )
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        remote = ray.remote(num_cpus=0, max_retries=0)(question)
+
+        def ask() -> T:  # Ray takes functions alone
+            return question()
+
+        remote = ray.remote(num_cpus=0, max_retries=0)(ask)
         asked = [remote.options(scheduling_strategy=_on(node)).remote() for node in nodes]
         ray.wait(asked, num_returns=len(asked), timeout=PATIENCE_S)
         return {

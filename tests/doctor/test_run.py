@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -329,7 +330,9 @@ def test_a_cluster_is_asked_node_by_node(tmp_path: Path) -> None:
     """A real one of this machine, joined by address."""
     import ray
 
-    session = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.shutdown()  # of another test's session, if this process has one
+    quiet: Any = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    session = ray.init(num_cpus=2, _memory=32 << 30, **quiet)  # whatever else runs on this machine
     address = session.address_info["address"]
     try:
         done = doctor(f"cluster.address={address}", f"run_dir={tmp_path / 'run'}", "tracking.wandb=off", cwd=tmp_path)
