@@ -242,7 +242,7 @@ async def running_crew(config: Config, found: Prepared, run_dir: Path, tracker: 
     from capo_ray.cluster.trainer_group import TrainerGroup
     from capo_ray.credit.advantage import algorithm_of
 
-    async with Hire(config) as hire:
+    async with Hire(config, run=run_dir.name) as hire:
         workers = hire.rollouts([
             partial(make_rollout, rollout_settings(config, found.policy), f"rollout-{n}")
             for n in range(config.rollout.workers)

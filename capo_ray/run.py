@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ async def run(config: Config, run_dir: Path, session: AbstractContextManager[obj
     from rich.console import Console
 
     from capo_ray.build import prepare, running_crew
+    from capo_ray.cluster.gauges import RunGauges
     from capo_ray.cluster.restarts import outlive
     from capo_ray.cluster.session import ray_session
     from capo_ray.driver import train
@@ -44,18 +45,22 @@ async def run(config: Config, run_dir: Path, session: AbstractContextManager[obj
         (run_dir / "critic_prompt.jinja").write_text(found.template.source, encoding="utf-8")
     tracker = Tracker.open(config, run_dir)
     try:
-        with session or ray_session(config.cluster, logs=run_dir / "logs"):
+        with (
+            session or ray_session(config.cluster, logs=run_dir / "logs"),
+            closing(RunGauges(run_dir.name)) as gauges,
+        ):
             end_on_sigterm()
+            tracker.add(gauges)
             await outlive(
                 partial(running_crew, config, found, run_dir, tracker),
                 work,
                 max_restarts=config.cluster.max_restarts,
                 on_restart=tracker.restarted,
             )
-        if (table := tracker.table()) is not None:
-            Console().print(table)
     finally:
         tracker.finish()
+    if (table := tracker.table()) is not None:
+        Console().print(table)
 
 
 def end_on_sigterm() -> None:

@@ -156,6 +156,10 @@ class Tracker:
         made.rewind(state["step"])
         return made
 
+    def add(self, sink: Sink) -> None:
+        """Write what comes to `sink` too, until `finish` closes it."""
+        self._sinks.append(sink)
+
     def step(self, step: int, metrics: Metrics) -> None:
         """Write down what step `step` (from 0) did."""
         self._write(step, metrics | {"run/restarts": float(self._restarts)})

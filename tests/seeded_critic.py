@@ -35,5 +35,5 @@ class SeededCritic:
         text = "hm" if rng.random() < self.unreadable_share else render_reply(wrong)
         return Completion(text=text, truncated=False, num_tokens=len(text))
 
-    async def metrics(self) -> Metrics:
+    def metrics(self) -> Metrics:
         return {}

@@ -41,6 +41,7 @@ sys.meta_path.insert(0, Block())
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "types": (),
     "gate": (),
+    "busy": (),
     "seeds": (),
     "extension": (),
     "config": ("credit.advantage", "extension"),
@@ -54,7 +55,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "critics.labelled": ("credit", "critics", "data", "tasks", "types"),
     "critics.canaries": ("config", "credit", "critics", "data", "seeds", "tally", "tasks", "types"),
     "driver": ("credit", "engines.protocols", "types"),
-    "engines": ("config", "credit", "learn", "types"),
+    "engines": ("busy", "config", "credit", "learn", "types"),
     "checkpoint": ("config", "types"),
     "tracking": ("checkpoint", "config", "tracking_sinks", "types", "watch"),
     "tracking_sinks": ("config", "types"),
@@ -72,6 +73,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evaluate.choices": ("tasks", "types"),
     "evaluate.suites": ("config", "data", "evaluate.choices", "seeds", "types"),
     "cluster": (
+        "busy",
         "checkpoint",
         "config",
         "credit",

@@ -7,8 +7,11 @@ imports an engine. Leaves out how many there are and where (pools, placement).
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from capo_ray.busy import Busy
+from capo_ray.cluster.gauges import Badge, publish_always
 from capo_ray.cluster.lifeline import Lifeline
 from capo_ray.critics.budget import Sampled
 from capo_ray.critics.canaries import Canary
@@ -17,9 +20,11 @@ from capo_ray.types import GroupSummary, Metrics, Prompt, Rollout, Sampling, Tra
 
 
 class RolloutActor:
-    def __init__(self, factory: Callable[[], Any]) -> None:
+    def __init__(self, factory: Callable[[], Any], badge: Badge | None = None) -> None:
         self._engine = factory()
         self._alive = Lifeline(self._engine)
+        self._stages = {"sync": Busy()}
+        publish(badge, self._totals)
 
     async def ready(self) -> str:
         return self._engine.name
@@ -34,15 +39,15 @@ class RolloutActor:
             await self._engine.init_weight_transfer_engine(init_info)
 
     async def start_weight_update(self) -> None:
-        with self._alive():
+        with self._alive(), self._stages["sync"]:
             await self._engine.start_weight_update()
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
-        with self._alive():
+        with self._alive(), self._stages["sync"]:
             await self._engine.update_weights(update_info)
 
     async def finish_weight_update(self, version: int) -> None:
-        with self._alive():
+        with self._alive(), self._stages["sync"]:
             await self._engine.finish_weight_update(version)
 
     async def receipt(self) -> WeightReceipt:
@@ -50,16 +55,20 @@ class RolloutActor:
             return await self._engine.receipt()
 
     async def metrics(self) -> Metrics:
-        return await self._engine.metrics()
+        return self._totals()
+
+    def _totals(self) -> Metrics:
+        return {**self._engine.metrics(), "version": float(self._engine.version), **stage_seconds(self._stages)}
 
     async def close(self) -> None:
         self._engine.close()
 
 
 class CriticActor:
-    def __init__(self, factory: Callable[[], Any]) -> None:
+    def __init__(self, factory: Callable[[], Any], badge: Badge | None = None) -> None:
         self._engine = factory()
         self._alive = Lifeline(self._engine)
+        publish(badge, self._engine.metrics)
 
     async def ready(self) -> str:
         return self._engine.name
@@ -69,7 +78,7 @@ class CriticActor:
             return await self._engine.complete(messages, sampling, n=n, seed=seed)
 
     async def metrics(self) -> Metrics:
-        return await self._engine.metrics()
+        return self._engine.metrics()
 
     async def close(self) -> None:
         self._engine.close()
@@ -78,12 +87,22 @@ class CriticActor:
 class TrainerActor:
     """One rank. `start` is apart from the constructor, since rank 0's address must be known to all before."""
 
-    def __init__(self, factory: Callable[..., Any], make_sender: Callable[..., Any], rank: int) -> None:
+    def __init__(
+        self,
+        factory: Callable[..., Any],
+        make_sender: Callable[..., Any],
+        rank: int,
+        badge: Badge | None = None,
+    ) -> None:
         """`factory(rank=, host=, port=)` makes the engine; `make_sender(handles, engine=, rank=)` its end of sync."""
         self._factory = factory
         self._make_sender = make_sender
         self._rank = rank
         self._engine: Any = None
+        self._stages = {stage: Busy() for stage in ("update", "publish", "save", "restore")}
+        self._tokens = 0
+        self._version = -1
+        publish(badge, self.metrics)
 
     def address(self) -> tuple[str, int]:
         """A host and a free port of this process's machine, for the ranks' rendezvous."""
@@ -115,21 +134,37 @@ class TrainerActor:
             [[groups[group][member] for group, member in micro_batch] for micro_batch in step] for step in layout
         ]
         centre, spread = scale
-        return self._engine.update(
-            UpdateBatch(micro_batches=chosen, denominators=denominators, centre=centre, spread=spread)
-        )
+        with self._stages["update"]:
+            update: Update = self._engine.update(
+                UpdateBatch(micro_batches=chosen, denominators=denominators, centre=centre, spread=spread)
+            )
+        sequences = (sequence for step in chosen for micro_batch in step for sequence in micro_batch)
+        self._tokens += sum(len(sequence.prompt_ids) + len(sequence.token_ids) for sequence in sequences)
+        return update
 
     def publish_weights(self, version: int) -> str:
-        return self._engine.publish_weights(version)
+        with self._stages["publish"]:
+            checksum: str = self._engine.publish_weights(version)
+        self._version = version
+        return checksum
 
     def save(self, path: str) -> None:
-        self._engine.save(path)
+        with self._stages["save"]:
+            self._engine.save(path)
 
     def restore(self, path: str) -> None:
-        self._engine.restore(path)
+        with self._stages["restore"]:
+            self._engine.restore(path)
 
     def save_pretrained(self, path: str) -> None:
-        self._engine.save_pretrained(path)
+        with self._stages["save"]:
+            self._engine.save_pretrained(path)
+
+    def metrics(self) -> Metrics:
+        """Of this rank, since its start. Busy is what its stages took."""
+        seconds = stage_seconds(self._stages)
+        counts = {"trained_tokens": float(self._tokens), "version": float(self._version)}
+        return {**counts, "busy_s": sum(seconds.values()), **seconds}
 
     def close(self) -> None:
         if self._engine is not None:
@@ -137,10 +172,12 @@ class TrainerActor:
 
 
 class AggregatorActor:
-    def __init__(self, factory: Callable[..., Any], shard: int) -> None:
+    def __init__(self, factory: Callable[..., Any], shard: int, badge: Badge | None = None) -> None:
         import ray
 
         self._aggregator = factory(shard=shard, put=ray.put)
+        if badge is not None:
+            publish_always(partial(self._all_totals, badge))
 
     async def ready(self) -> None:
         pass
@@ -175,5 +212,27 @@ class AggregatorActor:
     async def metrics(self) -> Metrics:
         return self._aggregator.metrics()
 
+    async def engines(self) -> dict[str, Metrics]:
+        return self._aggregator.engines()
+
+    async def totals(self) -> Metrics:
+        return self._aggregator.totals()
+
+    def _all_totals(self, badge: Badge) -> dict[Badge, Metrics]:
+        """Of this shard, and of the critics that it asks and that are no actors."""
+        engines = self._aggregator.engines().items()
+        critics = {Badge(badge.run, "critic", f"{name} from {badge.actor}"): totals for name, totals in engines}
+        return {badge: self._aggregator.totals(), **critics}
+
     async def close(self) -> None:
         await self._aggregator.end()
+
+
+def stage_seconds(stages: Mapping[str, Busy]) -> Metrics:
+    return {f"stage_s_{name}": busy.seconds for name, busy in stages.items()}
+
+
+def publish(badge: Badge | None, totals: Callable[[], Metrics]) -> None:
+    """Publish `totals` for as long as this process lives; nothing without a badge."""
+    if badge is not None:
+        publish_always(lambda: {badge: totals()})

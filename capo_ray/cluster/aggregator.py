@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from capo_ray.busy import Busy
 from capo_ray.credit.critique import ReferenceKind, reference_of, shorter_reference
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
@@ -64,6 +65,8 @@ class Aggregator:
         self._members: dict[str, dict[int, Member]] = {}
         self._samples: dict[int, list[JsonDict]] = {}
         """By step: groups of a later one are closed while an earlier one is trained on."""
+        self._open = Busy()
+        """Held by every response that is being verified or judged."""
         self._canaries: CanaryJudge | None = None
         if parts.critics is not None:
             self._canaries = CanaryJudge(
@@ -76,15 +79,17 @@ class Aggregator:
     async def score(self, prompt: Prompt, rollout: Rollout, seed: int, step: int) -> int:
         """Verify and judge one response; its index in the group. `seed` is the run's."""
         steps = steps_of(rollout.text, rollout.char_ends, self._parts.between)
-        answer, critiques = await asyncio.gather(
-            self._parts.verify(prompt, rollout.text), self._judge(prompt, rollout, steps, seed, step)
-        )
+        with self._open:
+            answer, critiques = await asyncio.gather(
+                self._parts.verify(prompt, rollout.text), self._judge(prompt, rollout, steps, seed, step)
+            )
         return self._keep(prompt, Member(rollout=rollout, steps=steps, critiques=critiques, answer=answer))
 
     async def verify(self, prompt: Prompt, rollout: Rollout) -> int:
         """Verify one response alone, for `judge_group` or `leave_group` later; its index in the group."""
         steps = steps_of(rollout.text, rollout.char_ends, self._parts.between)
-        answer = await self._parts.verify(prompt, rollout.text)
+        with self._open:
+            answer = await self._parts.verify(prompt, rollout.text)
         return self._keep(prompt, Member(rollout=rollout, steps=steps, critiques=(), answer=answer))
 
     def _keep(self, prompt: Prompt, member: Member) -> int:
@@ -98,10 +103,14 @@ class Aggregator:
 
     async def judge_group(self, prompt: Prompt, seed: int, step: int) -> None:
         """Have the responses judged that were verified alone."""
-        members = self._members[prompt.id].values()
-        judging = [self._judge(prompt, member.rollout, member.steps, seed, step) for member in members]
-        for member, critiques in zip(tuple(members), await asyncio.gather(*judging), strict=True):
-            self._keep(prompt, replace(member, critiques=critiques))
+
+        async def judge(member: Member) -> Member:
+            with self._open:
+                critiques = await self._judge(prompt, member.rollout, member.steps, seed, step)
+            return replace(member, critiques=critiques)
+
+        for member in await asyncio.gather(*map(judge, tuple(self._members[prompt.id].values()))):
+            self._keep(prompt, member)
 
     def leave_group(self, prompt: Prompt) -> None:
         """Ask no critic about the responses that were verified alone."""
@@ -147,7 +156,8 @@ class Aggregator:
     async def check(self, prompt: Prompt, rollout: Rollout) -> tuple[int, Metrics]:
         """For an evaluation: the index of a response and its counts, unjudged and not kept."""
         steps = steps_of(rollout.text, rollout.char_ends, self._parts.between)
-        answer = await self._parts.verify(prompt, rollout.text)
+        with self._open:
+            answer = await self._parts.verify(prompt, rollout.text)
         member = Member(rollout=rollout, steps=steps, critiques=(), answer=answer)
         score = score_group([member], replace(self._parts.scheme, advantage="grpo"))
         return rollout.index, count_response(score.members[0], self._truth(prompt, member))
@@ -188,6 +198,19 @@ class Aggregator:
         """What was counted since the last call, of responses and of canaries."""
         made = self._parts.critics.metrics() if self._parts.critics else {}
         return made | (self._canaries.take() if self._canaries else {})
+
+    def totals(self) -> Metrics:
+        """How much is under way, and what was counted of critiques since the start, canaries apart."""
+        judging = self._parts.critics.totals() if self._parts.critics else {}
+        return judging | {
+            "busy_s": self._open.seconds,
+            "responses_open": float(self._open.running),
+            "groups_open": float(len(self._members)),
+        }
+
+    def engines(self) -> dict[str, Metrics]:
+        """Totals of the critics that are asked from here and are no actors, by name."""
+        return self._parts.critics.engines() if self._parts.critics else {}
 
 
 def _sequences(prompt: Prompt, score: GroupScore) -> tuple[TrainSequence, ...]:

@@ -14,11 +14,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from ray.exceptions import RayActorError
-
 from capo_ray.checkpoint import Checkpoints, read_state
 from capo_ray.cluster.patience import when_up
 from capo_ray.cluster.rollout_pool import RolloutPool
+from capo_ray.cluster.speeds import Speeds
 from capo_ray.cluster.trainer_group import TrainerGroup
 from capo_ray.critics.budget import CriticBudget, Sampled
 from capo_ray.critics.canaries import Canary
@@ -29,9 +28,6 @@ from capo_ray.tracking import Tracker
 from capo_ray.types import Batch, GroupSummary, Metrics, Prompt, Sampling, Update
 
 log = logging.getLogger(__name__)
-
-_TOTALS = ("generated_tokens", "busy_s", "prompt_tokens", "cached_tokens")
-"""What engines count since their start; see vllm_engine.Requests."""
 
 
 class TooManyDropped(RuntimeError):
@@ -54,7 +50,7 @@ class CrewParts:
     workers: Sequence[Any]
     """Rollout actors."""
     critics: Sequence[Any]
-    """Critic actors, for their metrics."""
+    """Critic actors, for their totals."""
     aggregators: Sequence[Any]
     trainers: TrainerGroup
     tracker: Tracker
@@ -80,8 +76,7 @@ class RayCrew:
         self._rollouts = RolloutPool(parts.workers, self._gate, revive=self._revive)
         self._trained = 0
         """Version of the weights that the trainer holds once it has done what it was told."""
-        self._seen: dict[tuple[str, int], Metrics] = {}
-        """(role, number of the worker) -> its totals when they were last asked for."""
+        self._speeds = Speeds(parts)
 
     async def restore(self) -> int:
         checkpoint = self._parts.checkpoints.newest()
@@ -243,9 +238,10 @@ class RayCrew:
         for shard in self._parts.aggregators:
             await shard.write_samples.remote(batch.step, spare)
         metrics = rates(tally) | {f"trainer/{name}": value for name, value in update.metrics.items()}
-        metrics |= await self._speeds() | self._trainer_speed(batch, seconds)
+        metrics |= await self._judging() | await self._speeds.take() | self._trainer_speed(batch, seconds)
         metrics |= {f"seconds/{name}": value for name, value in (seconds | {"collect": batch.seconds}).items()}
         metrics["staleness"] = float(batch.step - batch.oldest_version)
+        metrics["run/rollout_deaths"] = float(self._rollouts.num_deaths)
         metrics |= {
             "tokens/sampled": tally.get("response_tokens", 0.0),
             "tokens/critiques": tally.get("critique_tokens", 0.0),
@@ -257,15 +253,8 @@ class RayCrew:
             metrics["group/refilled"] = float(len(batch.spare))
         self._parts.tracker.step(batch.step, metrics)
 
-    async def _speeds(self) -> Metrics:
-        """Tokens per busy second and per worker since the last step, and what the judging service counted."""
-        made: Metrics = {}
-        for role, actors in (("rollout", self._parts.workers), ("critic", self._parts.critics)):
-            new = await self._counted(role, actors)
-            if new.get("busy_s", 0.0) > 0:
-                made[f"speed/{role}_tokens_per_s"] = new["generated_tokens"] / new["busy_s"]
-            if new.get("prompt_tokens", 0.0) > 0:
-                made[f"cache/{role}_prompt_hit_share"] = new["cached_tokens"] / new["prompt_tokens"]
+    async def _judging(self) -> Metrics:
+        """What the judging service counted since the last step."""
         shards = await asyncio.gather(*(shard.metrics.remote() for shard in self._parts.aggregators))
         judging = add(shards)
         if "engines_down" in judging:
@@ -279,27 +268,7 @@ class RayCrew:
             counted["tokens/canaries"] = judging["canary_tokens"]
         if shown := judging.get("prompt_tokens"):
             counted["tokens/critic_prompts"] = shown
-            made.setdefault("cache/critic_prompt_hit_share", judging["cached_prompt_tokens"] / shown)  # of servers
-        return made | rates(judging) | counted
-
-    async def _counted(self, role: str, actors: Sequence[Any]) -> Metrics:
-        """What `actors` counted since the last call, together, without those that are gone or being started again.
-
-        Their loss is for those to act on who need their answers. One that was started again counts from 0.
-        """
-        answers = await asyncio.gather(*(actor.metrics.remote() for actor in actors), return_exceptions=True)
-        new: list[Metrics] = []
-        for n, total in enumerate(answers):
-            if isinstance(total, RayActorError):
-                continue
-            if isinstance(total, BaseException):
-                raise total
-            before = self._seen.get((role, n), {})
-            if any(total[name] < before.get(name, 0.0) for name in _TOTALS):
-                before = {}
-            new.append({name: total[name] - before.get(name, 0.0) for name in _TOTALS})
-            self._seen[role, n] = total
-        return add(new)
+        return rates(judging) | counted
 
     def _trainer_speed(self, batch: Batch, seconds: Metrics) -> Metrics:
         tokens = sum(sum(group.lengths) for group in batch.groups)

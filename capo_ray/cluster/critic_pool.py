@@ -30,5 +30,6 @@ class RemoteCritic:
             ray.cancel(call)  # else the engine would finish a critique that nobody waits for
             raise
 
-    async def metrics(self) -> Metrics:
-        return await self._actor.metrics.remote()
+    def metrics(self) -> Metrics:
+        """Nothing: the actor counts."""
+        return {}

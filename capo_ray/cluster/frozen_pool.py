@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from capo_ray.cluster.actors import RolloutActor
+from capo_ray.cluster.gauges import Badge
 from capo_ray.cluster.patience import when_up, with_patience
 from capo_ray.cluster.placement import MANY, RESTARTS, environment, refuse_too_much
 from capo_ray.cluster.rollout_pool import RolloutPool
@@ -47,6 +48,10 @@ class FrozenPool:
             yield rollout
 
 
+def badge_of(config: Config, number: int) -> Badge:
+    return Badge(config.name, "rollout", f"rollout-{number}")
+
+
 @asynccontextmanager
 async def frozen_pool(config: Config, factories: Sequence[Callable[[], Any]]) -> AsyncIterator[FrozenPool]:
     """One worker per factory, started, and gone at the end. Inside a Ray session. Raises NotEnough."""
@@ -55,7 +60,10 @@ async def frozen_pool(config: Config, factories: Sequence[Callable[[], Any]]) ->
     refuse_too_much([need] * len(factories), ray.cluster_resources())
     options = {"num_cpus": need["CPU"], "num_gpus": gpus, "max_concurrency": MANY, "max_restarts": RESTARTS}
     settings = {"env_vars": environment(config, "rollout")}
-    workers = [ray.remote(RolloutActor).options(runtime_env=settings, **options).remote(make) for make in factories]
+    workers = [
+        ray.remote(RolloutActor).options(runtime_env=settings, **options).remote(make, badge_of(config, n))
+        for n, make in enumerate(factories)
+    ]
     try:
         await asyncio.gather(
             *(with_patience(worker.ready.remote(), f"rollout-{n} to start") for n, worker in enumerate(workers))

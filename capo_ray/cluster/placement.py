@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from capo_ray.cluster.actors import AggregatorActor, CriticActor, RolloutActor, TrainerActor
 from capo_ray.cluster.faults import cause_of
+from capo_ray.cluster.gauges import Badge
 from capo_ray.cluster.patience import with_patience
 from capo_ray.config.run import Config
 from capo_ray.plan import Role, critics_here, seats, shortages
@@ -50,8 +52,11 @@ def environment(config: Config, role: Role) -> dict[str, str]:
 class Hire:
     """All actors of a run: `async with Hire(config) as hire`; at the end they are closed, then killed."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, run: str | None = None) -> None:
+        """`run` is what Ray's dashboard and metrics call the run; None: its name in the configuration."""
         self._config = config
+        self._run = run or config.name
+        self._namespace = f"capo_ray-{secrets.token_hex(4)}"  # a crew that is hired anew takes the old one's names
         self._bundles, self._seats = seats(config)
         self._group: Any = None
         self._actors: list[tuple[str, Any]] = []
@@ -59,7 +64,7 @@ class Hire:
     async def __aenter__(self) -> Self:
         refuse_too_much(self._bundles, ray.cluster_resources())
         strategy = "PACK" if self._config.cluster.placement == "pack" else "SPREAD"
-        self._group = placement_group(self._bundles, strategy=strategy)
+        self._group = placement_group(self._bundles, strategy=strategy, name=self._run)
         await with_patience(self._group.ready(), f"the placement group of {len(self._bundles)} bundles")
         return self
 
@@ -91,10 +96,12 @@ class Hire:
         hired: list[Any] = []
         mine = [seat for seat in self._seats if seat.role == role]
         for number, (seat, given) in enumerate(zip(mine, arguments, strict=True)):
-            name = f"{role}-{number}"
+            badge = Badge(self._run, role, f"{role}-{number}")
             actor = (
                 ray.remote(actor_class)
                 .options(
+                    name=str(badge),
+                    namespace=self._namespace,
                     num_cpus=seat.resources["CPU"],
                     num_gpus=seat.resources.get("GPU", 0),
                     runtime_env={"env_vars": environment(self._config, role)},
@@ -103,10 +110,10 @@ class Hire:
                     ),
                     **options,
                 )
-                .remote(*given)
+                .remote(*given, badge)
             )
             hired.append(actor)
-            self._actors.append((name, actor))
+            self._actors.append((badge.actor, actor))
         return hired
 
     async def ready(self) -> None:

@@ -1,7 +1,8 @@
 """A Ray session of our own: started for one run, and gone with it.
 
-Its files live in a temporary folder of its own, from which the logs are moved to the run's folder at the end. With
-`address` an existing cluster is joined instead and left as it was. Leaves out what runs in the session.
+Its files live in a temporary folder of its own, from which the logs are moved to the run's folder at the end; while it
+goes on, `ray_session` in the run's folder says where that is, for who wants to look (launch/grafana). With `address` an
+existing cluster is joined instead and left as it was. Leaves out what runs in the session.
 """
 
 from __future__ import annotations
@@ -44,9 +45,13 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
             logging_level="ERROR",
             _temp_dir=str(home),
         )
+        told = logs.with_name("ray_session")
+        told.parent.mkdir(parents=True, exist_ok=True)
+        told.write_text(f"{home}\n", encoding="utf-8")
         try:
             yield
         finally:
+            told.unlink(missing_ok=True)
             ray.shutdown()
             keep_logs(home, logs)
     finally:

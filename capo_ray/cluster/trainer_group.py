@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 from capo_ray.cluster.faults import cause_of, is_loss
 from capo_ray.cluster.patience import with_patience
 from capo_ray.learn.batch import Aggregation, Plan, centre_and_spread, denominators, plan
-from capo_ray.types import Batch, GroupSummary, Update
+from capo_ray.types import Batch, GroupSummary, Metrics, Update
 
 Place = tuple[int, int]
 """(group, member) of a response in a batch."""
@@ -86,6 +86,10 @@ class TrainerGroup:
 
     async def save_pretrained(self, path: Path) -> None:
         await self._all("save_pretrained", str(path))
+
+    async def metrics(self) -> list[Metrics]:
+        """Totals of every rank."""
+        return await self._all("metrics")
 
     async def close(self) -> None:
         await self._all("close")

@@ -1,6 +1,6 @@
 """What the judging service counts of critiques as they come, and the last of them that failed.
 
-Counts are sums since they were last taken. Leaves out how many failures a run bears (service), and rates (tally).
+Leaves out how many failures a run bears (service), and rates (tally).
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ _NAMES = (
 class CriticCounts:
     def __init__(self, window: int) -> None:
         """`window`: critiques over which failures are remembered."""
-        self._totals = dict.fromkeys(_NAMES, 0.0)
+        self.totals: Metrics = dict.fromkeys(_NAMES, 0.0)
+        """Sums since the start."""
+        self._taken = dict(self.totals)
         self._recent: deque[CritiqueOutcome] = deque(maxlen=window)
         self.last_failure = ""
         """Why the last critique failed."""
 
     def add(self, **counts: float) -> None:
         for name, value in counts.items():
-            self._totals[name] += value
+            self.totals[name] += value
 
     def count(self, critiques: Sequence[Critique], *, seconds: float) -> None:
         """One response, which took `seconds`."""
@@ -67,7 +69,8 @@ class CriticCounts:
 
     def take(self) -> Metrics:
         """Sums since the last call, and the share of critiques that were valid among those that could be."""
-        totals, self._totals = self._totals, dict.fromkeys(_NAMES, 0.0)
+        totals = {name: value - self._taken[name] for name, value in self.totals.items()}
+        self._taken = dict(self.totals)
         valid = totals["outcome_ok"]
         judged = valid + sum(totals[f"outcome_{outcome}"] for outcome in FAILED_OUTCOMES)
         return totals | ({"valid_share": valid / judged} if judged else {})

@@ -132,6 +132,11 @@ class Pool:
         """Members that are left alone or being probed."""
         return sum(member.retry_at is not None for member in self.members)
 
+    @property
+    def num_waiting(self) -> int:
+        """Tickets without a seat."""
+        return len(self._queue)
+
     async def enter(self, ticket: Ticket) -> Member | None:
         """Queue for a seat; None when every member has been down for too long.
 

@@ -372,6 +372,17 @@ class Critics:
         """Sums since the last call, and the share of critiques that were valid among those that could be."""
         return self._counts.take() | {"engines_down": float(sum(line.pool.num_down for line in self._lines))}
 
+    def totals(self) -> Metrics:
+        """Sums since the start, how many requests wait, and how many critics are left alone."""
+        waiting = sum(line.pool.num_waiting for line in self._lines)
+        down = sum(line.pool.num_down for line in self._lines)
+        return self._counts.totals | {"critic_queue": float(waiting), "engines_down": float(down)}
+
+    def engines(self) -> dict[str, Metrics]:
+        """Totals of the critics that count here what they do, by name."""
+        engines = (member.engine for line in self._lines for member in line.pool.members)
+        return {engine.name: totals for engine in engines if (totals := engine.metrics())}
+
     def _check_failures(self) -> None:
         settings = self._settings
         failed = self._counts.failed

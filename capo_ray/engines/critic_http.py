@@ -21,7 +21,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from capo_ray.engines.busy import Busy
+from capo_ray.busy import Busy
 from capo_ray.engines.protocols import Completion, EngineBusy, Message, PromptTooLong, Replies, RequestRejected
 from capo_ray.types import Metrics, Sampling
 
@@ -175,7 +175,7 @@ class HttpCritic:
         key = self._key()
         return message.replace(key, "***") if key else message
 
-    async def metrics(self) -> Metrics:
+    def metrics(self) -> Metrics:
         """Totals since the start, as vllm_engine.Requests counts them."""
         return self._totals | {"running": float(self._busy.running), "busy_s": self._busy.seconds}
 

@@ -18,7 +18,7 @@ class VllmCritic:
     def __init__(self, settings: VllmSettings, *, name: str) -> None:
         self.name = name
         self._engine = open_engine(settings)
-        self._requests = Requests(self._engine)
+        self._requests = Requests(self._engine, settings.max_sequences)
         self._closed = False
         tokenizer = self._engine.get_tokenizer()
         self._template = settings.chat_template or getattr(tokenizer, "chat_template", None)
@@ -58,7 +58,7 @@ class VllmCritic:
             cached_tokens=output.num_cached_tokens or 0,
         )
 
-    async def metrics(self) -> Metrics:
+    def metrics(self) -> Metrics:
         return self._requests.metrics()
 
     @property

@@ -72,7 +72,9 @@ class RolloutEngine(Protocol):
         """Version and checksum of the weights that the next token will be sampled from."""
         ...
 
-    async def metrics(self) -> Metrics: ...
+    def metrics(self) -> Metrics:
+        """Totals since the start; any thread may ask."""
+        ...
 
 
 class CriticEngine(Protocol):
@@ -88,7 +90,9 @@ class CriticEngine(Protocol):
         """
         ...
 
-    async def metrics(self) -> Metrics: ...
+    def metrics(self) -> Metrics:
+        """Totals since the start; nothing where somebody else counts them. Any thread may ask."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ class VllmRollout:
         self.version = -1
         """-1 until the first sync: nothing may be sampled from weights that the trainer did not send."""
         self._engine = open_engine(settings)
-        self._requests = Requests(self._engine)
+        self._requests = Requests(self._engine, settings.max_sequences)
         self._closed = False
         self._table = TokenTable.load(settings.tokenizer)
 
@@ -90,7 +90,7 @@ class VllmRollout:
         checksums = set(await self._engine.collective_rpc("weight_checksum"))
         return WeightReceipt(engine=self.name, version=self.version, checksum="+".join(sorted(checksums)))
 
-    async def metrics(self) -> Metrics:
+    def metrics(self) -> Metrics:
         return self._requests.metrics()
 
     @property

@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from capo_ray.engines.busy import Busy
+from capo_ray.busy import Busy
 from capo_ray.types import Metrics, Sampling
 
 
@@ -84,8 +84,10 @@ def open_engine(settings: VllmSettings) -> AsyncLLM:
 class Requests:
     """Runs requests on one engine and counts them."""
 
-    def __init__(self, engine: AsyncLLM) -> None:
+    def __init__(self, engine: AsyncLLM, max_sequences: int) -> None:
         self.engine = engine
+        self._max_sequences = max_sequences
+        self._sequences = 0
         self._numbers = itertools.count()
         self._busy = Busy()
         self._generated = 0
@@ -96,12 +98,15 @@ class Requests:
         """The finished output of one request; cancelling the caller aborts it."""
         final: RequestOutput | None = None
         prompt: Any = {"prompt_token_ids": list(token_ids)}
+        self._sequences += parameters.n
         try:
             with self._busy:
                 async for output in self.engine.generate(prompt, parameters, str(next(self._numbers))):
                     final = output
         except EngineDeadError as error:  # to read vLLM's own error, whoever asked would have to import vLLM
             raise RuntimeError(f"vLLM's engine has ended: {error}") from None
+        finally:
+            self._sequences -= parameters.n
         if final is None:
             raise RuntimeError("vLLM ended a request without an output")
         self._generated += sum(len(completion.token_ids) for completion in final.outputs)
@@ -110,12 +115,17 @@ class Requests:
         return final
 
     def metrics(self) -> Metrics:
-        """Totals since the start; `busy_s` is the time with at least one request running."""
+        """Totals since the start; `busy_s` is the time with at least one request running.
+
+        Sequences beyond the engine's limit wait; that some more do where its KV cache is full is not seen here.
+        """
+        running = min(self._sequences, self._max_sequences)
         return {
             "generated_tokens": self._generated,
             "prompt_tokens": self._prompt,
             "cached_tokens": self._cached,
-            "running": self._busy.running,
+            "running": running,
+            "waiting": self._sequences - running,
             "busy_s": self._busy.seconds,
         }
 

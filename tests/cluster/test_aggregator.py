@@ -51,7 +51,7 @@ class Critic:
             completions=(Completion(text=text, truncated=False, num_tokens=7),) * n, prompt_tokens=9, cached_tokens=0
         )
 
-    async def metrics(self) -> Metrics:
+    def metrics(self) -> Metrics:
         return {}
 
 

@@ -8,9 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-from ray.exceptions import ActorUnavailableError, RayActorError
-
 from capo_ray.cluster.crew import CrewSettings, RayCrew
 from capo_ray.config.blocks import Tracking
 from capo_ray.tracking import Tracker
@@ -26,7 +23,7 @@ class Crew(RayCrew):
         tracker = Tracker(
             run_dir, Tracking(wandb="off", tensorboard=False), run_name="r", resolved_config={}, total_steps=4
         )
-        parts: Any = SimpleNamespace(workers=[], critics=[], aggregators=[], held_out=[PROMPT], tracker=tracker)
+        parts: Any = SimpleNamespace(workers=[], held_out=[PROMPT], tracker=tracker)
         settings = CrewSettings(
             seed=0,
             responses_per_prompt=2,
@@ -51,55 +48,14 @@ def test_an_evaluation_is_made_once(tmp_path: Path) -> None:
     assert [(line["step"], line["evaluation/outcome/accuracy"]) for line in lines] == [(0, 1.0), (2, 1.0)]
 
 
-class Actor:
-    """Its `metrics` give or raise one thing after the other."""
-
-    def __init__(self, *answers: float | Exception) -> None:
-        """Numbers are tokens generated since the start, one a second."""
-        self._answers = iter(answers)
-        self.metrics = SimpleNamespace(remote=self._metrics)
-
-    async def _metrics(self) -> Metrics:
-        answer = next(self._answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return {"generated_tokens": answer, "busy_s": 10.0, "prompt_tokens": answer, "cached_tokens": answer / 2}
-
-
-def test_an_engine_that_is_started_again_stops_no_run(tmp_path: Path) -> None:
-    """While it is away the others are counted; afterwards it counts from 0."""
-    crew: Any = Crew(tmp_path)
-    away = ActorUnavailableError("starting", b"1" * 16)
-    crew._parts.critics = [Actor(100.0, away, RayActorError(), 50.0), Actor(100.0, 300.0, RayActorError(), 400.0)]
-
-    async def scene() -> list[Metrics]:
-        return [await crew._counted("critic", crew._parts.critics) for _ in range(4)]
-
-    counted = asyncio.run(scene())
-    assert [new.get("generated_tokens") for new in counted] == [200, 200, None, 50 + 100]
-    assert [new.get("cached_tokens") for new in counted] == [100, 100, None, 25 + 50]
-
-
-def test_a_step_without_a_critic_is_written_down(tmp_path: Path) -> None:
-    crew: Any = Crew(tmp_path)
-    crew._parts.critics = [Actor(RayActorError())]
-    assert asyncio.run(crew._speeds()) == {}
-    crew._parts.critics = [Actor(ValueError("a fault of its own"))]
-    with pytest.raises(ValueError, match="a fault of its own"):
-        asyncio.run(crew._speeds())
-
-
-def test_prompts_of_servers_are_written_down(tmp_path: Path) -> None:
-    """As they say, where there is no engine of the run's own to say it."""
+def test_prompts_that_critics_were_sent_are_written_down(tmp_path: Path) -> None:
     crew: Any = Crew(tmp_path)
 
     async def counted() -> Metrics:
         return {"prompt_tokens": 80.0, "cached_prompt_tokens": 60.0}
 
     crew._parts.aggregators = [SimpleNamespace(metrics=SimpleNamespace(remote=counted))]
-    assert asyncio.run(crew._speeds()) == {"tokens/critic_prompts": 80, "cache/critic_prompt_hit_share": 0.75}
-    crew._parts.critics = [Actor(100.0)]
-    assert asyncio.run(crew._speeds())["cache/critic_prompt_hit_share"] == 0.5
+    assert asyncio.run(crew._judging()) == {"tokens/critic_prompts": 80}
 
 
 def test_an_engine_that_is_down_counts_once_however_many_shards_ask_it(tmp_path: Path) -> None:
@@ -111,4 +67,4 @@ def test_an_engine_that_is_down_counts_once_however_many_shards_ask_it(tmp_path:
 
     crew: Any = Crew(tmp_path)
     crew._parts.aggregators = [shard(0.0), shard(2.0), shard(1.0)]
-    assert asyncio.run(crew._speeds()) == {"critic/engines_down": 2, "critic/retries": 6}
+    assert asyncio.run(crew._judging()) == {"critic/engines_down": 2, "critic/retries": 6}

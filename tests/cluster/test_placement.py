@@ -66,6 +66,12 @@ class Leaver:
     async def end(self) -> None:
         self._farewell.touch()
 
+    def totals(self) -> dict[str, float]:
+        return {}
+
+    def engines(self) -> dict[str, dict[str, float]]:
+        return {}
+
 
 def make_leaver(folder: Path, *, shard: int, put: Any) -> Leaver:
     return Leaver(folder / f"end-{shard}")

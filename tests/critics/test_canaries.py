@@ -46,7 +46,7 @@ class Engine:
         completion = Completion(text=text, truncated=False, num_tokens=7)
         return Replies(completions=(completion,) * n, prompt_tokens=50, cached_tokens=20)
 
-    async def metrics(self) -> Metrics:
+    def metrics(self) -> Metrics:
         return {}
 
 

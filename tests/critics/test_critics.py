@@ -45,7 +45,7 @@ class FakeCritic:
         completion = Completion(text=self.text, truncated=False, num_tokens=7)
         return Replies(completions=(completion,) * n, prompt_tokens=50, cached_tokens=20)
 
-    async def metrics(self) -> Metrics:
+    def metrics(self) -> Metrics:
         return {}
 
 

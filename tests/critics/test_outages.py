@@ -30,7 +30,7 @@ class Engine:
         completion = Completion(text=render_reply([0]), truncated=False, num_tokens=10)
         return Replies(completions=(completion,) * n, prompt_tokens=10, cached_tokens=0)
 
-    async def metrics(self) -> Metrics:
+    def metrics(self) -> Metrics:
         return {}
 
 

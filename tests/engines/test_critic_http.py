@@ -60,7 +60,7 @@ def test_one_request_for_all_completions() -> None:
         return chat(["aaaa", "bb"], finish="length", usage=USAGE)
 
     async def use(critic: HttpCritic) -> tuple[Replies, dict[str, float]]:
-        return await critic.complete(MESSAGES, SAMPLING, n=2, seed=2**61 + 9), await critic.metrics()
+        return await critic.complete(MESSAGES, SAMPLING, n=2, seed=2**61 + 9), critic.metrics()
 
     replies, metrics = using(answer, use)
     ((body, key),) = seen

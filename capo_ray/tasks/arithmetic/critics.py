@@ -36,7 +36,7 @@ class Critic:
             cached_tokens=0,
         )
 
-    async def metrics(self) -> Metrics:
+    def metrics(self) -> Metrics:
         return {}
 
 

@@ -1,6 +1,6 @@
-"""How busy an engine is: requests that run, and the seconds in which at least one did.
+"""How busy something is: what runs, and the seconds in which at least one thing did.
 
-Leaves out what the requests are (see the engines).
+Leaves out what runs: requests of an engine, stages of an actor.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import time
 
 
 class Busy:
-    """A context that a request holds while it runs; many may at a time, on one event loop."""
+    """A context that is held by what runs; many may hold it at a time, on one thread. Any thread may read it."""
 
     def __init__(self) -> None:
         self.running = 0

@@ -1,0 +1,92 @@
+"""How fast and how busy actors were between two steps, by actor and by role, from the totals that they keep.
+
+Leaves out what else a step is measured by (crew) and what Prometheus sees meanwhile (gauges).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from statistics import fmean
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ray.exceptions import RayActorError
+
+from capo_ray.tally import add
+from capo_ray.types import Metrics
+
+if TYPE_CHECKING:
+    from capo_ray.cluster.crew import CrewParts
+
+_GROW = ("busy_s", "generated_tokens", "prompt_tokens", "trained_tokens")
+ROLES = ("rollout", "critic", "trainer", "aggregator")
+
+
+class Speeds:
+    """Asks all actors for their totals; what is not there has been lost and is counted from 0 when it is back."""
+
+    def __init__(self, parts: CrewParts) -> None:
+        self._parts = parts
+        self._seen: dict[str, Metrics] = {}
+        self._since = monotonic()
+
+    async def take(self) -> Metrics:
+        """Since the last call, or since the start."""
+        now = monotonic()
+        elapsed, self._since = now - self._since, now
+        new: dict[str, dict[str, Metrics]] = {role: {} for role in ROLES}
+        for (role, actor), totals in (await self._totals()).items():
+            new[role][actor] = grown(self._seen.get(actor, {}), totals)
+            self._seen[actor] = totals
+        return speeds(new, elapsed)
+
+    async def _totals(self) -> dict[tuple[str, str], Metrics]:
+        parts = self._parts
+        calls = {("rollout", f"rollout-{n}"): worker.metrics.remote() for n, worker in enumerate(parts.workers)}
+        calls |= {("critic", f"critic-{n}"): critic.metrics.remote() for n, critic in enumerate(parts.critics)}
+        calls |= {("aggregator", f"aggregator-{n}"): s.totals.remote() for n, s in enumerate(parts.aggregators)}
+        answers = await asyncio.gather(*map(_unless_lost, calls.values()))
+        found = {key: totals for key, totals in zip(calls, answers, strict=True) if totals is not None}
+        for n, shard in enumerate(parts.aggregators):
+            engines: dict[str, Metrics] = await _unless_lost(shard.engines.remote()) or {}
+            found |= {("critic", f"{name} from aggregator-{n}"): totals for name, totals in engines.items()}
+        ranks = await _unless_lost(parts.trainers.metrics()) or []
+        return found | {("trainer", f"trainer-{n}"): totals for n, totals in enumerate(ranks)}
+
+
+async def _unless_lost(call: Any) -> Any:
+    """What a call returns; None where its actor is gone, which is for whoever needs the actor to find out."""
+    try:
+        return await call
+    except RayActorError:
+        return None
+
+
+def grown(before: Mapping[str, float], now: Mapping[str, float]) -> Metrics:
+    """What was added to totals; where one that only grows fell, its actor was started again, and all began from 0."""
+    if any(now.get(name, 0.0) < before.get(name, 0.0) for name in _GROW):
+        before = {}
+    return {name: value - before.get(name, 0.0) for name, value in now.items()}
+
+
+def speeds(new: Mapping[str, Mapping[str, Metrics]], elapsed: float) -> Metrics:
+    """Metrics of what actors did (role -> actor -> what was added to their totals) in `elapsed` seconds."""
+    made: Metrics = {}
+    for role, actors in new.items():
+        together = add(actors.values())
+        if "generated_tokens" in together and together["busy_s"] > 0:
+            made[f"speed/{role}_tokens_per_s"] = together["generated_tokens"] / together["busy_s"]
+        if together.get("prompt_tokens", 0) > 0:
+            made[f"cache/{role}_prompt_hit_share"] = together["cached_tokens"] / together["prompt_tokens"]
+        shares = {actor: min(1.0, totals["busy_s"] / elapsed) for actor, totals in actors.items() if elapsed > 0}
+        for actor, totals in actors.items():
+            tokens, seconds = totals.get("generated_tokens"), totals["busy_s"]
+            if tokens is None:
+                tokens, seconds = totals.get("trained_tokens"), totals.get("stage_s_update", 0.0)
+            if tokens is not None and seconds > 0:
+                made[f"actor/{actor}/tokens_per_s"] = tokens / seconds
+        made |= {f"actor/{actor}/busy_share": share for actor, share in shares.items()}
+        if shares:
+            made[f"idle/{role}_share"] = 1 - fmean(shares.values())
+    return made
