@@ -27,6 +27,7 @@ USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
   +experiment=tiny_cpu_text         the same on real text, with a random model
   +experiment=llama3b_intersection  the paper's Llama-3.2-3B with intersection voting, on GPUs
   dry_run=true                      print configuration, placement plan and an example of what a critic reads, then stop
+  -v                                say more: every actor's speed, what is resumed
   run_dir=DIR resume=true           continue a run from its last checkpoint
 """
 NEXT = """Next: look at metrics.jsonl and samples/ there, or `tensorboard --logdir` on it; try reward=intersection, or

@@ -18,6 +18,7 @@ from capo_ray.data.problem import DataError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 """Exit codes: something went wrong on the way, what was asked for cannot be done, Ctrl-C."""
+VERBOSE = {"-v", "--verbose"}
 GOES_ON = "The same command goes on from here."
 
 
@@ -31,14 +32,17 @@ def run_program(
 ) -> int:
     """Call `work` with the arguments (`argv`, or the command line's); the exit code is its own, or that of an error.
 
-    Bad input is told in one line, and so are `failures` and Ctrl-C, with what to do `afterwards`; other errors are
-    programming errors and keep their traceback.
+    `-v` or `--verbose`, anywhere, has it say more of its own work. Bad input is told in one line, and so are `failures`
+    and Ctrl-C, with what to do `afterwards`; other errors are programming errors and keep their traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or {"-h", "--help"} & set(arguments):
         print(usage)
         return 0 if arguments else BAD_INPUT
     logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    if VERBOSE & set(arguments):
+        logging.getLogger("capo_ray").setLevel(logging.INFO)
+        arguments = [argument for argument in arguments if argument not in VERBOSE]
     try:
         return work(arguments)
     except (ConfigError, DataError, RunDirError) as error:

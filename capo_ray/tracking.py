@@ -1,11 +1,12 @@
-"""One run's numbers: metrics.jsonl, TensorBoard, wandb, a progress line per step, a table of before and after.
+"""One run's numbers: metrics.jsonl, TensorBoard, wandb, what the terminal shows, a table of before and after.
 
     RUN_DIR/metrics.jsonl  tensorboard/  wandb/offline-run-*/
 
 A line of metrics.jsonl is `{"step": 7, "time": ..., NAME: number, ...}`: what step 7 did, or, where the names begin
 with `evaluation/`, how the policy of version 7 does. Numbers that JSON has no word for (nan, inf) stand as null. The
 file is the truth and can be cut back to a checkpoint; TensorBoard hides what was cut off, wandb shows it on one axis.
-Leaves out what the numbers mean (tally) and the responses themselves (the aggregators write samples and the ledger).
+Leaves out what the numbers mean (tally), how the terminal shows them (terminal), and the responses themselves (the
+aggregators write samples and the ledger).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from capo_ray.checkpoint import Checkpoints, RunDirError, read_state
 from capo_ray.config.blocks import Tracking
 from capo_ray.config.critic import Canaries
 from capo_ray.config.run import Config
+from capo_ray.terminal import display, table_rows
 from capo_ray.tracking_sinks import Sink, TensorBoard, start_wandb
 from capo_ray.types import JsonDict, Metrics
 from capo_ray.watch import CanaryWatch, HackingWatch, Watch
@@ -33,72 +35,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Show = Callable[[float], str]
 PREFIX = "evaluation/"
 BY_STEP = ("samples", "critiques", "responses")
 """Folders in which the aggregators write a file per step and shard."""
 STEP_FILE = re.compile(r"(\d+)-\d+\.(?:jsonl|parquet)")
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
-
-
-def short(value: float) -> str:
-    """Three digits or so: 850, 1.2k, 14k."""
-    if abs(value) < 999.5:
-        return f"{value:.0f}"
-    return f"{value / 1000:.1f}k" if abs(value) < 9950 else f"{value / 1000:.0f}k"
-
-
-def signed(value: float) -> str:
-    return f"{value:+.3f}"
-
-
-def plain(value: float) -> str:
-    return f"{value:.1f}"
-
-
-def seconds(value: float) -> str:
-    return f"{value:.1f} s"
-
-
-LINE: tuple[tuple[str, tuple[tuple[str, str, Show], ...]], ...] = (
-    ("reward", (("", "reward/mean_token_reward", signed),)),
-    (
-        "right",
-        (
-            ("answer", "outcome/accuracy", percent),
-            ("steps", "truth/step_accuracy", percent),
-            ("both", "truth/right_answer_and_process", percent),
-        ),
-    ),
-    ("valid critiques", (("", "critic/valid_share", percent),)),
-    (
-        "tok/s",
-        (
-            ("rollout", "speed/rollout_tokens_per_s", short),
-            ("critic", "speed/critic_tokens_per_s", short),
-            ("trainer", "speed/trainer_tokens_per_s", short),
-        ),
-    ),
-    ("stale", (("", "staleness", short),)),
-    ("", (("", "seconds/step", seconds),)),
-)
-"""The progress line: topic, and per topic a label, a metric and how it is written. What is not there is left out."""
-
-TABLE: tuple[tuple[str, str, Show], ...] = (
-    ("right answer", "outcome/accuracy", percent),
-    ("right steps", "truth/step_accuracy", percent),
-    ("right answer and right process", "truth/right_answer_and_process", percent),
-    ("right answer, wrong process", "truth/right_answer_wrong_process", percent),
-    ("wrong answer, right process", "truth/wrong_answer_right_process", percent),
-    ("wrong answer, wrong process", "truth/wrong_answer_wrong_process", percent),
-    ("unverifiable answers", "outcome/unverifiable_share", percent),
-    ("cut off", "response/cut_off_share", percent),
-    ("tokens per response", "response/mean_tokens", plain),
-    ("steps per response", "response/mean_steps", plain),
-)
 
 
 class Tracker:
@@ -123,8 +63,7 @@ class Tracker:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_dir = run_dir
         self._file = run_dir / "metrics.jsonl"
-        self._total_steps = total_steps
-        self._console = console
+        self._display = display(total_steps) if console else None
         self._wandb_id = str((resume_state or {}).get("wandb_id") or secrets.token_hex(4))
         self._restarts = 0
         self._canaries = canaries
@@ -165,13 +104,15 @@ class Tracker:
         self._write(step, metrics | {"run/restarts": float(self._restarts)})
         for warning in filter(None, [watch.look(metrics) for watch in self._watches]):
             log.warning("step %d: %s", step + 1, warning)
-        self._say(f"step {step + 1:>{len(str(self._total_steps))}}/{self._total_steps}", metrics)
+        if self._display is not None:
+            self._display.step(step, metrics)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
         """Write down how the policy does after `step` steps; `metrics` without the prefix."""
         self._write(step, {PREFIX + name: value for name, value in metrics.items()})
         self._evaluations[step] = dict(metrics)
-        self._say(f"evaluation after {step} steps", metrics)
+        if self._display is not None:
+            self._display.evaluation(step, metrics)
 
     def has_evaluation(self, step: int) -> bool:
         """Whether it is written down how the policy does after `step` steps."""
@@ -200,6 +141,8 @@ class Tracker:
                 path.unlink()
         for sink in self._sinks:
             sink.rewind(step)
+        if self._display is not None:
+            self._display.rewind(step)
 
     def _new_watches(self) -> list[Watch]:
         watches: list[Watch] = [HackingWatch()]
@@ -216,7 +159,9 @@ class Tracker:
         return {"wandb_id": self._wandb_id}
 
     def finish(self) -> None:
-        """Close TensorBoard and wandb; nothing can be written there afterwards."""
+        """Close the display, TensorBoard and wandb; nothing can be written there afterwards."""
+        if self._display is not None:
+            self._display.close()
         while self._sinks:
             self._sinks.pop().close()
 
@@ -242,31 +187,6 @@ class Tracker:
             file.write(text + "\n")
         for sink in self._sinks:
             sink.write(step, metrics)
-
-    def _say(self, head: str, metrics: Metrics) -> None:
-        if self._console:
-            print(" | ".join([head, *progress(metrics)]), flush=True)
-
-
-def progress(metrics: Metrics) -> list[str]:
-    """The parts of a progress line, such as "right answer 52.0%, steps 81.3%"."""
-    made = []
-    for topic, entries in LINE:
-        numbers = [f"{label} {show(metrics[name])}".strip() for label, name, show in entries if name in metrics]
-        if numbers:
-            made.append(f"{topic} {', '.join(numbers)}".strip())
-    return made
-
-
-def table_rows(before: Metrics, after: Metrics) -> list[tuple[str, str, str, str]]:
-    """Label, before, after and the change, of what both evaluations have; changes of shares in percentage points."""
-    rows = []
-    for label, name, show in TABLE:
-        if name in before and name in after:
-            change = after[name] - before[name]
-            changed = f"{100 * change:+.1f} points" if show is percent else f"{change:+.1f}"
-            rows.append((label, show(before[name]), show(after[name]), changed))
-    return rows
 
 
 def is_evaluation(line: JsonDict) -> bool:

@@ -14,7 +14,8 @@ from capo_ray.checkpoint import Checkpoints, RunDirError
 from capo_ray.config.blocks import Tracking
 from capo_ray.config.critic import Canaries
 from capo_ray.config.run import Config, compose
-from capo_ray.tracking import Tracker, progress, short, table_rows
+from capo_ray.terminal import progress, short, table_rows
+from capo_ray.tracking import Tracker
 from capo_ray.tracking_sinks import Wandb, wandb_mode
 
 ROOT = Path(__file__).resolve().parents[1]
