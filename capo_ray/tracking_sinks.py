@@ -6,11 +6,13 @@ when (tracking).
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from time import time
@@ -22,6 +24,11 @@ from capo_ray.types import JsonDict, Metrics
 
 log = logging.getLogger(__name__)
 
+SAMPLE_COLUMNS = (
+    *("step", "prompt", "question", "gold", "response", "answer"),
+    *("flagged steps", "critiques", "reward"),
+)
+"""Of the table of responses; the reward is the sum over the response's tokens."""
 PATIENCE_S = 20
 """Seconds that a wandb server may take: to answer before a run is written offline, to take the rest at the end."""
 
@@ -69,14 +76,25 @@ class TensorBoard:
 class Wandb:
     """A wandb run. Its x axis is our step, not wandb's own, so that a run that went back can write a step again."""
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Any, *, samples: Path | None = None, num_samples: int = 0) -> None:
+        """`num_samples` responses of every step become a table; they are read from the files in `samples`."""
         self._run = run
+        self._samples = samples
+        self._num_samples = num_samples
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
 
     def write(self, step: int, metrics: Metrics) -> None:
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self._try("takes no more numbers", lambda: self._run.log({"step": step, **finite}))
+        self._try("takes no more numbers", lambda: self._log(step, metrics))
+
+    def _log(self, step: int, metrics: Metrics) -> None:
+        values: JsonDict = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        is_step = not any(name.startswith("evaluation/") for name in metrics)
+        if is_step and self._samples is not None and (rows := sample_rows(self._samples, step, self._num_samples)):
+            import wandb
+
+            values["samples"] = wandb.Table(columns=list(SAMPLE_COLUMNS), data=rows)
+        self._run.log({"step": step, **values})
 
     def rewind(self, step: int) -> None:
         """Nothing: see the class."""
@@ -110,6 +128,32 @@ class Wandb:
             log.warning("wandb %s, the run goes on without it: %s: %s", what, type(error).__name__, error)
 
 
+def sample_rows(folder: Path, step: int, most: int) -> list[list[Any]]:
+    """The first `most` responses that the aggregators wrote down of `step`, as rows of SAMPLE_COLUMNS."""
+    lines = (line for path in sorted(folder.glob(f"{step:06d}-*.jsonl")) for line in _lines(path))
+    return [_sample_row(json.loads(line)) for line in islice(lines, most)]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        yield from file
+
+
+def _sample_row(sample: JsonDict) -> list[Any]:
+    flagged = sample["wrong_steps"]
+    return [
+        sample["step"],
+        sample["prompt_id"],
+        sample["question"],
+        sample["gold"],
+        sample["response"],
+        sample["answer"],
+        "not judged" if flagged is None else ", ".join(map(str, flagged)) or "none",
+        "\n\n".join(f"[{critique['outcome']}] {critique['text']}" for critique in sample["critiques"]),
+        math.fsum(sample["token_rewards"]),
+    ]
+
+
 def start_wandb(
     run_dir: Path, config: Tracking, *, run_id: str, run_name: str, resolved_config: JsonDict
 ) -> Wandb | None:
@@ -118,6 +162,7 @@ def start_wandb(
         import wandb
 
         mode = wandb_mode(config)
+        made = partial(Wandb, samples=run_dir / "samples", num_samples=config.wandb_samples)
         settings = wandb.Settings(
             silent=True,
             console="off",
@@ -138,12 +183,12 @@ def start_wandb(
         )
         if mode == "online":
             try:
-                return Wandb(init(mode=mode, resume="allow"))
+                return made(init(mode=mode, resume="allow"))
             except (wandb.Error, OSError) as error:
                 log.warning("wandb cannot be reached, the run is written to %s instead: %s", run_dir / "wandb", error)
                 wandb.teardown()  # it holds on to the id of a run that did not start
                 mode = "offline"
-        return Wandb(init(mode=mode))
+        return made(init(mode=mode))
     except Exception as error:
         log.warning("wandb cannot start, the run goes on without it: %s: %s", type(error).__name__, error)
         return None

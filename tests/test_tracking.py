@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,11 @@ METRICS = {
     "seconds/step": 3.14,
     "trainer/loss": 0.1,
 }
+
+SAMPLE = {
+    "step": 3, "prompt_id": "p", "question": "1 + 1", "gold": "2", "response": "It is 3.", "answer": "wrong",
+    "wrong_steps": [0, 2], "critiques": [{"outcome": "ok", "text": "No"}], "token_rewards": [-0.5, 0.25],
+}  # fmt: skip
 
 
 def tracker(run_dir: Path, config: Tracking = QUIET, **more: Any) -> Tracker:
@@ -246,7 +252,10 @@ def test_wandb_offline(tmp_path: Path) -> None:
     """Writes below the run's folder, keeps its id over a resume, leaves no process."""
     config = Tracking(wandb="offline", tensorboard=False)
     first = tracker(tmp_path, config)
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "000000-0.jsonl").write_text(json.dumps(SAMPLE) + "\n")
     first.step(0, METRICS | {"broken": math.nan})
+    assert list(tmp_path.glob("wandb/offline-run-*/files/media/table/samples_*.table.json"))
     state = first.state()
     first.finish()
     second = tracker(tmp_path, config, resume_state=state)
@@ -300,6 +309,40 @@ def test_wandb_that_breaks_is_left_out(caplog: pytest.LogCaptureFixture) -> None
     assert caplog.messages == [
         "wandb takes no more numbers, the run goes on without it: ConnectionError: the service is gone"
     ]
+
+
+def test_wandb_has_a_table_of_responses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of every step, from all shards' files; none with an evaluation."""
+
+    class Kept:
+        def __init__(self) -> None:
+            self.logged: list[dict[str, Any]] = []
+
+        def define_metric(self, name: str, **more: Any) -> None: ...
+
+        def log(self, values: dict[str, Any]) -> None:
+            self.logged.append(values)
+
+    fake = SimpleNamespace(Table=lambda columns, data: [dict(zip(columns, row, strict=True)) for row in data])
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for shard, changes in enumerate(({}, {"wrong_steps": None, "critiques": []}, {"wrong_steps": []}, {})):
+        (tmp_path / f"000003-{shard}.jsonl").write_text(json.dumps(SAMPLE | changes) + "\n")
+    run = Kept()
+    sink = Wandb(run, samples=tmp_path, num_samples=3)
+    sink.write(3, {"x": 1.0})
+    sink.write(3, {"evaluation/x": 1.0})
+    sink.write(4, {"x": 1.0})
+    assert [sorted(values) for values in run.logged] == [
+        ["samples", "step", "x"],
+        ["evaluation/x", "step"],
+        ["step", "x"],
+    ]
+    table = run.logged[0]["samples"]
+    assert [row["flagged steps"] for row in table] == ["0, 2", "not judged", "none"]
+    assert table[0] == {
+        "step": 3, "prompt": "p", "question": "1 + 1", "gold": "2", "response": "It is 3.", "answer": "wrong",
+        "flagged steps": "0, 2", "critiques": "[ok] No", "reward": -0.25,
+    }  # fmt: skip
 
 
 def test_wandb_that_does_not_end_in_time_says_where_its_files_are(caplog: pytest.LogCaptureFixture) -> None:

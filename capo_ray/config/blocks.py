@@ -152,6 +152,9 @@ class Tracking(Block):
 
     wandb: Literal["off", "offline", "online", "auto"] = Field("auto", description="auto: online when logged in")
     wandb_project: str = "capo_ray"
+    wandb_samples: int = Field(
+        8, ge=0, description="responses per step in wandb's table `samples`, of those of `samples_per_step`"
+    )
     tensorboard: bool = True
     samples_per_step: int = Field(32, ge=0, description="responses per step written to samples/STEP-SHARD.jsonl")
     ledger: bool = Field(
