@@ -73,8 +73,19 @@ CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("trainer", "speed/trainer_tokens_per_s"),
         ),
     ),
+    (
+        "Idle share, by role",
+        (
+            ("rollout", "idle/rollout_share"),
+            ("critic", "idle/critic_share"),
+            ("trainer", "idle/trainer_share"),
+            ("aggregator", "idle/aggregator_share"),
+        ),
+    ),
 )
 """Title, and per curve its label and metric. What a run does not have is left out."""
+BY_ACTOR = (("Tokens per second, by actor", "tokens_per_s"), ("Busy share, by actor", "busy_share"))
+"""Title, and the metric of which every actor has its own."""
 TEXT = "#7d8693"  # to be read on white and on black
 
 
@@ -133,8 +144,13 @@ def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> l
 
 
 def charts(metrics: Metrics) -> dict[str, JsonDict]:
-    """Title -> options of a chart, for all of CHARTS that have a point."""
-    made = {title: chart(title, curves, metrics) for title, curves in CHARTS}
+    """Title -> options of a chart, for all of CHARTS and BY_ACTOR that have a point."""
+    names = [name.split("/") for name in metrics.names() if name.startswith("actor/")]
+    by_actor = [
+        (title, [("/".join(name[1:-1]), "/".join(name)) for name in names if name[-1] == what])
+        for title, what in BY_ACTOR
+    ]
+    made = {title: chart(title, curves, metrics) for title, curves in (*CHARTS, *by_actor)}
     return {title: options for title, options in made.items() if options["series"]}
 
 

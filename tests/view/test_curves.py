@@ -44,6 +44,17 @@ def test_charts_have_what_the_run_has(tmp_path: Path) -> None:
     assert (diamond["name"], diamond["type"], diamond["data"]) == ("answer", "scatter", [[0, 0.25]])
 
 
+def test_every_actor_has_its_curve(tmp_path: Path) -> None:
+    line = {"step": 3, "actor/rollout-0/tokens_per_s": 80.0, "actor/org/judge at host/tokens_per_s": 90.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line | {"actor/rollout-0/busy_share": 0.5}) + "\n")
+    metrics = Metrics(tmp_path)
+    metrics.refresh()
+    made = charts(metrics)
+    assert set(made) == {"Tokens per second, by actor", "Busy share, by actor"}
+    shown = {series["name"]: series["data"] for series in made["Tokens per second, by actor"]["series"]}
+    assert shown == {"org/judge at host": [[3, 90.0]], "rollout-0": [[3, 80.0]]}
+
+
 def test_a_long_curve_is_thinned() -> None:
     points = [(float(step), float(step % 2)) for step in range(1000)]
     made = thinned(points, most=100)
