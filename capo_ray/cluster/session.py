@@ -7,6 +7,7 @@ existing cluster is joined instead and left as it was. Leaves out what runs in t
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -17,6 +18,8 @@ from pathlib import Path
 import ray
 
 from capo_ray.config.blocks import Cluster
+
+log = logging.getLogger(__name__)
 
 GIB = 1 << 30
 
@@ -35,7 +38,7 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
     home = Path(tempfile.mkdtemp(prefix="capo_ray-"))  # short: socket paths have a limit of 107 characters
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        ray.init(
+        context = ray.init(
             num_cpus=None if cluster.cpus is None else max(1, int(cluster.cpus)),
             num_gpus=0 if cluster.device == "cpu" else None,
             object_store_memory=None if cluster.object_store_gib is None else int(cluster.object_store_gib * GIB),
@@ -45,6 +48,8 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
             logging_level="ERROR",
             _temp_dir=str(home),
         )
+        if context.dashboard_url:
+            log.info("Ray's dashboard: http://%s", context.dashboard_url)
         told = logs.with_name("ray_session")
         told.parent.mkdir(parents=True, exist_ok=True)
         told.write_text(f"{home}\n", encoding="utf-8")
