@@ -24,7 +24,7 @@ ROLES = ("rollout", "critic", "trainer", "aggregator")
 
 
 class Speeds:
-    """Asks all actors for their totals; what is not there has been lost and is counted from 0 when it is back."""
+    """Asks all actors for their totals. One that is lost is left out; one that was started again counts from 0."""
 
     def __init__(self, parts: CrewParts) -> None:
         self._parts = parts
