@@ -137,6 +137,18 @@ def test_one_command_starts_both_and_ends_both(place: Path) -> None:
         assert line in said["grafana"].splitlines()
 
 
+def test_a_ray_without_a_dashboard_is_read_on_this_machine(place: Path) -> None:
+    session = place / "ray" / "session_latest"
+    (session / "metrics" / "prometheus" / "prometheus.yml").unlink()
+    (session / "metrics_export_port_ab12").write_text("4321")
+    process = start(place, f"{place}/run")
+    assert process.stdout is not None and process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    (jobs,) = yaml.safe_load((place / ".local/state/capo_ray/prometheus.yml").read_text())["scrape_configs"]
+    assert jobs["static_configs"] == [{"targets": ["127.0.0.1:4321"]}]
+
+
 def test_one_that_ends_ends_the_other(place: Path) -> None:
     stub(place / "bin", "grafana", "exit 1")
     process = start(place, f"{place}/run")
@@ -149,10 +161,7 @@ def test_one_that_ends_ends_the_other(place: Path) -> None:
     ("broken", "message"),
     [
         ("run/ray_session", "run/ray_session is not there: the run has ended, or joined a cluster"),
-        (
-            "ray/session_latest/metrics/prometheus/prometheus.yml",
-            "prometheus.yml is not there: no Ray runs with that folder",
-        ),
+        ("ray/session_latest/metrics/prometheus/prometheus.yml", "no Ray runs in "),
         ("bin/grafana", "grafana is not installed"),
     ],
 )

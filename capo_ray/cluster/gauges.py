@@ -30,7 +30,7 @@ class Badge:
     actor: str
 
     def __str__(self) -> str:
-        return f"{self.run}/{self.actor}"
+        return f"{self.actor}@{self.run}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -373,10 +373,18 @@ class Critics:
         return self._counts.take() | {"engines_down": float(sum(line.pool.num_down for line in self._lines))}
 
     def totals(self) -> Metrics:
-        """Sums since the start, how many requests wait, and how many critics are left alone."""
+        """Responses, tries and outcomes since the start, how many requests wait, and how many critics are left alone.
+
+        Tokens are in the totals of the engines.
+        """
         waiting = sum(line.pool.num_waiting for line in self._lines)
         down = sum(line.pool.num_down for line in self._lines)
-        return self._counts.totals | {"critic_queue": float(waiting), "engines_down": float(down)}
+        counted = {
+            name: value
+            for name, value in self._counts.totals.items()
+            if name in ("responses", "retries") or name.startswith("outcome_")
+        }
+        return counted | {"critic_queue": float(waiting), "engines_down": float(down)}
 
     def engines(self) -> dict[str, Metrics]:
         """Totals of the critics that count here what they do, by name."""

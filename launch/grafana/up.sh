@@ -23,14 +23,21 @@ if [[ $# -eq 1 ]]; then
     [[ -f $1/ray_session ]] || fail "$1/ray_session is not there: the run has ended, or joined a cluster; leave RUN_DIR out for that"
     ray=$(<"$1/ray_session")
 fi
-targets=$ray/session_latest/metrics/prometheus/prometheus.yml
-[[ -f $targets ]] || fail "$targets is not there: no Ray runs with that folder, or it has no dashboard (cluster.dashboard=true)"
+session=$ray/session_latest
+config=$session/metrics/prometheus/prometheus.yml # of Ray's dashboard, with all nodes
+ports=("$session"/metrics_export_port_*)          # without one: this machine
+[[ -f $config || -f ${ports[0]} ]] || fail "no Ray runs in $ray"
 for program in prometheus grafana; do
     command -v "$program" >/dev/null || fail "$program is not installed"
 done
 
 data=${WATCH_DATA:-$HOME/.local/state/capo_ray}
 mkdir -p "$data/prometheus" "$data/grafana"
+if [[ ! -f $config ]]; then
+    config=$data/prometheus.yml
+    printf 'scrape_configs: [{job_name: ray, scrape_interval: 10s, static_configs: [{targets: ["127.0.0.1:%s"]}]}]\n' \
+        "$(<"${ports[0]}")" >"$config"
+fi
 export CAPO_RAY_PROMETHEUS=http://127.0.0.1:${PROMETHEUS_PORT:-9090}
 export CAPO_RAY_DASHBOARDS=$here
 export GF_PATHS_PROVISIONING=$here/provisioning GF_PATHS_DATA=$data/grafana
@@ -40,7 +47,7 @@ export GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH=$here/capo_ray.json
 
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 trap 'exit 130' INT TERM
-prometheus --config.file="$targets" --storage.tsdb.path="$data/prometheus" \
+prometheus --config.file="$config" --storage.tsdb.path="$data/prometheus" \
     --web.listen-address="${CAPO_RAY_PROMETHEUS#http://}" --log.level=warn &
 grafana server --homepath "${GRAFANA_HOME:-/usr/share/grafana}" >"$data/grafana.log" 2>&1 &
 echo "The run: http://127.0.0.1:$GF_SERVER_HTTP_PORT   Prometheus: $CAPO_RAY_PROMETHEUS   Ctrl-C ends both"

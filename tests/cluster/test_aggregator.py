@@ -372,3 +372,18 @@ def test_too_many_failed_critiques_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(CriticsFailed, match=re.escape("6 of the last 6 critiques failed (unreadable 6); 50% of 8 may")):
         shard.score(group_of(ODD, ODD, ODD))
     assert shard.aggregator.metrics()["outcome_unreadable"] == 6
+
+
+def test_totals_are_kept_whoever_takes_the_metrics(tmp_path: Path) -> None:
+    """They have what is under way, and nothing of what the engines count."""
+    shard = Shard(tmp_path)
+    shard.score(group_of(GOOD, FLAWED, LOST))
+    for _ in range(2):
+        totals = shard.aggregator.totals()
+        assert (totals["responses"], totals["groups_open"], totals["responses_open"]) == (3, 1, 0)
+        assert totals["outcome_ok"] == 6 and totals["busy_s"] > 0
+        shard.aggregator.metrics()
+    assert not {"prompt_tokens", "cached_tokens", "generated_tokens"} & set(totals)
+    shard.aggregator.close(PROMPT, 3, num_samples=0)
+    assert shard.aggregator.totals()["groups_open"] == 0
+    assert Shard(tmp_path, critics=False).aggregator.totals()["responses_open"] == 0
