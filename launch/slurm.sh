@@ -13,7 +13,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:TERM@300
+#SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?this is started with sbatch}"
@@ -31,16 +31,20 @@ srun --nodes="$NODES" --ntasks="$NODES" --ntasks-per-node=1 launch/node.sh &
 ray=$!
 launch/run.sh "$@" &
 run=$!
-out_of_time=
-trap 'out_of_time=yes; kill -TERM $run 2>/dev/null' TERM
+stopped=
+trap 'stopped=time; kill -TERM $run 2>/dev/null || true' USR1  # Slurm sends it before the time is over, see --signal
+trap 'stopped=cancelled; kill -TERM $run 2>/dev/null || true' TERM
 trap 'kill -TERM $run $ray 2>/dev/null || true' EXIT
 
 code=0
 wait -n "$run" "$ray" || code=$?
-if [[ $out_of_time ]]; then
-    wait "$run" || true  # a signal ends the first wait, not the run
-    echo "slurm.sh: out of time; queued again" >&2
-    scontrol requeue "$SLURM_JOB_ID"
+if [[ $stopped ]]; then
+    code=0
+    wait "$run" || code=$?  # the signal ended the first wait, not the run
+    if [[ $stopped == time ]]; then
+        echo "slurm.sh: out of time; queued again" >&2
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
 elif ! kill -0 "$ray" 2>/dev/null; then
     echo "slurm.sh: Ray ended before the run; its own lines are above" >&2
     ((code != 0)) || code=1

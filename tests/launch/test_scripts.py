@@ -208,15 +208,23 @@ def test_slurm_ends_as_the_run_does(stage: Stage) -> None:
     assert stage.run("slurm.sh", "+experiment=tiny_cpu", **slurm(stage, BUSY="10", CODE="2"))[0] == 2
 
 
-def test_slurm_runs_out_of_time(stage: Stage) -> None:
-    """The run is stopped, and given the time that it takes; the job is queued again."""
+@pytest.mark.parametrize(
+    ("sent", "said", "then"),
+    [
+        (signal.SIGUSR1, "slurm.sh: out of time; queued again\n", ["scontrol requeue 12345"]),
+        (signal.SIGTERM, "", []),
+    ],
+    ids=["out of time", "cancelled"],
+)
+def test_slurm_stops_the_run(stage: Stage, sent: signal.Signals, said: str, then: list[str]) -> None:
+    """It is given the time that it takes. What ran out of time is queued again, what was cancelled is not."""
     job = stage.start("slurm.sh", "+experiment=tiny_cpu", **slurm(stage, BUSY="1000"))
     stage.wait_for("python -m capo_ray.launch")
     stage.wait_for("ray start")
-    job.send_signal(signal.SIGTERM)
+    job.send_signal(sent)
     _, errors = job.communicate(timeout=30)
-    assert errors == "slurm.sh: out of time; queued again\n"
-    assert stage.calls()[-3:] == ["python stopped", "scontrol requeue 12345", "ray ended"]
+    assert (job.returncode, errors) == (130, said)
+    assert stage.calls()[-2 - len(then) :] == ["python stopped", *then, "ray ended"]
 
 
 def test_slurm_without_ray(stage: Stage) -> None:
@@ -229,7 +237,7 @@ def test_slurm_without_ray(stage: Stage) -> None:
 
 def test_slurm_options_are_those_of_the_page() -> None:
     options = re.findall(r"^#SBATCH (.+)$", (LAUNCH / "slurm.sh").read_text(), re.MULTILINE)
-    assert {"--ntasks-per-node=1", "--requeue", "--signal=B:TERM@300"} <= set(options)
+    assert {"--ntasks-per-node=1", "--requeue", "--signal=B:USR1@300"} <= set(options)
 
 
 def test_nodes_that_do_not_come() -> None:
