@@ -64,17 +64,17 @@ def submit(
     """Id of the job."""
     check(program, arguments)
     entrypoint = shlex.join(["python", "-m", f"capo_ray.{program}", "cluster.address=auto", *arguments])
-    job: str = client.submit_job(
-        entrypoint=entrypoint,
-        submission_id=name,
-        runtime_env={
-            "working_dir": str(ROOT),
-            "excludes": LEFT_OUT,
-            "env_vars": environment | {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), "PYTHONUNBUFFERED": "1"},
-        },
-        metadata={ASKED: json.dumps([program, *arguments])},
-    )
-    return job
+    runtime = {
+        "working_dir": str(ROOT),
+        "excludes": LEFT_OUT,
+        "env_vars": environment | {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), "PYTHONUNBUFFERED": "1"},
+    }
+    asked = {ASKED: json.dumps([program, *arguments])}
+    try:
+        return str(client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime, metadata=asked))
+    except RuntimeError as error:
+        reason = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), "no reason given")
+        raise JobError(f"the cluster does not take the job: {reason.strip()}") from error
 
 
 def check(program: str, arguments: Sequence[str]) -> None:

@@ -132,6 +132,8 @@ def test_submit_follow_stop_and_resume(tmp_path: Path) -> None:
         planned = call(environment, "submit", "--id", "plan", *tiny, "dry_run=true")
         assert "placement of tiny_cpu on cpu" in planned.stdout and planned.stderr.endswith("plan: succeeded\n")
         assert "placement of tiny_cpu on cpu" in call(environment, "follow", "plan").stdout
+        again = call(environment, "submit", "--id", "plan", *tiny, "dry_run=true", code=2).stderr
+        assert again.startswith("error: the cluster does not take the job: ") and "plan already exists" in again
         looked = call(environment, "submit", "--program", "doctor", *tiny, f"run_dir={run_dir}")
         assert "ok    cluster " in looked.stdout
         wrong = call(environment, "submit", "--id", "wrong", *tiny, "dry_run=true", "stepz=1", code=2)
