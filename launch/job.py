@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import shlex
 import sys
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = [".venv", ".git", "runs", "tests", "benchmarks", "docs", "**/__pycache__", ".*_cache"]
 """Of the checkout; the cluster takes 500 MiB at most."""
+STARTING_S = 60
+"""Seconds that a cluster has, whose dashboard answers already, before it must take jobs."""
 STOP_S = 60
 """Seconds that a run has to close its engines; Ray's own patience is three."""
 PROGRAMS = ("launch", "doctor")
@@ -45,11 +48,18 @@ class JobError(RuntimeError):
 
 def connect(address: str) -> JobSubmissionClient:
     try:
+        from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise JobError("Ray is not installed here: pip install 'ray[default]==2.60.0'") from error
+    logging.disable(logging.WARNING)  # what the client sends, and that it has sent it before
     try:
         return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise JobError(
+            f"the cluster at {address} asks for its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH to what its nodes have (`ray get-auth-token` prints it there)"
+        ) from error
     except (ConnectionError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise JobError(
@@ -70,11 +80,17 @@ def submit(
         "env_vars": environment | {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), "PYTHONUNBUFFERED": "1"},
     }
     asked = {ASKED: json.dumps([program, *arguments])}
-    try:
-        return str(client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime, metadata=asked))
-    except RuntimeError as error:
-        reason = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), "no reason given")
-        raise JobError(f"the cluster does not take the job: {reason.strip()}") from error
+    deadline = time.monotonic() + STARTING_S
+    while True:
+        try:
+            return str(
+                client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime, metadata=asked)
+            )
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                said = [line.strip() for line in str(error).splitlines() if any(map(str.isalpha, line))]
+                raise JobError(f"the cluster does not take the job: {said[-1] if said else error}") from error
+        time.sleep(2)
 
 
 def check(program: str, arguments: Sequence[str]) -> None:

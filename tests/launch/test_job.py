@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -81,11 +82,14 @@ def cluster() -> Iterator[dict[str, str]]:
         "RAY_PORT": str(gcs),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),  # of this cluster alone
     }
     options = ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=200000000", "--include-dashboard=true"]
+    ports = [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
     with (Path(home) / "node.log").open("w") as log:
         node = subprocess.Popen(
-            [str(ROOT / "launch" / "node.sh"), *options, f"--dashboard-port={dashboard}", f"--temp-dir={home}/ray"],
+            [str(ROOT / "launch" / "node.sh"), *options, *ports, f"--temp-dir={home}/ray"],
             env=environment,
             stdout=log,
             stderr=log,
@@ -127,13 +131,24 @@ def test_submit_follow_stop_and_resume(tmp_path: Path) -> None:
     """On a real cluster: a plan, a failure, a run that is stopped on the way and goes on to its end."""
     run_dir = tmp_path / "run"
     tiny = ["+experiment=tiny_cpu", "tracking.wandb=off", "critic=null", "algorithm=grpo"]
-    small = [*tiny, "prompts_per_step=2", "responses_per_prompt=2", "data.evaluation_prompts=0", "checkpoint_every=1"]
+    small = [
+        *tiny,
+        "prompts_per_step=2",
+        "responses_per_prompt=2",
+        "trainer.responses_per_update=4",
+        "data.evaluation_prompts=0",
+        "checkpoint_every=1",
+    ]
     with cluster() as environment:
+        stranger = environment | {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}
+        assert "asks for its token: set RAY_AUTH_MODE=token" in call(stranger, "list", code=2).stderr
         planned = call(environment, "submit", "--id", "plan", *tiny, "dry_run=true")
         assert "placement of tiny_cpu on cpu" in planned.stdout and planned.stderr.endswith("plan: succeeded\n")
         assert "placement of tiny_cpu on cpu" in call(environment, "follow", "plan").stdout
         again = call(environment, "submit", "--id", "plan", *tiny, "dry_run=true", code=2).stderr
-        assert again.startswith("error: the cluster does not take the job: ") and "plan already exists" in again
+        assert again.startswith(
+            "error: the cluster does not take the job: ValueError: Job with submission_id plan already exists."
+        ), again
         looked = call(environment, "submit", "--program", "doctor", *tiny, f"run_dir={run_dir}")
         assert "ok    cluster " in looked.stdout
         wrong = call(environment, "submit", "--id", "wrong", *tiny, "dry_run=true", "stepz=1", code=2)
@@ -143,8 +158,9 @@ def test_submit_follow_stop_and_resume(tmp_path: Path) -> None:
         call(environment, "submit", "--id", "long", "--detach", *small, "steps=5000", f"run_dir={run_dir}")
         deadline = time.monotonic() + 240
         while not list(run_dir.glob("checkpoints/step_*/state.json")):
-            assert time.monotonic() < deadline, call(environment, "list").stdout
-            time.sleep(1)
+            listed = call(environment, "list").stdout
+            assert time.monotonic() < deadline and not re.search("^long +failed", listed, re.MULTILINE), listed
+            time.sleep(2)
         stopped = call(environment, "stop", "long")
         assert "interrupted. The last checkpoint is" in stopped.stdout
         assert stopped.stderr.endswith("long: stopped. Go on with: resume long\n")

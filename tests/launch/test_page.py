@@ -73,6 +73,7 @@ def test_every_place_ends_in_what_to_check(place: str) -> None:
         "this is started with sbatch",
         "nodes joined",
         "this run needs",
+        "asks for its token",
     ],
 )
 def test_messages_are_real(message: str) -> None:
