@@ -6,7 +6,7 @@ Leaves out the engines that this run starts for critics, and their actors (build
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from capo_ray.config.run import Config, ConfigError
 if TYPE_CHECKING:
     from capo_ray.credit.template import PromptTemplate
     from capo_ray.critics.budget import CriticBudget
-    from capo_ray.critics.service import Critics, CriticSettings
+    from capo_ray.critics.service import Critics
+    from capo_ray.critics.settings import CriticSettings
     from capo_ray.engines.critic_http import HttpCritic
     from capo_ray.engines.protocols import CriticEngine
 
@@ -26,20 +27,30 @@ log = logging.getLogger(__name__)
 def make_critics(config: Config, template: PromptTemplate | None, actors: Sequence[tuple[str, Any]]) -> Critics | None:
     """The judging service over the `actors` of the critics that run here, in their order, and over servers."""
     from capo_ray.cluster.critic_pool import RemoteCritic
-    from capo_ray.critics.service import Critics
-    from capo_ray.critics.service import Voter as Engines
 
     if config.critic is None or template is None:
         return None
     left = iter(actors)
+
+    def engines_of(number: int, voter: Voter) -> Sequence[CriticEngine]:
+        if voter.kind != "vllm":
+            return critics_without_actors(voter)
+        return tuple(RemoteCritic(*actor) for actor in islice(left, voter.workers))
+
+    return critics_over(config, template, engines_of)
+
+
+def critics_over(
+    config: Config, template: PromptTemplate, engines_of: Callable[[int, Voter], Sequence[CriticEngine]]
+) -> Critics:
+    """The judging service; `engines_of` gives the engines of each critic, by its number."""
+    from capo_ray.critics.service import Critics
+    from capo_ray.critics.service import Voter as Engines
+
+    assert config.critic is not None
     voters = [
-        Engines(
-            engines=tuple(RemoteCritic(*actor) for actor in islice(left, voter.workers))
-            if voter.kind == "vllm"
-            else critics_without_actors(voter),
-            max_sequences=voter.max_sequences,
-        )
-        for voter in config.critic.voters
+        Engines(engines=engines_of(number, voter), max_sequences=voter.max_sequences)
+        for number, voter in enumerate(config.critic.voters)
     ]
     return Critics(voters[0].engines, critic_settings(config, template), others=voters[1:])
 
@@ -102,7 +113,7 @@ def critic_budget(config: Config) -> CriticBudget | None:
 
 
 def critic_settings(config: Config, template: PromptTemplate) -> CriticSettings:
-    from capo_ray.critics.service import CriticSettings
+    from capo_ray.critics.settings import CriticSettings
 
     critic = config.critic
     assert critic is not None

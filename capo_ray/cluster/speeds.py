@@ -48,9 +48,9 @@ class Speeds:
         calls |= {("aggregator", f"aggregator-{n}"): s.totals.remote() for n, s in enumerate(parts.aggregators)}
         answers = await asyncio.gather(*map(_unless_lost, calls.values()))
         found = {key: totals for key, totals in zip(calls, answers, strict=True) if totals is not None}
-        for n, shard in enumerate(parts.aggregators):
-            engines: dict[str, Metrics] = await _unless_lost(shard.engines.remote()) or {}
-            found |= {("critic", f"{name} from aggregator-{n}"): totals for name, totals in engines.items()}
+        asked = await asyncio.gather(*(_unless_lost(shard.engines.remote()) for shard in parts.aggregators))
+        for n, engines in enumerate(asked):
+            found |= {("critic", f"{name} from aggregator-{n}"): totals for name, totals in (engines or {}).items()}
         ranks = await _unless_lost(parts.trainers.metrics()) or []
         return found | {("trainer", f"trainer-{n}"): totals for n, totals in enumerate(ranks)}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from capo_ray.build import (
     rollout_settings,
     sampling_of,
 )
-from capo_ray.build_critics import check_servers, critic_settings, critics_without_actors
+from capo_ray.build_critics import check_servers, critics_over, critics_without_actors
+from capo_ray.config.critic import Voter
 from capo_ray.config.run import Config
 from capo_ray.credit.template import SHIPPED, PromptTemplate
-from capo_ray.critics.service import Critics, Voter
+from capo_ray.critics.service import Critics
+from capo_ray.engines.protocols import CriticEngine
 from capo_ray.models import find_model
 from capo_ray.plan import Role, critics_here
 from capo_ray.seeds import seed_of
@@ -35,23 +37,22 @@ QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONW
 @asynccontextmanager
 async def critics_of(config: Config, template: PromptTemplate, work: Path) -> AsyncIterator[Critics]:
     """The judging service of `config`, asked with `template`; files of random models go below `work`."""
-    assert config.critic is not None
     prepare(config, "critic")
     check_servers(config)
     places = {id(voter): place for place, voter in critics_here(config)}
-    voters, opened = [], []
+    opened: list[Any] = []
+
+    def engines_of(number: int, voter: Voter) -> Sequence[CriticEngine]:
+        if voter.model is None:
+            engines = critics_without_actors(voter)
+        else:
+            files = find_model(voter.model, f"{places[id(voter)]}.model", work, seed=config.seed + 1 + number)
+            engines = (make_critic(critic_engine_settings(config, voter, files), f"critic-{number}"),)
+        opened.extend(engines)
+        return engines
+
     try:
-        for number, voter in enumerate(config.critic.voters):
-            engines: list[Any] = []
-            if voter.model is None:
-                engines += critics_without_actors(voter)
-            else:
-                files = find_model(voter.model, f"{places[id(voter)]}.model", work, seed=config.seed + 1 + number)
-                settings = critic_engine_settings(config, voter, files)
-                engines.append(make_critic(settings, f"critic-{number}"))
-            opened += engines
-            voters.append(Voter(engines=engines, max_sequences=voter.max_sequences))
-        yield Critics(voters[0].engines, critic_settings(config, template), others=voters[1:])
+        yield critics_over(config, template, engines_of)
     finally:
         for engine in opened:
             closing = engine.close() if hasattr(engine, "close") else None

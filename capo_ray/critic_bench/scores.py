@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from capo_ray.credit.flags import FlagCounts, Labels, flags
 from capo_ray.credit.vote import Vote, agreement, sealed, vote
-from capo_ray.critics.service import CriticSettings
+from capo_ray.critics.settings import CriticSettings
 from capo_ray.types import FAILED_OUTCOMES, Critique, Metrics
 
 VOTES: tuple[Vote, ...] = ("intersection", "majority", "strict_majority", "union", "average")

@@ -18,21 +18,18 @@ import logging
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import partial
 from time import monotonic
-from typing import Literal
 
 from capo_ray.credit.critique import Messages, Reference, fingerprint
 from capo_ray.credit.reply import parse
-from capo_ray.credit.template import PromptTemplate, shipped
-from capo_ray.credit.vote import Vote, sealed, useful_round
-from capo_ray.critics.asking import Answer, Failure, Line, Outage, Request, Retrying
+from capo_ray.credit.vote import sealed
+from capo_ray.critics.asking import Answer, Failure, Line, Outage, Request
 from capo_ray.critics.cache import CritiqueCache
 from capo_ray.critics.counts import CriticCounts
-from capo_ray.critics.routing import Routing
+from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.protocols import CriticEngine
 from capo_ray.seeds import seed_of
-from capo_ray.types import REPLIED_OUTCOMES, UNASKED_OUTCOMES, Critique, Metrics, Sampling
+from capo_ray.types import REPLIED_OUTCOMES, UNASKED_OUTCOMES, Critique, Metrics
 
 log = logging.getLogger(__name__)
 
@@ -42,88 +39,6 @@ _NO_CRITIQUES = "training goes on without critiques: groups that cannot be judge
 
 class CriticsFailed(RuntimeError):
     """More critiques failed than the run allows; the message has the counts and the last cause."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CriticSettings:
-    """How critics are asked and how much failure is borne."""
-
-    critiques: int = 4
-    """k: critiques per response."""
-    adaptive: bool = False
-    """Whether to stop asking when what is left cannot change the verdict."""
-    first_round: int = 2
-    """Critiques to ask for before that is looked at; more where so few can never decide."""
-    full_share: float = 0.05
-    """Share of the responses of which all critiques are asked for all the same."""
-    vote: Vote = "intersection"
-    min_valid_critiques: int = 1
-    """Both as the verdict is made; see credit.group."""
-    cache: int = 0
-    """Responses whose critiques are kept, for equal ones that come later; 0: none."""
-    cache_seed: int = 0
-    """With a cache the seed of critiques comes from this and from what is shown, and not from `judge`."""
-    template: PromptTemplate = field(default_factory=partial(shipped, "paper"))
-    max_critique_tokens: int = 2048
-    temperature: float = 0.7
-    top_p: float = 0.9
-    max_sequences: int = 256
-    """Critiques in flight per engine."""
-    deadline_s: float = 600.0
-    """Most seconds that one try on one engine may take, from when it is sent."""
-    deadline_floor_s: float = 30.0
-    """Least seconds that one try is given, however fast the engine was."""
-    attempts: int = 3
-    """Tries of one request, each on another engine as long as there are."""
-    backoff_s: float = 0.5
-    """Seconds before the second try; twice as many before each further one."""
-    break_after: int = 3
-    """Failures in a row after which an engine is left alone."""
-    break_pause_s: float = 30.0
-    """Seconds until it is asked whether it is up again."""
-    outage_s: float = 60.0
-    """Seconds that requests wait while every engine is left alone, before `on_outage` acts."""
-    on_outage: Literal["wait", "outcome_only"] = "wait"
-    """Wait on, or give critiques up as `cancelled` for as long as the outage lasts."""
-    outage_limit_s: float = 3600.0
-    """Seconds that are waited at most; then CriticsFailed."""
-    prefix_slack: int = 4
-    """Requests by which the engine that has the prefix may be busier than the idlest one."""
-    max_failed_share: float = 0.5
-    failure_window: int = 256
-    """Critiques over which the failed share is taken."""
-
-    def routing(self, max_sequences: int, critiques: int) -> Routing:
-        """Of a critic whose engines run `max_sequences` at a time, with `critiques` a request."""
-        return Routing(
-            room=max(1, max_sequences // max(1, critiques)),
-            prefix_slack=self.prefix_slack,
-            break_after=self.break_after,
-            break_pause_s=self.break_pause_s,
-            patience_s=self.outage_s if self.on_outage == "outcome_only" else self.outage_limit_s,
-            deadline_s=self.deadline_s,
-            deadline_floor_s=min(self.deadline_floor_s, self.deadline_s),
-        )
-
-    def rounds(self, num_critiques: int) -> tuple[int, ...]:
-        """How many critiques to ask for at a time: as many as can decide when nothing is found, then as many again as
-        there are, and so on."""
-        if not self.adaptive:
-            return (num_critiques,)
-        at_least = min(self.first_round, num_critiques)
-        first = useful_round(at_least, num_critiques, self.vote, min_valid_critiques=self.min_valid_critiques)
-        sizes = [first]
-        while (left := num_critiques - sum(sizes)) > 0:
-            sizes.append(min(sum(sizes), left))
-        return tuple(sizes)
-
-    @property
-    def retrying(self) -> Retrying:
-        return Retrying(attempts=self.attempts, backoff_s=self.backoff_s)
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(max_tokens=self.max_critique_tokens, temperature=self.temperature, top_p=self.top_p)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,7 +285,7 @@ class Critics:
 
     def metrics(self) -> Metrics:
         """Sums since the last call, and the share of critiques that were valid among those that could be."""
-        return self._counts.take() | {"engines_down": float(sum(line.pool.num_down for line in self._lines))}
+        return self._counts.take() | {"engines_down": self._engines_down()}
 
     def totals(self) -> Metrics:
         """Responses, tries and outcomes since the start, how many requests wait, and how many critics are left alone.
@@ -378,13 +293,15 @@ class Critics:
         Tokens are in the totals of the engines.
         """
         waiting = sum(line.pool.num_waiting for line in self._lines)
-        down = sum(line.pool.num_down for line in self._lines)
         counted = {
             name: value
             for name, value in self._counts.totals.items()
             if name in ("responses", "retries") or name.startswith("outcome_")
         }
-        return counted | {"critic_queue": float(waiting), "engines_down": float(down)}
+        return counted | {"critic_queue": float(waiting), "engines_down": self._engines_down()}
+
+    def _engines_down(self) -> float:
+        return float(sum(line.pool.num_down for line in self._lines))
 
     def engines(self) -> dict[str, Metrics]:
         """Totals of the critics that count here what they do, by name."""

@@ -17,7 +17,8 @@ from capo_ray.credit.critique import render_reply, unwrap
 from capo_ray.credit.group import Scheme
 from capo_ray.credit.steps import BLANK_LINE
 from capo_ray.critics.budget import Sampled
-from capo_ray.critics.service import Critics, CriticSettings, CriticsFailed
+from capo_ray.critics.service import Critics, CriticsFailed
+from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.protocols import Completion, Message, Replies
 from capo_ray.ledger import Ledger, read
 from capo_ray.seeds import seed_of

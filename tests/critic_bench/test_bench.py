@@ -17,7 +17,8 @@ from capo_ray.credit.critique import render_reply, unwrap
 from capo_ray.critic_bench.__main__ import main
 from capo_ray.critic_bench.replies import ask, read_replies
 from capo_ray.critics.labelled import Item, arithmetic, processbench
-from capo_ray.critics.service import Critics, CriticSettings
+from capo_ray.critics.service import Critics
+from capo_ray.critics.settings import CriticSettings
 from capo_ray.data.problem import DataError
 from capo_ray.engines.protocols import Completion, Message, Replies
 from capo_ray.types import Metrics, Sampling

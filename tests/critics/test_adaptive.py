@@ -13,7 +13,8 @@ from seeded_critic import SeededCritic
 
 from capo_ray.credit.critique import Reference
 from capo_ray.credit.vote import Vote, vote
-from capo_ray.critics.service import Critics, CriticSettings, Voter
+from capo_ray.critics.service import Critics, Voter
+from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.protocols import Message, PromptTooLong, Replies
 from capo_ray.types import Critique, Sampling
 

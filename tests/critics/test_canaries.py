@@ -16,7 +16,8 @@ from capo_ray.config.run import Config, compose
 from capo_ray.credit.critique import Reference, render_reply, unwrap
 from capo_ray.critics.canaries import Canary, CanaryJudge, CanarySet
 from capo_ray.critics.labelled import Item
-from capo_ray.critics.service import Critics, CriticSettings
+from capo_ray.critics.service import Critics
+from capo_ray.critics.settings import CriticSettings
 from capo_ray.data.problem import DataError
 from capo_ray.engines.protocols import Completion, Message, Replies
 from capo_ray.tally import rates

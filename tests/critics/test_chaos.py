@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from capo_ray.credit.critique import Reference
-from capo_ray.critics.service import Critics, CriticSettings
+from capo_ray.critics.service import Critics
+from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.critic_http import HttpCritic, HttpSettings
 from capo_ray.types import Critique
 

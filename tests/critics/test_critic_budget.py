@@ -17,7 +17,8 @@ from capo_ray.cluster.crew import CrewSettings, RayCrew
 from capo_ray.credit.critique import Reference
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.critics.budget import WINDOW, CriticBudget, Sampled
-from capo_ray.critics.service import Critics, CriticSettings
+from capo_ray.critics.service import Critics
+from capo_ray.critics.settings import CriticSettings
 from capo_ray.tally import count_group
 from capo_ray.types import Answer, Batch, Critique, GroupSummary, Metrics, Prompt, Sampling, Step
 

@@ -12,7 +12,8 @@ import pytest
 
 from capo_ray.credit.critique import Reference, fingerprint, render_reply, unwrap
 from capo_ray.credit.template import shipped
-from capo_ray.critics.service import Critics, CriticSettings, CriticsFailed, Voter
+from capo_ray.critics.service import Critics, CriticsFailed, Voter
+from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.protocols import Completion, Message, PromptTooLong, Replies
 from capo_ray.types import Critique, Metrics, Sampling
 

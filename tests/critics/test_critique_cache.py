@@ -10,7 +10,8 @@ from virtual_time import play
 
 from capo_ray.credit.critique import Reference
 from capo_ray.critics.cache import CritiqueCache
-from capo_ray.critics.service import Critics, CriticSettings, Voter
+from capo_ray.critics.service import Critics, Voter
+from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.protocols import Message, Replies
 from capo_ray.types import Critique, Sampling
 

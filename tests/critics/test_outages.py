@@ -9,7 +9,8 @@ import pytest
 from virtual_time import now, play
 
 from capo_ray.credit.critique import Reference, render_reply
-from capo_ray.critics.service import Critics, CriticSettings, CriticsFailed, Voter
+from capo_ray.critics.service import Critics, CriticsFailed, Voter
+from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.protocols import Completion, Message, Replies
 from capo_ray.types import Critique, Metrics, Sampling
 

@@ -99,7 +99,7 @@ def test_a_server_that_counts_no_tokens_has_them_counted_and_is_told_of_once(
 
     async def twice(critic: HttpCritic) -> tuple[Replies, float]:
         await ask(n=2)(critic)
-        return await ask(n=2)(critic), (await critic.metrics())["generated_tokens"]
+        return await ask(n=2)(critic), critic.metrics()["generated_tokens"]
 
     replies, total = using(answer, twice)
     assert [completion.num_tokens for completion in replies.completions] == [1, 101] and total == 204

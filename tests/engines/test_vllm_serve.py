@@ -23,7 +23,8 @@ import pytest
 
 from capo_ray.credit.critique import Reference
 from capo_ray.credit.template import shipped
-from capo_ray.critics.service import Critics, CriticSettings
+from capo_ray.critics.service import Critics
+from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.critic_http import HttpCritic, HttpSettings
 from capo_ray.engines.protocols import PromptTooLong
 from capo_ray.models import ASSETS
