@@ -18,7 +18,7 @@ from pathlib import Path
 from capo_ray.checkpoint import Checkpoints, abandon, claim
 from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.data.problem import DataError
-from capo_ray.program import FAILED, INTERRUPTED, run_program
+from capo_ray.program import FAILED, INTERRUPTED, leave, run_program
 from capo_ray.run import run
 
 USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
@@ -105,4 +105,4 @@ def _where_to_go_on(run_dir: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

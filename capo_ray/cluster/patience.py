@@ -1,10 +1,12 @@
-"""Waiting that says what it waits for."""
+"""Waiting that says what it waits for, and waiting that ends."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, wait
+from threading import Thread
 from typing import Any
 
 from ray.exceptions import ActorUnavailableError
@@ -36,6 +38,28 @@ async def when_up(actor: Any, what: str) -> Any:
                 await asyncio.sleep(0.5)
 
     return await with_patience(ask(), what)
+
+
+def ends_within(seconds: float, call: Callable[[], object]) -> bool:
+    """Call, and wait `seconds` at most; whether it ended. For what Ray is asked at the end of a run: a signal to the
+    whole process group kills the head first, which Ray then looks for for a minute before it ends the program.
+
+    Raises what the call raises.
+    """
+    outcome: Future[object] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(call())
+        except Exception as error:
+            outcome.set_exception(error)
+
+    Thread(target=work, daemon=True, name="bounded call").start()
+    wait((outcome,), seconds)
+    if not outcome.done():
+        return False
+    outcome.result()
+    return True
 
 
 async def _await(awaited: Awaitable[Any]) -> Any:

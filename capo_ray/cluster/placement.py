@@ -11,6 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Self
 
 import ray
@@ -21,7 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from capo_ray.cluster.actors import AggregatorActor, CriticActor, RolloutActor, TrainerActor
 from capo_ray.cluster.faults import cause_of
 from capo_ray.cluster.gauges import Badge
-from capo_ray.cluster.patience import with_patience
+from capo_ray.cluster.patience import ends_within, with_patience
 from capo_ray.config.run import Config
 from capo_ray.plan import Role, critics_here, seats, shortages
 
@@ -74,7 +75,8 @@ class Hire:
             await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=10)
         for _, actor in self._actors:
             ray.kill(actor)
-        remove_placement_group(self._group)
+        if not ends_within(5, partial(remove_placement_group, self._group)):
+            log.warning("Ray does not answer: its head is gone. What it ran ends with it")
 
     def rollouts(self, factories: Sequence[Callable[[], Any]]) -> list[Any]:
         return self._hire("rollout", RolloutActor, [(factory,) for factory in factories], max_restarts=RESTARTS)

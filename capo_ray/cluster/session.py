@@ -17,6 +17,7 @@ from pathlib import Path
 
 import ray
 
+from capo_ray.cluster.patience import ends_within
 from capo_ray.config.blocks import Cluster
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
             yield
         finally:
             told.unlink(missing_ok=True)
-            ray.shutdown()
+            ends_within(10, ray.shutdown)
             keep_logs(home, logs)
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -262,9 +262,10 @@ def test_a_critic_that_nobody_can_read_stops_the_run(tmp_path: Path) -> None:
     assert left_behind(ran.mark) == []
 
 
-@pytest.mark.parametrize("sent", ["Ctrl-C to all", "SIGTERM to one"])
+@pytest.mark.parametrize("sent", ["Ctrl-C to all", "SIGTERM to one", "SIGTERM to all"])
 def test_an_interrupt_ends_in_seconds_and_names_the_checkpoint(tmp_path: Path, sent: str) -> None:
-    """A terminal's Ctrl-C reaches every process of the group, a scheduler's SIGTERM the first one."""
+    """A terminal's Ctrl-C reaches every process of the group, a scheduler's SIGTERM the first one or, from `timeout`
+    and Slurm, all of them, Ray's own head first."""
     mark = uuid.uuid4().hex
     process = start(tmp_path / "run", [*QUICK, "steps=400", "checkpoint_every=1", "data.evaluation_prompts=0"], mark)
     assert process.stdout is not None
@@ -275,6 +276,8 @@ def test_an_interrupt_ends_in_seconds_and_names_the_checkpoint(tmp_path: Path, s
             break
     if sent == "Ctrl-C to all":
         os.killpg(process.pid, signal.SIGINT)
+    elif sent == "SIGTERM to all":
+        os.killpg(process.pid, signal.SIGTERM)
     else:
         os.kill(process.pid, signal.SIGTERM)
     begun = time.monotonic()
