@@ -139,7 +139,8 @@ def assert_same_numbers(ran: Ran, whole: Ran) -> None:
 
 
 def ours(folder: str) -> set[str]:
-    return {path.name for path in Path(folder).glob("capo_ray-*")}
+    """Shared memory, Ray's folders and vLLM's sockets."""
+    return {path.name for path in Path(folder).iterdir() if path.name.startswith("capo_ray-") or path.is_socket()}
 
 
 @pytest.fixture(scope="module")
