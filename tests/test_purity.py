@@ -164,7 +164,19 @@ def test_learn_imports_with_torch_alone() -> None:
 
 @pytest.mark.parametrize(
     "prefix",
-    ["config", "plan", "chat", "data", "doctor", "grade", "tasks.math", "tasks.verify", "tasks.registry", "revote"],
+    [
+        "config",
+        "plan",
+        "chat",
+        "data",
+        "doctor",
+        "grade",
+        "tasks.math",
+        "tasks.verify",
+        "tasks.registry",
+        "revote",
+        "notebook",
+    ],
 )
 def test_the_core_imports_without_engines(prefix: str) -> None:
     done = import_blocked((*ENGINES, "torch"), of(prefix))

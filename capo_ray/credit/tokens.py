@@ -5,7 +5,7 @@ ids. `TokenTable` reads a `tokenizer.json` and knows each id's bytes; `decode` g
 gives with special tokens skipped, and beside it `char_ends`. Ids that the tokenizer does not know (models pad their
 vocabulary) have no bytes, like special tokens.
 
-Leaves out: encoding (see `credit.__main__`).
+Leaves out: encoding (see `credit.recorded`).
 """
 
 from __future__ import annotations

@@ -91,14 +91,24 @@ def _variables(palette: Mapping[str, str | Sequence[str]]) -> str:
     return ";".join(lines)
 
 
-def stylesheet() -> str:
-    shades = "".join(
+def _shades() -> str:
+    tokens = "".join(
         f".tok i.p{shade}{{background:var(--more{shade})}}.tok i.n{shade}{{background:var(--less{shade});{_UNDERLINE}}}"
         for shade in range(1, LEVELS + 1)
     )
-    scale = shades.replace(".tok ", ".scale ")
+    return tokens + tokens.replace(".tok ", ".scale ")
+
+
+def stylesheet() -> str:
     """For every page."""
-    return f"body{{{_variables(LIGHT)}}}body.body--dark{{{_variables(DARK)}}}{shades}{scale}{_LAYOUT}"
+    return f"body{{{_variables(LIGHT)}}}body.body--dark{{{_variables(DARK)}}}{_shades()}{_LAYOUT}"
+
+
+def stylesheet_within(name: str) -> str:
+    """For elements of the class `name` alone, on a page that is not ours: dark where Jupyter or VS Code is."""
+    dark = f'[data-jp-theme-light="false"] .{name},.vscode-dark .{name}'
+    own = f".{name}{{background:var(--ground);color:var(--ink);{_shades()}{_LAYOUT}}}"
+    return f".{name}{{{_variables(LIGHT)}}}{dark}{{{_variables(DARK)}}}{own}"
 
 
 _LAYOUT = """

@@ -71,9 +71,8 @@ def facts(entry: Entry) -> str:
         right = sum(entry.steps_right)
         kind = "ok" if right == len(entry.steps_right) else "bad"
         made.append(f'<span class="{kind}">truth: {right} of {len(entry.steps_right)} steps right</span>')
-    made.append(
-        f'<span class="faint">{entry.num_tokens} tokens, {entry.num_steps} steps, policy {entry.version}</span>'
-    )
+    policy = f", policy {entry.version}" if entry.version >= 0 else ""
+    made.append(f'<span class="faint">{entry.num_tokens} tokens, {entry.num_steps} steps{policy}</span>')
     return "".join(made)
 
 

@@ -22,7 +22,7 @@ class Entry:
     answer: str
     finish: str
     version: int
-    """The oldest policy version that sampled it."""
+    """The oldest policy version that sampled it; -1: not known."""
     num_tokens: int
     num_steps: int
     flagged: tuple[int, ...]
