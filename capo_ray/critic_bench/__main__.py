@@ -20,7 +20,7 @@ from pathlib import Path
 from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.credit.template import PromptTemplate
 from capo_ray.critic_bench.engines import critics_and_prompt, critics_of, sample
-from capo_ray.critic_bench.replies import Reply, ask, read_replies
+from capo_ray.critic_bench.replies import Reply, ask, read_replies, say_failed
 from capo_ray.critic_bench.report import evaluate, lines, plot, table
 from capo_ray.critics.labelled import arithmetic, processbench, read_responses
 from capo_ray.critics.prompt import find_template
@@ -173,8 +173,7 @@ def work(arguments: list[str]) -> int:
     else:
         assert options.out is not None
         replies = asyncio.run(run(options, configuration(options), options.out))
-        if failed := sum(reply.failed for reply in replies):
-            print(f"of {failed} of {len(replies)} responses critiques failed; this command asks again", file=sys.stderr)
+        say_failed(replies)
     show(replies, options.out)
     return 0
 

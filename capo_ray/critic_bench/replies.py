@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,8 +41,8 @@ class Reply:
 
     @property
     def failed(self) -> bool:
-        """Whether a critic did not answer: asked again it may. That a prompt does not fit is an answer."""
-        return any(c.outcome not in REPLIED_OUTCOMES and c.outcome != "refused" for c in self.critiques)
+        """Whether a critic was asked and did not answer, as it may next time. A prompt that is too long is answered."""
+        return any(c.outcome in ("timeout", "engine_error", "cancelled") for c in self.critiques)
 
     def line(self) -> str:
         critiques = [
@@ -85,6 +86,12 @@ def _critique(given: JsonDict, num_steps: int) -> Critique:
         return Critique(text=given["text"], outcome=given["outcome"], critic=given["critic"])
     cut = given["outcome"] == "truncated"
     return parse(given["text"], num_steps, truncated=cut, critic=given["critic"], num_tokens=int(given["num_tokens"]))
+
+
+def say_failed(replies: Sequence[Reply]) -> None:
+    """Tell the user of critics that did not answer."""
+    if failed := sum(reply.failed for reply in replies):
+        print(f"of {failed} of {len(replies)} responses critiques failed; this command asks again", file=sys.stderr)
 
 
 def seconds_of(replies: Sequence[Reply]) -> float:

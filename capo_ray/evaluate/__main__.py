@@ -20,7 +20,7 @@ from capo_ray.config.run import Config, ConfigError
 from capo_ray.credit.steps import delimiter, segment
 from capo_ray.credit.template import PromptTemplate
 from capo_ray.critic_bench.engines import critics_and_prompt, critics_of
-from capo_ray.critic_bench.replies import Reply, kept_replies, read_replies
+from capo_ray.critic_bench.replies import Reply, kept_replies, read_replies, say_failed
 from capo_ray.critic_bench.replies import ask as ask_critics
 from capo_ray.critics.labelled import Item
 from capo_ray.critics.prompt import find_template
@@ -53,6 +53,8 @@ USAGE = """usage: python -m capo_ray.evaluate model=FOLDER_OR_ID suite=SUITE_OR_
 """
 RESPONSES, CRITIQUES = "responses.jsonl", "critiques.jsonl"
 ABOUT, CRITICS = "evaluation.json", "critics.json"
+REWARD_KEYS = ("vote", "min_valid_critiques", "segmenter", "segmenter_pattern")
+"""What process accuracy depends on beside its critics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,9 @@ async def run(options: Options, config: Config) -> None:
     asked = find(options, config, suite)
     claim(out / ABOUT, about_of(options, config, suite, asked.policy), "another evaluation")
     if template:
-        about = {"vote": config.reward.vote, "min_valid_critiques": config.reward.min_valid_critiques}
+        assert config.critic is not None
+        about: JsonDict = {"critiques": config.critic.critiques}
+        about |= {key: getattr(config.reward, key) for key in REWARD_KEYS}
         claim(out / CRITICS, about | critics_and_prompt(config, template), "what other critics say")
     modes: dict[Mode, Sampling] = {"greedy": Sampling(max_tokens=config.rollout.max_response_tokens, temperature=0)}
     modes["sampled"] = sampling_of(config)
@@ -101,16 +105,17 @@ async def run(options: Options, config: Config) -> None:
 
 
 async def judge(asked: Asked, config: Config, template: PromptTemplate, out: Path) -> None:
-    """Have critics judge the responses that they have not judged yet."""
+    """Have critics judge the responses that they have not judged yet, and those again of which critiques failed."""
     assert config.critic is not None
     items = items_of(with_process(read_responses(out / RESPONSES)), asked.problems, asked.suite, config)
-    missing = {item.id for item in items} - {reply.item.id for reply in kept_replies(out / CRITIQUES)}
-    if not missing:
+    done = {reply.item.id for reply in kept_replies(out / CRITIQUES) if not reply.failed}
+    if all(item.id in done for item in items):
         return
     async with critics_of(config, template, out) as critics:
-        with progress("judged", len(missing)) as advance:
+        with progress("judged", len(items)) as advance:
             reference, path = config.critic.reference, out / CRITIQUES
-            await ask_critics(items, critics, path, reference=reference, seed=config.seed, progress=advance)
+            replies = await ask_critics(items, critics, path, reference=reference, seed=config.seed, progress=advance)
+    say_failed(replies)
 
 
 def find(options: Options, config: Config, suite: Suite) -> Asked:

@@ -8,13 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
+from openai_server import chat, serving_in_thread
 
 from capo_ray.config.run import ConfigError, compose
+from capo_ray.credit.critique import render_reply, unwrap
 from capo_ray.evaluate.__main__ import main
+from capo_ray.evaluate.responses import Response
 from capo_ray.evaluate.settings import configuration, options_of
+from capo_ray.evaluate.suites import Question, find_suite, questions
 from capo_ray.run import write_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +96,65 @@ def test_where_things_are_kept() -> None:
     assert folder("model=runs/x/policy", "suite=paper") == "evaluations/runs-x-policy-paper"
     assert folder("model=Qwen/Qwen2.5-7B", "suite=a/my.jsonl") == "evaluations/Qwen-Qwen2.5-7B-my"
     assert folder(TINY, "suite=arithmetic", "out=here") == "here"
+
+
+def test_critiques_that_failed_are_asked_for_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no others: neither what adaptive voting did without, nor what is there. Other critics need another folder."""
+    problems, out = tmp_path / "own.jsonl", tmp_path / "out"
+    problems.write_text("".join(json.dumps({"question": f"{n}?", "answer": "7"}) + "\n" for n in range(3)))
+    arguments = [TINY, f"suite={problems}", f"out={out}", "runs=1", "critic=http", "critic.served_model=judge"]
+    arguments += ["critic.attempts=1", "critic.critiques=4", "critic.adaptive=true", "critic.full_share=0"]
+    ids = [question.problem.id for _, question in questions_of(problems)]
+    out.mkdir()
+    (out / "responses.jsonl").write_text("".join(json.dumps(asdict(answered(name))) + "\n" for name in ids))
+    asked: list[str] = []
+    down = True
+
+    async def answer(body: dict[str, Any], request: web.Request) -> web.Response:
+        (step,) = unwrap(body["messages"][1]["content"])
+        asked.append(step)
+        if down and ids[1] in step:
+            return web.Response(status=500)
+        return chat([render_reply([])] * body["n"], usage={"prompt_tokens": 9, "completion_tokens": 8})
+
+    with serving_in_thread(answer) as endpoint:
+        command = [*arguments, f"critic.endpoints=[{endpoint}]"]
+        assert main(command) == 0
+        assert "of 1 of 3 responses critiques failed; this command asks again" in capsys.readouterr().err
+        found = json.loads((out / "results.json").read_text())["benchmarks"]["own"]
+        assert (found["process"]["value"], found["unjudged"]["value"]) == (1, pytest.approx(1 / 3))
+        down = False
+        asked.clear()
+        assert main(command) == 0
+        assert len(asked) == 1 and ids[1] in asked[0]
+        assert "critiques failed" not in capsys.readouterr().err
+        assert main(command) == 0
+        assert len(asked) == 1
+        found = json.loads((out / "results.json").read_text())["benchmarks"]["own"]
+        assert (found["process"]["value"], found["unjudged"]["value"]) == (1, 0)
+        assert main([*command, "critic.critiques=8"]) == 2
+        assert "what other critics say (critiques 4, now 8)" in capsys.readouterr().err
+
+
+def questions_of(path: Path) -> list[tuple[str, Question]]:
+    return [(n, q) for n, b in find_suite(str(path), ()).items() for q in questions(n, b, seed=0, count=None)]
+
+
+def answered(problem: str) -> Response:
+    return Response(
+        benchmark="own",
+        id=problem,
+        mode="greedy",
+        index=0,
+        question="?",
+        gold="7",
+        response=f"{problem}: \\boxed{{7}}",
+        finish="stop",
+        num_tokens=3,
+        answer="correct",
+        extracted="7",
+        reason=None,
+    )
 
 
 def start(out: Path, *more: str) -> subprocess.Popen[str]:
