@@ -2,9 +2,10 @@
 
 A failure is a value, never an exception: who asks decides what becomes of it. A request keeps its seed whichever engine
 answers it, and one that was given up is cancelled, so that no answer counts twice. An engine that is broken is asked a
-question of its own after every pause, until it answers: no request waits for it or fails by it. Where no engine is up,
-requests wait; after the patience of the routing they are given up as `Outage`. Leaves out which engine is asked
-(routing), what is asked and how replies are read (service).
+question of its own after every pause, until it answers: no request waits for it or fails by it, and what it has in hand
+is given up once it hangs, or leaves that question unanswered. Where no engine is up, requests wait; after the patience
+of the routing they are given up as `Outage`. Leaves out which engine is asked (routing), what is asked and how replies
+are read (service).
 """
 
 from __future__ import annotations
@@ -77,6 +78,11 @@ class _Busy:
 
 
 @dataclass(frozen=True, slots=True)
+class _GivenUp:
+    """The engine was found broken meanwhile, which is no fault of the request."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Rejected:
     """The engine refuses this very request."""
 
@@ -101,12 +107,15 @@ class Line:
         self._routing = routing
         self._retrying = retrying
         self._reviving: dict[Member, asyncio.Task[None]] = {}
+        self._limits: dict[Member, set[asyncio.Timeout]] = {member: set() for member in self.pool.members}
+        """The time limits of what each has in hand."""
 
     async def ask(self, request: Request) -> Answer | Failure | Outage:
         """Send `request` to one engine after the other until one answers.
 
-        What an engine says that is busy is no attempt: the wait is bounded by the pool's patience. What one engine
-        rejects is sent to another if there is one, and neither is worse for it.
+        A try at an engine that says it is busy, or that was given up with its engine, is no attempt: the wait is
+        bounded by the pool's patience. What one engine rejects is sent to another if there is one, and neither is worse
+        for it.
         """
         ticket = request.ticket()
         failures = rejections = 0
@@ -119,7 +128,7 @@ class Line:
             answer = await self._try(request, ticket, member)
             if isinstance(answer, Replies):
                 return answer, member.engine.name
-            if isinstance(answer, _Busy):
+            if isinstance(answer, _Busy | _GivenUp):
                 continue
             if isinstance(answer, _Rejected):
                 failures, rejections = failures + 1, rejections + 1
@@ -134,10 +143,12 @@ class Line:
                 return answer
             await asyncio.sleep(self._retrying.backoff_s * 2 ** (failures - 1))
 
-    async def _try(self, request: Request, ticket: Ticket, member: Member) -> Replies | Failure | _Busy | _Rejected:
+    async def _try(
+        self, request: Request, ticket: Ticket, member: Member
+    ) -> Replies | Failure | _Busy | _GivenUp | _Rejected:
         """One try on one engine; frees its seat and tells the pool how the engine did."""
         try:
-            answer = await self._complete(request, member.engine, self.pool.deadline_s(ticket, member))
+            answer = await self._complete(request, member, self.pool.deadline_s(ticket, member))
         except BaseException:
             self.pool.leave(ticket, member)
             raise
@@ -148,11 +159,22 @@ class Line:
             self.pool.busy(ticket, member, answer.cause, answer.wait_s)
         elif isinstance(answer, _Rejected) or answer.outcome == "refused":
             self.pool.leave(ticket, member)
+        elif member.is_broken and answer.outcome == "timeout":
+            self.pool.leave(ticket, member)
+            return _GivenUp()
         else:
             self.pool.failed(ticket, member, answer.cause, timeout=answer.outcome == "timeout")
+            if member.is_broken and answer.outcome == "timeout":
+                self._give_up(member)
             if member.is_broken and member not in self._reviving:
                 self._reviving[member] = asyncio.create_task(self._revive(member))
         return answer
+
+    def _give_up(self, member: Member) -> None:
+        """End what a broken engine has in hand: it hangs."""
+        for limit in self._limits[member]:
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time())
 
     async def _revive(self, member: Member) -> None:
         """Ask a broken engine after every pause whether it is there; whatever it says, it is."""
@@ -162,20 +184,23 @@ class Line:
                 if (wait := self.pool.pause_s(member)) > 0:
                     await asyncio.sleep(wait)
                     continue
-                answer = await self._complete(ping, member.engine, self._routing.deadline_floor_s)
+                answer = await self._complete(ping, member, self._routing.deadline_floor_s)
                 if isinstance(answer, Failure) and answer.outcome != "refused":
                     self.pool.still_broken(member, answer.cause)
+                    self._give_up(member)
                 else:
                     self.pool.up(member)
         finally:
             del self._reviving[member]
 
     async def _complete(
-        self, request: Request, engine: CriticEngine, deadline_s: float
+        self, request: Request, member: Member, deadline_s: float
     ) -> Replies | Failure | _Busy | _Rejected:
         """The boundary at which an engine's errors become values."""
+        engine, limits = member.engine, self._limits[member]
         try:
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout(deadline_s) as limit:
+                limits.add(limit)
                 replies = await engine.complete(request.messages, request.sampling, n=request.n, seed=request.seed)
         except PromptTooLong as error:
             return Failure("refused", str(error), engine.name)
@@ -192,6 +217,8 @@ class Line:
             return Failure("engine_error", "the engine cancelled the request", engine.name)
         except Exception as error:
             return Failure("engine_error", f"{type(error).__name__}: {error}", engine.name)
+        finally:
+            limits.discard(limit)
         if len(replies.completions) != request.n:
             cause = f"asked for {request.n} completions, it gave {len(replies.completions)}"
             return Failure("engine_error", cause, engine.name)

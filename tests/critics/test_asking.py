@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import pytest
@@ -369,6 +369,55 @@ def test_a_hanging_engine_is_waited_for_once() -> None:
         assert all(isinstance(answer, tuple) for answer in await ask_many(service, 64))
 
     play(scene())
+
+
+async def one_every(seconds: float, service: Line, count: int, **given: object) -> list[object]:
+    tasks = []
+    for seed in range(count):
+        tasks.append(asyncio.create_task(service.ask(replace(request(seed), **given))))  # type: ignore[arg-type]
+        await asyncio.sleep(seconds)
+    return await asyncio.gather(*tasks)
+
+
+def test_what_a_hanging_engine_has_in_hand_is_given_up_with_it() -> None:
+    """It goes elsewhere at once, and that is no attempt of its own."""
+    hangs, well = Engine("hangs", fault=always(10_000.0)), Engine("well", fault=always(1.0))
+
+    async def scene() -> list[object]:
+        answers = await one_every(50, line(hangs, well, attempts=1), 5, prefers="hangs")
+        assert now() == pytest.approx(600 + 2 * 50 + 1)
+        return answers
+
+    answers = play(scene())
+    assert answers[:3] == [Failure("timeout", "no answer within 600 s", "hangs")] * 3
+    assert [critic for _, critic in answers[3:]] == ["well"] * 2  # type: ignore[misc]
+    assert (len(well.started), hangs.cancelled, hangs.in_flight) == (2, 5, 0)
+
+
+def test_what_hangs_with_an_engine_that_does_not_answer_a_ping_is_given_up_then() -> None:
+    """Errors alone do not say that what else it has in hand is lost; nothing is lost while it waits for its return."""
+    engine = Engine(fault=lambda e: ConnectionError("gone") if 2 < len(e.started) <= 5 else 10_000.0)
+
+    async def scene() -> list[object]:
+        service = line(engine, attempts=1)
+        task = asyncio.create_task(ask_many(service, 5))
+        await asyncio.sleep(14)
+        assert (service.pool.num_down, engine.cancelled) == (1, 0)
+        await asyncio.sleep(2)
+        assert engine.cancelled == 3 and service.pool.members[0].in_flight == 0  # two requests and the ping
+        engine.fault = always(1.0)
+        return await task
+
+    answers = play(scene())
+    assert sum(isinstance(answer, tuple) for answer in answers) == 2
+    assert answers.count(Failure("engine_error", "ConnectionError: gone", "a")) == 3
+
+
+def test_errors_of_some_requests_do_not_end_the_others() -> None:
+    engine = Engine(fault=lambda e: [50.0, 50.0, *[RuntimeError("HTTP 500")] * 3, 1.0][len(e.started) - 1])
+    answers = play(ask_many(line(engine, attempts=1), 5))
+    assert sum(isinstance(answer, tuple) for answer in answers) == 2
+    assert [round(time) for time in engine.ended] == [11, 50, 50] and engine.cancelled == 0
 
 
 def test_an_outage_that_lasts_too_long_is_told_and_ends_all_the_same() -> None:
