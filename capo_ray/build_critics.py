@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from capo_ray import extension
 from capo_ray.config.critic import Voter, voter_field
 from capo_ray.config.run import Config, ConfigError
 
@@ -56,9 +57,12 @@ def critics_over(
 
 
 def critics_without_actors(voter: Voter) -> tuple[CriticEngine, ...]:
-    """Those that live where they are asked from: servers, and the critics of the tiny world that need no model."""
+    """Those that live where they are asked from: servers, a user's own, and those of the tiny world without a model."""
     if voter.kind == "http":
         return http_critics(voter)
+    if extension.is_own(voter.kind):
+        make: Callable[[], CriticEngine] = extension.load(voter.kind, callable, is_a="a class of critics")
+        return (make(),)
     from capo_ray.tasks.arithmetic.critics import placebo, truth
 
     return (truth() if voter.kind == "truth" else placebo(voter.flag_share),)

@@ -76,7 +76,7 @@ class Sft(Block):
     def _check(self) -> Self:
         if self.model.path.endswith(".json") and self.model.tokenizer is None:
             raise ValueError("`model.tokenizer` must be set when `model` is a config: there is no tokenizer beside it")
-        if self.data.kind != "math":
+        if self.data.kind == "arithmetic":
             raise ValueError(f"`data.kind` {self.data.kind} has no texts to learn from; name some with data=FILE")
         if self.messages_field is None and self.data.solution_field is None:
             raise ValueError("`data.solution_field` must be set when `messages_field` is null: solutions are learnt")

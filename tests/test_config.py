@@ -142,8 +142,8 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         ("name=a/b", "name: String should match pattern '^[A-Za-z0-9._-]+$', got 'a/b'"),
         (
             "reward.vote=most",
-            "reward.vote: Input should be 'intersection', 'majority', 'strict_majority', 'union', 'average' or "
-            "'greedy', got 'most'",
+            "reward.vote: must be one of intersection, majority, strict_majority, union, average, greedy, or "
+            "module:name of your own, got 'most'",
         ),
         ("rollout.top_p=0", "rollout.top_p: Input should be greater than 0, got 0"),
         ("data.operations=[4,2]", "data: `operations` must be [fewest, most] with 1 <= fewest <= most, got [4, 2]"),

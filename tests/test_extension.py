@@ -1,22 +1,36 @@
-"""Objects of a user's own by `module:name`: the worked examples of docs/algorithm.md, as they stand there."""
+"""Objects of a user's own by `module:name`: the worked examples of the documentation, as they stand there."""
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from capo_ray import build
+from capo_ray.build_critics import make_critics
 from capo_ray.config.run import ConfigError, compose
 from capo_ray.credit.advantage import algorithm_of
+from capo_ray.credit.critique import Reference
+from capo_ray.credit.steps import steps_of
+from capo_ray.credit.vote import sealed, vote
+from capo_ray.critics.prompt import find_template
+from capo_ray.engines.protocols import RolloutEngine
 from capo_ray.extension import load
+from capo_ray.tasks.registry import task_of
+from capo_ray.types import Critique, Prompt, Rollout, Sampling
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "docs" / "algorithm.md").read_text(encoding="utf-8")
-EXAMPLES = dict(re.findall(r"`(my_\w+)\.py`:\n\n```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+PAGES = "\n".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("algorithm.md", "extending.md"))
+EXAMPLES = dict(re.findall(r"`(my_\w+)\.py`:\n\n```python\n(.*?)^```$", PAGES, re.MULTILINE | re.DOTALL))
+COMMANDS = re.findall(r"python -m capo_ray\.launch (.*=my_.*)", PAGES)
+TOKENIZER = ROOT / "capo_ray" / "assets" / "tiny_policy"
 
 
 @pytest.fixture
@@ -29,8 +43,69 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_that_name_an_example_compose(here: Path, command: str) -> None:
+    assert compose(command.split())
+
+
+def test_every_example_has_a_command_or_is_an_engine() -> None:
+    assert {name for name in EXAMPLES if any(f"={name}:" in command for command in COMMANDS)} == {*EXAMPLES} - {
+        "my_engine"
+    }
+
+
+def test_the_task_of_the_docs(here: Path) -> None:
+    task = task_of(
+        compose(["+experiment=tiny_cpu_text", "data.kind=my_task:TASK", "data.path=x", "policy.tokenizer=y"])
+    )
+    prompt = Prompt(id="a", question="Capital of France?", token_ids=(0,), answer="Paris")
+    said = {"So.\nAnswer: paris": "correct", "Answer: Rome": "wrong", "Answer: Paris\nOr not.": "wrong", "": "wrong"}
+    assert {response: asyncio.run(task.verify(prompt, response)) for response in said} == said
+    assert asyncio.run(task.verify(replace(prompt, answer=" "), "Answer: Paris")) == "unverifiable"
+
+
+def test_the_vote_of_the_docs(here: Path) -> None:
+    said = [Critique(text="", outcome="ok", wrong_steps=steps) for steps in ((0, 1, 2), (0, 1), (0,))]
+    assert vote(said, 4, "my_vote:two_thirds").weights == (1.0, pytest.approx(2 / 3), 0.0, 0.0)
+    assert not sealed(said[:2], 1, 4, "my_vote:two_thirds")
+    assert sealed(said[:1], 0, 4, "my_vote:two_thirds")
+
+
+def test_a_vote_that_falls_with_the_flags_is_refused(here: Path) -> None:
+    (here / "my_odd.py").write_text("def odd(flags, valid):\n    return float(flags % 2)\n")
+    with pytest.raises(
+        ConfigError, match=r"my_odd:odd: the weights of 0 to 2 flags of 2 must rise .*\[0.0, 1.0, 0.0\]"
+    ):
+        compose(["+experiment=tiny_cpu", "reward.vote=my_odd:odd", "critic.critiques=3"])
+
+
+def test_the_critic_of_the_docs(here: Path) -> None:
+    """Through the service that a run asks."""
+    config = compose(["+experiment=tiny_cpu", "critic=own", "critic.kind=my_critic:Sums"])
+    assert config.critic is not None and config.critic.template == "paper"
+    critics = make_critics(config, find_template(config.critic), [])
+    assert critics is not None
+    steps = ["1 + 2 = 3.", "So 3 + 4 = 8."]
+    (critique,) = asyncio.run(critics.judge("?", Reference("none"), steps, response_key="a", seed=0))
+    assert (critique.outcome, critique.wrong_steps, critique.critic) == ("ok", (1,), "sums")
+
+
+def test_the_engine_of_the_docs(here: Path) -> None:
+    """As a rollout engine is asked, and scored by what stands behind it."""
+    engine: RolloutEngine = importlib.import_module("my_engine").Canned(str(TOKENIZER), (5, 6, 7))
+    prompt = Prompt(id="a", question="?", token_ids=(0,), answer="")
+
+    async def sampled() -> list[Rollout]:
+        return [one async for one in engine.generate(prompt, Sampling(max_tokens=9), {0: 1, 1: 2})]
+
+    first, second = asyncio.run(sampled())
+    assert (first.index, second.index, first.text) == (0, 1, second.text)
+    assert steps_of(first.text, first.char_ends)
+    for made in re.findall(r"`(make_\w+)`", PAGES):
+        assert callable(getattr(build, made))
+
+
 def test_the_normaliser_of_the_docs(here: Path) -> None:
-    assert set(EXAMPLES) == {"my_credit", "my_objective"}
     algorithm = algorithm_of("my_credit:BY_MEDIAN")
     rows = algorithm.normalise([[2.0, 2.0, 1.0], [0.0, -1.0]], [2.0, 0.0])
     assert rows == [pytest.approx([1.0, 1.0, 0.0], abs=1e-5), pytest.approx([-1.0, -2.0], abs=1e-5)]
@@ -65,16 +140,28 @@ def test_the_surrogate_of_the_docs(here: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("advantage=median", "algorithm.advantage: must be one of capo, capo_mean, .*, or module:name of your own"),
-        ("advantage=nowhere:X", r"nowhere:X: cannot import nowhere \(No module named 'nowhere'\); put nowhere.py into"),
-        ("advantage=my_credit:BY_MEAN", "my_credit:BY_MEAN: my_credit has no BY_MEAN"),
-        ("advantage=my_credit:by_median", "must be a capo_ray.credit.advantage.Algorithm, and is a function"),
-        ("surrogate=my_credit:EPSILON", "must be a function of .* to a Surrogate, and is a float"),
+        (
+            "algorithm.advantage=median",
+            "algorithm.advantage: must be one of capo, capo_mean, .*, or module:name of your own",
+        ),
+        (
+            "algorithm.advantage=nowhere:X",
+            r"nowhere:X: cannot import nowhere \(No module named 'nowhere'\); put nowhere.py into",
+        ),
+        ("algorithm.advantage=my_credit:BY_MEAN", "my_credit:BY_MEAN: my_credit has no BY_MEAN"),
+        ("algorithm.advantage=my_credit:by_median", "must be a capo_ray.credit.advantage.Algorithm, and is a function"),
+        ("algorithm.surrogate=my_credit:EPSILON", "must be a function of .* to a Surrogate, and is a float"),
+        ("data.kind=my_vote:two_thirds", "must be a capo_ray.tasks.registry.Task, and is a function"),
+        ("data.kind=algebra", "data.kind: must be one of math, arithmetic, or module:name of your own"),
+        ("reward.vote=my_vote:half", "my_vote:half: my_vote has no half"),
+        ("reward.vote=my_task:TASK", "must be a function of .flags, valid critiques. to a weight, and is a Task"),
+        ("critic.kind=my_critic:SUMS", "my_critic:SUMS: my_critic has no SUMS"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_starts(here: Path, override: str, message: str) -> None:
+    base = ["+experiment=tiny_cpu", "critic=truth", "data.path=x"]
     with pytest.raises(ConfigError, match=message):
-        compose(["+experiment=tiny_cpu", f"algorithm.{override}"])
+        compose([*base, override])
 
 
 def test_the_program_for_recorded_responses_takes_it_too(here: Path, test_data: Path) -> None:

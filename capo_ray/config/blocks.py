@@ -7,13 +7,27 @@ Each field says its meaning and unit beside it. Leaves out the critics (see `con
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+
+from capo_ray import extension
 
 
 class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def or_own(known: Any) -> tuple[AfterValidator, WithJsonSchema]:
+    """For a field that takes one of the `known` names, or `module:name` of an object of the user's."""
+    names = get_args(known)
+
+    def check(name: str) -> str:
+        if name not in names and not extension.is_own(name):
+            raise ValueError(f"must be one of {', '.join(names)}, or module:name of your own, got {name!r}")
+        return name
+
+    return AfterValidator(check), WithJsonSchema({"enum": [*names, "module:name"], "type": "string"})
 
 
 class Shape(Block):
@@ -45,11 +59,14 @@ class Model(Block):
 class Data(Block):
     """Where prompts come from."""
 
-    kind: Literal["math", "arithmetic"] = Field(
-        "math", description="`math`: problems of `path`, verified by math-verify; `arithmetic`: the tiny world, made up"
+    kind: Annotated[str, *or_own(Literal["math", "arithmetic"])] = Field(
+        "math",
+        description="`math`: problems of `path`, verified by math-verify; `arithmetic`: the tiny world, made up; "
+        "`module:name`: problems of `path`, verified by a task of your own, see [extending.md](extending.md#a-task)",
     )
     path: str | None = Field(
-        None, description=".jsonl, .jsonl.gz or .parquet file, folder with a data set, or Hugging Face id (math only)"
+        None,
+        description=".jsonl, .jsonl.gz or .parquet file, folder with a data set, or Hugging Face id",
     )
     subset: str | None = Field(None, description="configuration of a Hugging Face data set; null: its only one")
     split: str = Field("train", description="split of a Hugging Face data set")
@@ -74,8 +91,10 @@ class Data(Block):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.kind == "math" and not self.path:
-            raise ValueError("`path` must name a file or a data set when `kind` is math; pass data.path=FILE_OR_ID")
+        if self.kind != "arithmetic" and not self.path:
+            raise ValueError(
+                f"`path` must name a file or a data set when `kind` is {self.kind}; pass data.path=FILE_OR_ID"
+            )
         if self.operations[0] < 1 or self.operations[0] > self.operations[1]:
             raise ValueError(
                 f"`operations` must be [fewest, most] with 1 <= fewest <= most, got {list(self.operations)}"

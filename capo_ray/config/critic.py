@@ -3,22 +3,24 @@ votes are worth (see `config.method`)."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from capo_ray.config.blocks import Block, Model
+from capo_ray import extension
+from capo_ray.config.blocks import Block, Model, or_own
 
 
 class Voter(Block):
     """A critic: the frozen model that judges, and what runs it. Either vLLM engines of this run or servers; the tiny
     world has one that knows the truth and one that knows nothing, to compare with."""
 
-    kind: Literal["vllm", "http", "truth", "placebo"] = Field(
+    kind: Annotated[str, *or_own(Literal["vllm", "http", "truth", "placebo"])] = Field(
         "vllm",
         description="`vllm`: engines that this run starts; `http`: servers that speak OpenAI's chat completions; "
-        "`truth`: flags what is wrong and nothing else, `placebo`: flags steps at random (both for the tiny world)",
+        "`truth`: flags what is wrong and nothing else, `placebo`: flags steps at random (both for the tiny world); "
+        "`module:name`: an engine of your own, see [extending.md](extending.md#a-critic)",
     )
     flag_share: float = Field(0.2, ge=0, le=1, description="share of the steps that a `placebo` flags")
     model: Model | None = Field(None, description="the frozen model that judges (vllm only)")
@@ -59,7 +61,7 @@ def _check_no_model(voter: Voter) -> None:
     if voter.model is not None or voter.endpoints or voter.served_model or voter.workers != 1:
         raise ValueError(
             f"`model`, `workers`, `endpoints` and `served_model` have no meaning where `kind` is {voter.kind}; start "
-            f"from critic={voter.kind}"
+            f"from critic={'own' if extension.is_own(voter.kind) else voter.kind}"
         )
 
 

@@ -6,12 +6,11 @@ The names are those of `credit` and `learn`, which nothing here imports; a test 
 from __future__ import annotations
 
 import warnings
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
-from capo_ray import extension
-from capo_ray.config.blocks import Block
+from capo_ray.config.blocks import Block, or_own
 
 Vote = Literal["intersection", "majority", "strict_majority", "union", "average", "greedy"]
 ErrorSet = Literal["all", "from_first", "first"]
@@ -21,22 +20,10 @@ Advantage = Literal["capo", "capo_mean", "capo_channels", "capo_batch", "grpo", 
 Surrogate = Literal["clip", "cispo", "gspo", "gspo_token"]
 
 
-def _or_own(known: Any) -> tuple[AfterValidator, WithJsonSchema]:
-    """For a field that takes one of the `known` names, or `module:name` of an object of the user's."""
-    names = get_args(known)
-
-    def check(name: str) -> str:
-        if name not in names and not extension.is_own(name):
-            raise ValueError(f"must be one of {', '.join(names)}, or module:name of your own, got {name!r}")
-        return name
-
-    return AfterValidator(check), WithJsonSchema({"enum": [*names, "module:name"], "type": "string"})
-
-
 class Reward(Block):
     """From votes and outcomes to token rewards (CAPO.md sections 4 and 5)."""
 
-    vote: Vote = "intersection"
+    vote: Annotated[str, *or_own(Vote)] = "intersection"
     outcome_weight: float = Field(2.0, ge=0, description="C")
     process_weight: float = Field(1.0, ge=0, description="P")
     error_set: ErrorSet = "all"
@@ -75,8 +62,8 @@ class Reward(Block):
 class Algorithm(Block):
     """From token rewards to a gradient (CAPO.md sections 6 and 7)."""
 
-    advantage: Annotated[str, *_or_own(Advantage)] = "capo"
-    surrogate: Annotated[str, *_or_own(Surrogate)] = "clip"
+    advantage: Annotated[str, *or_own(Advantage)] = "capo"
+    surrogate: Annotated[str, *or_own(Surrogate)] = "clip"
     clip_low: float = Field(0.2, gt=0, le=1)
     clip_high: float = Field(0.2, gt=0)
     clip_dual: float | None = Field(

@@ -10,13 +10,27 @@ from capo_ray import extension
 from capo_ray.config.critic import voter_field
 from capo_ray.config.run import Config
 from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
+from capo_ray.credit.vote import check_weight
 
 
 def check(config: Config) -> None:
     """Raises ValueError at the first rule that is broken."""
-    rules = (_check_logprobs, _check_objective, _check_batch, _check_credit, _check_budget, _check_windows)
+    rules = (_check_own, _check_logprobs, _check_objective, _check_batch, _check_credit, _check_budget, _check_windows)
     for rule in (*rules, _check_cluster):
         rule(config)
+
+
+def _check_own(config: Config) -> None:
+    """What is a user's can be imported and used; `algorithm_of` looks at a normaliser."""
+    if extension.is_own(config.algorithm.surrogate):
+        extension.load(config.algorithm.surrogate, callable, is_a="a function of (Tokens, Clip) to a Surrogate")
+    if extension.is_own(config.data.kind):
+        extension.load(config.data.kind, lambda found: hasattr(found, "verify"), is_a="a capo_ray.tasks.registry.Task")
+    for voter in config.critic.voters if config.critic else ():
+        if extension.is_own(voter.kind):
+            extension.load(voter.kind, callable, is_a="a class that is a capo_ray.engines.protocols.CriticEngine")
+    if extension.is_own(config.reward.vote):
+        check_weight(config.reward.vote, config.critic.critiques if config.critic else 1)
 
 
 def _check_logprobs(config: Config) -> None:
@@ -39,8 +53,6 @@ def _check_logprobs(config: Config) -> None:
 
 def _check_objective(config: Config) -> None:
     algorithm = config.algorithm
-    if extension.is_own(algorithm.surrogate):
-        extension.load(algorithm.surrogate, callable, is_a="a function of (Tokens, Clip) to a Surrogate")
     if algorithm.surrogate == "gspo" and algorithm_of(algorithm.advantage).step_penalties:
         raise ValueError(
             f"`algorithm.surrogate` gspo gives a response one ratio and one advantage, and advantage "

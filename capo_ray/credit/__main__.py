@@ -24,7 +24,7 @@ from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
 from capo_ray.credit.group import GroupScore, Member, Scheme, Unjudged, score_group
 from capo_ray.credit.recorded import Tokens, read_response, short
 from capo_ray.credit.steps import SegmenterKind, delimiter
-from capo_ray.credit.vote import Vote
+from capo_ray.credit.vote import Vote, weight_of
 from capo_ray.types import FAILED_OUTCOMES
 
 
@@ -105,7 +105,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--tokenizer", type=Path, required=True, help="tokenizer.json (or .gz), or the folder that holds it")
-    add("--vote", choices=get_args(Vote), default="intersection")
+    add("--vote", default="intersection", help=f"{', '.join(get_args(Vote))}, or module:name of your own")
     add("--outcome-weight", type=_weight, default=2.0, metavar="C")
     add("--process-weight", type=_weight, default=1.0, metavar="P")
     add("--segmenter", choices=get_args(SegmenterKind), default="blank_line")
@@ -122,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokens = Tokens(args.tokenizer)
         between = delimiter(args.segmenter, args.segmenter_pattern)
         algorithm_of(args.advantage)
+        weight_of(args.vote)
     except (OSError, ValueError) as error:
         print(f"python -m capo_ray.credit: {error}", file=sys.stderr)
         return 2

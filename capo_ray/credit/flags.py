@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from capo_ray.credit.vote import Vote, vote
+from capo_ray.credit.vote import vote
 from capo_ray.types import Critique
 
 FLAG = 0.5
@@ -20,7 +20,7 @@ Labels = Sequence[bool | None]
 
 
 def flags(
-    critiques: Sequence[Critique], num_steps: int, how: Vote, *, min_valid_critiques: int = 1
+    critiques: Sequence[Critique], num_steps: int, how: str, *, min_valid_critiques: int = 1
 ) -> tuple[bool, ...] | None:
     """Per step, whether the vote calls it wrong; None with fewer valid critiques."""
     verdict = vote(critiques, num_steps, how)

@@ -16,7 +16,7 @@ from typing import Literal
 from capo_ray.credit.advantage import algorithm_of
 from capo_ray.credit.penalty import ErrorSet, Returns, penalties
 from capo_ray.credit.reward import ANSWER_ONLY, Outcome, outcome_reward, token_rewards
-from capo_ray.credit.vote import Vote, vote
+from capo_ray.credit.vote import vote
 from capo_ray.types import UNASKED_OUTCOMES, Answer, Critique, Rollout, Scored, Step, Verdict
 
 Unjudged = Literal["drop", "outcome_only"]
@@ -26,7 +26,8 @@ Unjudged = Literal["drop", "outcome_only"]
 class Scheme:
     """The choices of CAPO.md sections 3 to 6."""
 
-    vote: Vote = "intersection"
+    vote: str = "intersection"
+    """Of `credit.vote`, or `module:name` of your own."""
     outcome_weight: float = 2.0
     """C"""
     process_weight: float = 1.0

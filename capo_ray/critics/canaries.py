@@ -20,7 +20,6 @@ from pathlib import Path
 from capo_ray.config.run import Config
 from capo_ray.credit.critique import ReferenceKind
 from capo_ray.credit.flags import FlagCounts, flags
-from capo_ray.credit.vote import Vote
 from capo_ray.critics.labelled import Item, arithmetic, processbench
 from capo_ray.critics.service import Critics, CriticsFailed
 from capo_ray.data.problem import DataError
@@ -104,7 +103,7 @@ def _file(source: str) -> list[Item]:
 class CanaryJudge:
     """Has canaries judged by the critics of one aggregator shard."""
 
-    def __init__(self, critics: Critics, *, reference: ReferenceKind, vote: Vote, min_valid_critiques: int = 1) -> None:
+    def __init__(self, critics: Critics, *, reference: ReferenceKind, vote: str, min_valid_critiques: int = 1) -> None:
         """`vote` and `min_valid_critiques` are those of the run's responses."""
         self._critics = critics.apart()
         self._reference = reference

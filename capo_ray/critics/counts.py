@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from capo_ray.credit.reply import contradicts_itself
-from capo_ray.credit.vote import Vote, agreement, vote
+from capo_ray.credit.vote import agreement, vote
 from capo_ray.types import FAILED_OUTCOMES, Critique, CritiqueOutcome, Metrics
 
 _NAMES = (
@@ -50,7 +50,7 @@ class CriticCounts:
             if critique.outcome in FAILED_OUTCOMES and critique.text:
                 self.last_failure = f"a reply that ends in {critique.text[-200:]!r}"
 
-    def compare(self, critiques: Sequence[Critique], num_steps: int, how: Vote) -> None:
+    def compare(self, critiques: Sequence[Critique], num_steps: int, how: str) -> None:
         """How far critiques agree, and whether the first alone would have said the same as all of them."""
         whole, first = (vote(some, num_steps, how) for some in (critiques, critiques[:1]))
         if whole.num_valid:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal
 
 from capo_ray.credit.template import PromptTemplate, shipped
-from capo_ray.credit.vote import Vote, useful_round
+from capo_ray.credit.vote import useful_round
 from capo_ray.critics.asking import Retrying
 from capo_ray.critics.routing import Routing
 from capo_ray.types import Sampling
@@ -28,7 +28,7 @@ class CriticSettings:
     """Critiques to ask for before that is looked at; more where so few can never decide."""
     full_share: float = 0.05
     """Share of the responses of which all critiques are asked for all the same."""
-    vote: Vote = "intersection"
+    vote: str = "intersection"
     min_valid_critiques: int = 1
     """Both as the verdict is made; see credit.group."""
     cache: int = 0

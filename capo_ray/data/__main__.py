@@ -60,7 +60,7 @@ def options_of(arguments: Sequence[str]) -> Options:
     own, rest = own_keys(arguments, OWN)
     named = any(argument.startswith("+experiment=") for argument in rest)
     config = compose(rest if named else ["+experiment=llama3b_intersection", *rest])
-    if config.data.kind != "math":
+    if config.data.kind == "arithmetic":
         raise ConfigError(f"data.kind: {config.data.kind} is made up, there is nothing to check; name a set with data=")
     show = own.get("show", "2")
     if not show.isdigit():

@@ -12,7 +12,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from capo_ray.credit.flags import flags
-from capo_ray.credit.vote import Vote
 from capo_ray.critic_bench.replies import Reply
 from capo_ray.evaluate.grading import Equal, steps_right, votes
 from capo_ray.evaluate.metrics import avg_at_k, estimate, maj_at_k, mean_of, pass_at_k
@@ -55,7 +54,7 @@ async def accuracies(responses: Sequence[Response], equal: Equal | None) -> PerP
 
 
 def process_accuracies(
-    responses: Sequence[Response], replies: Mapping[str, Reply], vote: Vote, min_valid: int, *, checked: bool
+    responses: Sequence[Response], replies: Mapping[str, Reply], vote: str, min_valid: int, *, checked: bool
 ) -> PerProblem:
     """Of the responses of `with_process`. `process`: share of those in which the critics' vote flags no step; those
     without enough valid critiques are left out and make up `unjudged`. `process_true`: share of those without a wrong

@@ -1,6 +1,7 @@
 """What a kind of data means to the reward: how answers are verified, and who knows the truth of a step.
 
-A new task is one entry of `TASKS`. Imports are lazy: the verifier of mathematics starts child processes.
+A new task is one entry of `TASKS`, or an object of a user's. Imports are lazy: the verifier of mathematics starts child
+processes.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from capo_ray import extension
 from capo_ray.config.run import Config
 from capo_ray.tally import Truth
 from capo_ray.types import Answer, Prompt
@@ -17,7 +19,7 @@ from capo_ray.types import Answer, Prompt
 class Task:
     verify: Callable[[Prompt, str], Awaitable[Answer]]
     """(prompt, response) -> verdict; never raises for what a response says."""
-    find_truth: Callable[[Prompt, str], Truth] | None
+    find_truth: Callable[[Prompt, str], Truth] | None = None
     """(prompt, response) -> the truth of every step; None where nobody knows."""
     close: Callable[[], Awaitable[None]] | None = None
     """Ends what verifying has started."""
@@ -50,4 +52,10 @@ TASKS: dict[str, Callable[[Config], Task]] = {"arithmetic": arithmetic, "math": 
 
 
 def task_of(config: Config) -> Task:
-    return TASKS[config.data.kind](config)
+    """That of `data.kind`. Raises ValueError where a task of a user's own cannot be used."""
+    if make := TASKS.get(config.data.kind):
+        return make(config)
+    own: Task = extension.load(
+        config.data.kind, lambda found: isinstance(found, Task), is_a="a capo_ray.tasks.registry.Task"
+    )
+    return own

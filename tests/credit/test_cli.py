@@ -173,7 +173,7 @@ def test_greedy_takes_one_critique(tokenizer: Path) -> None:
     [
         (["--segmenter", "regex"], "needs a pattern"),
         (["--segmenter-pattern", "x"], "goes with the segmenter regex"),
-        (["--vote", "most"], "invalid choice"),
+        (["--vote", "most"], "'most' is none of intersection, majority"),
         (["--process-weight", "nan"], "must be a finite number from 0, got nan"),
     ],
 )
