@@ -44,7 +44,8 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
             num_gpus=0 if cluster.device == "cpu" else None,
             object_store_memory=None if cluster.object_store_gib is None else int(cluster.object_store_gib * GIB),
             include_dashboard=cluster.dashboard,
-            runtime_env={"env_vars": environment},
+            # vLLM leaves the sockets between its processes where they were; here they go with the rest.
+            runtime_env={"env_vars": environment | {"VLLM_RPC_BASE_PATH": str(home)}},
             log_to_driver=False,
             logging_level="ERROR",
             _temp_dir=str(home),

@@ -6,11 +6,8 @@ Leaves out what a role means (rollout_vllm, critic_vllm) and where engines run (
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from vllm import SamplingParams
@@ -81,23 +78,7 @@ def open_engine(settings: VllmSettings) -> AsyncLLM:
         use_tqdm_on_load=False,
         **special,
     )
-    with _sockets():
-        return AsyncLLM.from_engine_args(arguments)
-
-
-@contextmanager
-def _sockets() -> Iterator[None]:
-    """A folder for the sockets over which vLLM's processes find one another; once they have, it is gone. vLLM itself
-    leaves them in the temporary folder for good."""
-    before = os.environ.get("VLLM_RPC_BASE_PATH")
-    with TemporaryDirectory(prefix="capo_ray-") as folder:  # short: such paths have a limit of 107 characters
-        os.environ["VLLM_RPC_BASE_PATH"] = folder
-        try:
-            yield
-        finally:
-            os.environ.pop("VLLM_RPC_BASE_PATH")
-            if before is not None:
-                os.environ["VLLM_RPC_BASE_PATH"] = before
+    return AsyncLLM.from_engine_args(arguments)
 
 
 class Requests:

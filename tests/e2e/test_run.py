@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,17 @@ def start(run_dir: Path, overrides: Sequence[str], mark: str) -> subprocess.Pope
 def run(run_dir: Path, *overrides: str) -> Ran:
     mark = uuid.uuid4().hex
     process = start(run_dir, overrides, mark)
+    output = rest_of(process)
+    return Ran(process.returncode, output, run_dir, mark)
+
+
+def rest_of(process: subprocess.Popen[str]) -> str:
+    """What a run says until it ends."""
     try:
-        output, _ = process.communicate(timeout=400)
+        return process.communicate(timeout=400)[0]
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        raise AssertionError(f"the run did not end:\n{output}") from None
-    return Ran(process.returncode, output, run_dir, mark)
+        raise AssertionError(f"the run did not end:\n{process.communicate()[0]}") from None
 
 
 def left_behind(mark: str) -> list[str]:
@@ -107,24 +111,25 @@ def left_behind(mark: str) -> list[str]:
     return found
 
 
-def run_and_kill(run_dir: Path, path: Sequence[str], after: str, *overrides: str) -> Ran:
-    """A run in which a process is killed once a line that begins with `after` is printed: the first below the program
+def run_and_kill(run_dir: Path, victims: Mapping[str, Sequence[str]], *overrides: str) -> Ran:
+    """A run in which a process is killed once a line begins with each key of `victims`: the first below the program
     with these in their names, from the outermost."""
     mark = uuid.uuid4().hex
     process = start(run_dir, overrides, mark)
     assert process.stdout is not None
-    seen = ""
+    seen, left = "", dict(victims)
     for line in process.stdout:
         seen += line
-        if line.startswith(after):
+        if (after := next(filter(line.startswith, left), None)) is not None:
             victim = psutil.Process(process.pid)
-            for name in path:
+            for name in left.pop(after):
                 below = victim.children(recursive=True)
                 victim = next(child for child in below if name in child.name())
             victim.kill()
+        if not left:
             break
-    output, _ = process.communicate(timeout=400)
-    ran = Ran(process.returncode, seen + output, run_dir, mark)
+    output = seen + rest_of(process)
+    ran = Ran(process.returncode, output, run_dir, mark)
     assert ran.code == 0, ran.output
     assert left_behind(mark) == []
     return ran
@@ -203,16 +208,22 @@ def test_a_resumed_run_continues_with_the_same_numbers(whole: Ran, tmp_path: Pat
 
 def test_a_trainer_rank_that_is_killed_costs_no_numbers(whole: Ran, tmp_path: Path) -> None:
     """It is killed after step 3 of 4, so all goes back to the checkpoint of step 2."""
-    ran = run_and_kill(tmp_path / "run", ("TrainerActor",), "step 3/4", *QUICK, "steps=4")
+    ran = run_and_kill(tmp_path / "run", {"step 3/4": ("TrainerActor",)}, *QUICK, "steps=4")
     assert ran.output.count("an actor was lost: ") == 1 and "TrainerActor" in ran.output, ran.output
     assert [line["run/restarts"] for line in ran.steps] == [0, 0, 1, 1]
     assert_same_numbers(ran, whole)
 
 
-def test_an_engine_that_is_killed_below_its_worker_costs_no_numbers(whole: Ran, tmp_path: Path) -> None:
+def test_engines_that_are_killed_below_their_actors_cost_no_numbers(whole: Ran, tmp_path: Path) -> None:
     """vLLM's own process dies, the worker ends with it, Ray starts both again, and nothing goes back."""
-    ran = run_and_kill(tmp_path / "run", ("RolloutActor", "VLLM::"), "step 2/4", *QUICK, "steps=4")
+    ran = run_and_kill(
+        tmp_path / "run",
+        {"step 1/4": ("CriticActor", "VLLM::"), "step 2/4": ("RolloutActor", "VLLM::")},
+        *QUICK,
+        "steps=4",
+    )
     assert "rollout worker 0 died: " in ran.output, ran.output
+    assert sum(line["critic/retries"] for line in ran.steps) > 0
     assert [line["run/restarts"] for line in ran.steps] == [0, 0, 0, 0]
     assert_same_numbers(ran, whole)
 
