@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from math import fsum, isfinite
@@ -22,13 +22,15 @@ from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
 from capo_ray.credit.advantage import algorithm_of
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
-from capo_ray.credit.vote import sealed
+from capo_ray.credit.vote import sealed, weight_of
 from capo_ray.learn.batch import centre_and_spread
 from capo_ray.ledger import LedgerError, RecordedGroup, read
 from capo_ray.tally import count_group
 
 USAGE = "usage: python -m capo_ray.revote RUN_DIR [KEY=VALUE ...] [out=FILE.jsonl]"
 KINDS = {name: kind for name, kind in get_type_hints(Scheme).items() if name != "outcome"}
+OWN: dict[str, Callable[[str], object]] = {"advantage": algorithm_of, "vote": weight_of}
+"""Keys that take `module:name` too, and what finds it."""
 """What can be given beside `out`, and its type."""
 MOST_ROWS = 10
 Rows = Sequence[Sequence[float] | None]
@@ -261,11 +263,11 @@ def arguments(argv: Sequence[str]) -> tuple[Path, dict[str, Any], Path | None]:
 
 def _value(key: str, text: str) -> Any:
     kind = KINDS[key]
-    if key == "advantage":
+    if key in OWN:
         try:
-            algorithm_of(text)
+            OWN[key](text)
         except ValueError as error:
-            raise BadArgument(f"advantage={text}: {error}") from None
+            raise BadArgument(f"{key}={text}: {error}") from None
         return text
     if get_origin(kind) is Literal:
         if text not in get_args(kind):

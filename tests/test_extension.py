@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray import build
+from capo_ray import build, revote
 from capo_ray.build_critics import make_critics
 from capo_ray.config.run import ConfigError, compose
 from capo_ray.credit.advantage import algorithm_of
@@ -69,6 +69,7 @@ def test_the_vote_of_the_docs(here: Path) -> None:
     assert vote(said, 4, "my_vote:two_thirds").weights == (1.0, pytest.approx(2 / 3), 0.0, 0.0)
     assert not sealed(said[:2], 1, 4, "my_vote:two_thirds")
     assert sealed(said[:1], 0, 4, "my_vote:two_thirds")
+    assert revote.arguments(["run", "vote=my_vote:two_thirds"])[1] == {"vote": "my_vote:two_thirds"}
 
 
 def test_a_vote_that_falls_with_the_flags_is_refused(here: Path) -> None:
