@@ -195,7 +195,7 @@ def test_steps_are_shown_in_ten_ranges_at_most() -> None:
         (["{run}/nowhere"], "{run}/nowhere holds no ledger (no {run}/nowhere/responses/STEP-SHARD.parquet): name the"),
         (
             ["{run}", "vote=most"],
-            "vote=most: 'most' is none of intersection, majority, strict_majority, union, average, greedy, and no module",
+            "vote=most: 'most' is none of intersection, majority, strict_majority, union, average, greedy",
         ),
         (["{run}", "advantage=ppo"], "advantage=ppo: 'ppo' is none of capo, capo_mean, "),
         (["{run}", "votes=union"], "votes: no such key; there are vote, outcome_weight, process_weight, "),
