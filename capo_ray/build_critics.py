@@ -49,10 +49,12 @@ def critics_over(
     from capo_ray.critics.service import Voter as Engines
 
     assert config.critic is not None
-    voters = [
-        Engines(engines=engines_of(number, voter), max_sequences=voter.max_sequences)
-        for number, voter in enumerate(config.critic.voters)
-    ]
+    voters: list[Engines] = []
+    for number, voter in enumerate(config.critic.voters):
+        engines = engines_of(number, voter)
+        if voter.same_critic:
+            engines = (*voters.pop().engines, *engines)
+        voters.append(Engines(engines=engines, max_sequences=voter.max_sequences))
     return Critics(voters[0].engines, critic_settings(config, template), others=voters[1:])
 
 

@@ -285,6 +285,15 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "name fewer",
         ),
         (
+            "critic.same_critic=true",
+            "critic: `same_critic` is for `others`: there is no critic before the first",
+        ),
+        (
+            "critic.others=[{kind:http,endpoints:[http://h/v1],served_model:m,same_critic:true,max_sequences:8}]",
+            "critic: `others`: engines of one critic must have the same `max_sequences`, got 256 and, with "
+            "`same_critic`, 8",
+        ),
+        (
             "critic.others=[{kind:http}]",
             "critic.others.0: `endpoints` and `served_model` must be set when `kind` is http; pass "
             "critic.endpoints=[http://HOST:8000/v1] critic.served_model=NAME",

@@ -3,6 +3,7 @@ votes are worth (see `config.method`)."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -38,6 +39,11 @@ class Voter(Block):
     gpu_memory_share: float = Field(0.9, gt=0, le=1, description="share of a GPU that an engine may take (vllm only)")
     kv_cache_gib: int = Field(1, gt=0, description="KV cache of a worker on CPU, GiB (vllm only)")
     eager: bool = Field(False, description="no CUDA graphs and no compilation (vllm only)")
+    same_critic: bool = Field(
+        False,
+        description="more engines for the critic before this one: they run the same model, share its critiques and "
+        "stand in for one another (`others` only)",
+    )
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
@@ -106,7 +112,9 @@ class Critic(Voter):
     """The critic pool: frozen models that write critiques (CAPO.md section 3)."""
 
     others: tuple[Voter, ...] = Field(
-        (), description="more critics, which vote beside this one: of m critics critique i is written by number i mod m"
+        (),
+        description="more critics, which vote beside this one: of m critics critique i is written by number i mod m; "
+        "or, with `same_critic`, more engines of one",
     )
     critiques: int = Field(4, ge=1, description="k: critiques per response")
     adaptive: bool = Field(False, description="stop asking for critiques when the vote is decided whatever they say")
@@ -149,16 +157,25 @@ class Critic(Voter):
 
     @model_validator(mode="after")
     def _check_others(self) -> Self:
-        if len(self.voters) > self.critiques:
+        if self.same_critic:
+            raise ValueError("`same_critic` is for `others`: there is no critic before the first")
+        for before, voter in pairwise(self.voters):
+            if voter.same_critic and voter.max_sequences != before.max_sequences:
+                raise ValueError(
+                    f"`others`: engines of one critic must have the same `max_sequences`, got {before.max_sequences} "
+                    f"and, with `same_critic`, {voter.max_sequences}"
+                )
+        num_critics = sum(not voter.same_critic for voter in self.voters)
+        if num_critics > self.critiques:
             raise ValueError(
-                f"`others` makes {len(self.voters)} critics and `critiques` is {self.critiques}: some would never be "
+                f"`others` makes {num_critics} critics and `critiques` is {self.critiques}: some would never be "
                 "asked; raise `critiques` or name fewer"
             )
         return self
 
     @property
     def voters(self) -> tuple[Voter, ...]:
-        """This critic and the others."""
+        """This critic and the others, those with `same_critic` too."""
         return (self, *self.others)
 
 

@@ -64,7 +64,11 @@ def critics_and_prompt(config: Config, template: PromptTemplate) -> JsonDict:
     """Who judges and what is asked: what must be the same for critiques to be comparable."""
     critic = config.critic
     assert critic is not None
-    voters = [voter.served_model or (voter.model.path if voter.model else voter.kind) for voter in critic.voters]
+    voters = [
+        voter.served_model or (voter.model.path if voter.model else voter.kind)
+        for voter in critic.voters
+        if not voter.same_critic
+    ]
     return {
         "critics": voters,
         "template": template.name if critic.template in SHIPPED else f"{template.name} ({template.digest})",

@@ -84,3 +84,30 @@ def test_several_critics_write_in_turn() -> None:
         names = asyncio.run(scene(first, second))
         hosts = [endpoint.removeprefix("http://").removesuffix("/v1") for endpoint in (first, second)]
     assert names == [f"judge at {hosts[0]}", f"other at {hosts[1]}", f"judge at {hosts[0]}"]
+
+
+def test_engines_of_one_critic_share_its_critiques() -> None:
+    """A server that is down is made up for by an engine of another kind; a second critic votes beside the two."""
+
+    async def flag_the_first(body: dict[str, Any], request: web.Request) -> web.Response:
+        return chat([render_reply([0])] * body.get("n", 1))
+
+    async def scene(voting: str) -> list[str]:
+        other = f"{{kind:http,endpoints:['{voting}'],served_model:other}}"
+        made = compose(
+            [
+                *("+experiment=tiny_cpu", "critic=http", f"critic.endpoints=['{dead}']", "critic.served_model=judge"),
+                *(f"critic.others=[{{kind:truth,same_critic:true}},{other}]", "critic.critiques=4"),
+            ]
+        )
+        service = make_critics(made, shipped("paper"), [])
+        assert service is not None
+        question, wrong = "Start with 2. Add 3.", ["2 + 3 = 6"]
+        critiques = await service.judge(question, Reference("none"), wrong, response_key="p/0", seed=0)
+        assert [critique.wrong_steps for critique in critiques] == [(0,)] * 4
+        return [critique.critic for critique in critiques]
+
+    dead = nobody()
+    with serving_in_thread(flag_the_first) as voting:
+        names = asyncio.run(scene(voting))
+    assert names == ["truth", f"other at {voting.removeprefix('http://').removesuffix('/v1')}"] * 2
