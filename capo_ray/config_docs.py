@@ -116,7 +116,7 @@ def page() -> str:
     blocks = {"Config": schema, **schema["$defs"]}
     parts = [HEAD]
     for name, title in BLOCKS.items():
-        about = blocks[name]["description"].replace("CAPO.md", "[algorithm.md](algorithm.md)")
+        about = blocks[name]["description"].replace("docs/algorithm.md", "[algorithm.md](algorithm.md)")
         parts.append(f"## {title}\n\n{about}\n\n" + "\n".join(_table(blocks[name])) + "\n")
     return "\n".join(parts)
 

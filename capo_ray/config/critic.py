@@ -109,7 +109,7 @@ class Canaries(Block):
 
 
 class Critic(Voter):
-    """The critic pool: frozen models that write critiques (CAPO.md section 3)."""
+    """The critic pool: frozen models that write critiques (docs/algorithm.md section 3)."""
 
     others: tuple[Voter, ...] = Field(
         (),

@@ -21,7 +21,7 @@ Surrogate = Literal["clip", "cispo", "gspo", "gspo_token"]
 
 
 class Reward(Block):
-    """From votes and outcomes to token rewards (CAPO.md sections 4 and 5)."""
+    """From votes and outcomes to token rewards (docs/algorithm.md sections 4 and 5)."""
 
     vote: Annotated[str, *or_own(Vote)] = "intersection"
     outcome_weight: float = Field(2.0, ge=0, description="C")
@@ -60,7 +60,7 @@ class Reward(Block):
 
 
 class Algorithm(Block):
-    """From token rewards to a gradient (CAPO.md sections 6 and 7)."""
+    """From token rewards to a gradient (docs/algorithm.md sections 6 and 7)."""
 
     advantage: Annotated[str, *or_own(Advantage)] = "capo"
     surrogate: Annotated[str, *or_own(Surrogate)] = "clip"

@@ -1,4 +1,4 @@
-"""From the rewards of one prompt's responses to token advantages (CAPO.md section 6).
+"""From the rewards of one prompt's responses to token advantages (docs/algorithm.md section 6).
 
 An algorithm is a normaliser and whether step penalties enter the token rewards that it sees. A group without any
 difference has advantage 0, exactly. Sums are correctly rounded, so the order of a group changes nothing. An algorithm

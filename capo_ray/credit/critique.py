@@ -1,4 +1,4 @@
-"""What a critic is shown, and what it should reply: the reference, steps in numbered tags (CAPO.md section 3).
+"""What a critic is shown and should reply: the reference, steps in numbered tags (docs/algorithm.md section 3).
 
 Text from outside that imitates one of our tags, or a chat model's control tokens, is escaped with a backslash, which
 can be undone: the prompt holds exactly the response's steps. This cannot stop a response from talking a critic round in

@@ -24,7 +24,7 @@ Unjudged = Literal["drop", "outcome_only"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """The choices of CAPO.md sections 3 to 6."""
+    """The choices of docs/algorithm.md sections 3 to 6."""
 
     vote: str = "intersection"
     """Of `credit.vote`, or `module:name` of your own."""

@@ -1,4 +1,4 @@
-"""What a critic's reply means: the parser of CAPO.md section 3.
+"""What a critic's reply means: the parser of docs/algorithm.md section 3.
 
 The list between the last complete pair of tags decides, whatever stands around it. Inside it only indices, the few
 words that critics put beside them and punctuation are read; anything else makes the critique unreadable, so that prose

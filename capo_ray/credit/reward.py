@@ -1,4 +1,4 @@
-"""Token rewards (CAPO.md section 5, Eq. 1): the outcome on every token, less the penalty on those of flagged steps.
+"""Token rewards (docs/algorithm.md section 5, Eq. 1): the outcome on every token, less the penalty on flagged steps.
 
 Leaves out: which steps pay what (see `credit.penalty`) and how rewards become advantages (see `credit.advantage`).
 """

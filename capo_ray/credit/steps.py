@@ -1,4 +1,4 @@
-"""From a response's text to its steps, and from steps to tokens (CAPO.md sections 1 and 2).
+"""From a response's text to its steps, and from steps to tokens (docs/algorithm.md sections 1 and 2).
 
 A step's span holds the delimiter after it, so spans tile the text. A segment of white space alone is no step: it joins
 the step before it, leading ones join the first. A token belongs to the step that holds its first character; tokens that

@@ -1,4 +1,4 @@
-"""From sampled token ids to text and to where each token starts in it (CAPO.md section 2).
+"""From sampled token ids to text and to where each token starts in it (docs/algorithm.md section 2).
 
 The map is made from the bytes of the *sampled* ids and never by encoding text again: encode(decode(ids)) need not be
 ids. `TokenTable` reads a `tokenizer.json` and knows each id's bytes; `decode` gives what the tokenizer's own decoder

@@ -1,4 +1,4 @@
-"""From the critiques of one response to one verdict (CAPO.md section 4).
+"""From the critiques of one response to one verdict (docs/algorithm.md section 4).
 
 Only critiques whose outcome is "ok" vote; missing ones are never read as "nothing wrong". Whether enough voted is the
 group's question (see `credit.group`). `sealed` says when no critique that is still missing could change the verdict, so

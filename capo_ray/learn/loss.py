@@ -1,4 +1,4 @@
-"""Token log-probabilities, and the objectives over them (CAPO.md section 7).
+"""Token log-probabilities, and the objectives over them (docs/algorithm.md section 7).
 
 Everything is flat: one entry per token that carries loss, [N]. The loss of a micro-batch is the sum of its tokens'
 losses times their weights; the weights hold the aggregation (see `learn.batch`). Metrics come beside the loss, as sums

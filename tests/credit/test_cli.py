@@ -56,7 +56,7 @@ def group(**response: Any) -> dict[str, Any]:
     return {"id": "g", "responses": [{"token_ids": [0, 4, 1, 9], "outcome": 1, "critiques": [reply(1)]} | response]}
 
 
-# The golden group of CAPO.md section 6: y1 correct, 4 tokens, last 2 flagged; y2 wrong, 6 tokens, last 3 flagged.
+# The golden group of docs/algorithm.md section 6: y1 correct, 4 tokens, 2 flagged; y2 wrong, 6 tokens, 3 flagged.
 GOLDEN = {
     "id": 7,
     "responses": [

@@ -23,7 +23,7 @@ def listed(body: str) -> str:
 
 
 LISTS = {
-    # what CAPO.md names
+    # what docs/algorithm.md names
     "5, 6": {5, 6},
     "<step_5>,<step_6>": {5, 6},
     "step_5": {5},

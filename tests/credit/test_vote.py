@@ -1,4 +1,4 @@
-"""Votes, token rewards and advantages: the golden values of CAPO.md sections 4 to 6, and their properties."""
+"""Votes, token rewards and advantages: the golden values of docs/algorithm.md sections 4 to 6, and their properties."""
 
 import random
 from math import fsum

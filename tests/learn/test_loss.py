@@ -61,7 +61,7 @@ def run(given: dict[str, Tensor], objective: Objective) -> Loss:
 
 
 def slow(given: dict[str, Tensor], objective: Objective, frozen: dict[str, Tensor] | None = None) -> dict[str, float]:
-    """The objective of CAPO.md section 7 and of the papers that `learn.surrogate` names, a token at a time.
+    """The objective of docs/algorithm.md section 7 and of the papers that `learn.surrogate` names, a token at a time.
 
     `frozen` is the point at which factors without gradient are held; it is the same point unless the gradient is taken.
     """
