@@ -89,7 +89,7 @@ def _response(scored: Scored, advantages: tuple[float, ...] | None) -> Response:
     entry = Entry(
         file="", position=rollout.index, step=0, prompt_id="", index=rollout.index, answer=scored.answer,
         finish=rollout.finish, version=-1, num_tokens=len(rollout.token_ids), num_steps=len(scored.steps),
-        flagged=verdict.wrong_steps if verdict else (), counts=counts, num_valid=valid,
+        judged=verdict is not None, flagged=verdict.wrong_steps if verdict else (), counts=counts, num_valid=valid,
         num_failed=verdict.num_invalid if verdict else 0,
         disagree=any(0 < count < valid for count in counts), steps_right=None,
     )  # fmt: skip

@@ -36,9 +36,9 @@ def member(
     return Member(rollout=rollout, steps=steps_of(rollout.text, rollout.char_ends), critiques=critiques, answer=answer)
 
 
-def write_step(run_dir: Path, step: int) -> None:
+def write_step(run_dir: Path, step: int, scheme: Scheme = SCHEME) -> None:
     """A group of four for `two`, and one of two for `evil`, whose model attacks the page."""
-    ledger = Ledger(run_dir, shard=0, scheme=SCHEME, sampling=Sampling(max_tokens=64))
+    ledger = Ledger(run_dir, shard=0, scheme=scheme, sampling=Sampling(max_tokens=64))
     two, evil = prompt("two", step), prompt("evil", step)
     fine, slip = ["2 +", " 2\n\n", "is ", "4"], ["2 +", " 2\n\n", "is ", "5\n\n", "so 4"]
     group = [

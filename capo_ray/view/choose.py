@@ -72,14 +72,14 @@ def _within(value: int, bounds: str) -> bool:
 
 
 def verdict_of(entry: Entry) -> str:
-    if not entry.num_valid:
+    if not entry.judged:
         return "unjudged"
     return "flagged" if entry.flagged else "clean"
 
 
 def _with_truth(entry: Entry) -> Iterator[tuple[bool, bool]]:
     """Per step whether it is right and whether it is flagged; nothing where the truth is not known."""
-    if entry.steps_right is not None and entry.num_valid and len(entry.steps_right) == entry.num_steps:
+    if entry.steps_right is not None and entry.judged and len(entry.steps_right) == entry.num_steps:
         yield from ((right, step in entry.flagged) for step, right in enumerate(entry.steps_right))
 
 

@@ -127,7 +127,7 @@ def verdict_box(response: Response) -> str:
 
 
 def _outcome_of_vote(entry: Entry) -> str:
-    if not entry.num_valid:
+    if not entry.judged:
         return "unjudged."
     if not entry.flagged:
         return '<span class="ok">no step is wrong.</span>'

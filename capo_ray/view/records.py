@@ -25,8 +25,10 @@ class Entry:
     """The oldest policy version that sampled it; -1: not known."""
     num_tokens: int
     num_steps: int
+    judged: bool
+    """Whether enough critiques are valid."""
     flagged: tuple[int, ...]
-    """Steps that the vote calls wrong."""
+    """Steps that the vote calls wrong; none where it is not judged."""
     counts: tuple[int, ...]
     """Flags per step."""
     num_valid: int

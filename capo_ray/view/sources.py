@@ -67,7 +67,7 @@ class Ledger:
         table = self._table(
             RESPONSES, name, (*key, "answer", "finish", "versions", "num_tokens", "step_tokens", "steps_right")
         )
-        how = scheme_from_json(table.schema.metadata[b"scheme"]).vote
+        scheme = scheme_from_json(table.schema.metadata[b"scheme"])
         said: dict[tuple[int, str, int], list[Critique]] = {}
         for row in _rows(self._table(CRITIQUES, name, (*key, "outcome", "wrong_steps"))):
             critique = Critique(text="", outcome=row["outcome"], wrong_steps=tuple(row["wrong_steps"]))
@@ -75,12 +75,14 @@ class Ledger:
         made = []
         for position, row in enumerate(_rows(table)):
             step, prompt_id, index = row["step"], row["prompt_id"], row["response"]
-            verdict = vote(said.get((step, prompt_id, index), ()), len(row["step_tokens"]), how)
+            verdict = vote(said.get((step, prompt_id, index), ()), len(row["step_tokens"]), scheme.vote)
+            judged = verdict.num_valid >= max(scheme.min_valid_critiques, 1)
             made.append(
                 Entry(
                     file=name, position=position, step=step, prompt_id=prompt_id, index=index, answer=row["answer"],
                     finish=row["finish"], version=min(row["versions"]), num_tokens=row["num_tokens"],
-                    num_steps=len(row["step_tokens"]), flagged=verdict.wrong_steps, counts=verdict.counts,
+                    num_steps=len(row["step_tokens"]), judged=judged,
+                    flagged=verdict.wrong_steps if judged else (), counts=verdict.counts,
                     num_valid=verdict.num_valid, num_failed=verdict.num_invalid,
                     disagree=any(0 < count < verdict.num_valid for count in verdict.counts),
                     steps_right=None if row["steps_right"] is None else tuple(row["steps_right"]),
@@ -207,7 +209,8 @@ def _sampled(name: str, position: int, line: JsonDict) -> Entry:
     return Entry(
         file=name, position=position, step=line["step"], prompt_id=line["prompt_id"], index=line["index"],
         answer=line["answer"], finish=line["finish"], version=min(line["versions"]),
-        num_tokens=len(line["token_rewards"]), num_steps=len(line["steps"]), flagged=tuple(line["wrong_steps"] or ()),
+        num_tokens=len(line["token_rewards"]), num_steps=len(line["steps"]), judged=line["wrong_steps"] is not None,
+        flagged=tuple(line["wrong_steps"] or ()),
         counts=counts, num_valid=valid, num_failed=sum(c["outcome"] in FAILED_OUTCOMES for c in line["critiques"]),
         disagree=any(0 < count < valid for count in counts),
         steps_right=None if line["steps_right"] is None else tuple(line["steps_right"]),

@@ -13,6 +13,7 @@ from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.steps import delimiter, steps_of
 from capo_ray.ledger import Ledger, LedgerError, read
 from capo_ray.types import Sampling
+from capo_ray.view.choose import verdict_of
 from capo_ray.view.index import Index, NoRun, check_run
 from capo_ray.view.sources import Samples
 
@@ -33,6 +34,16 @@ def test_an_entry_has_the_vote_and_the_doubts(tmp_path: Path) -> None:
     assert (slip.flagged, slip.counts, slip.num_valid, slip.num_failed) == ((1,), (0, 2, 0), 2, 1)
     assert (split.flagged, split.disagree, split.num_tokens) == ((), True, 6)
     assert (nobody.num_valid, nobody.num_failed, nobody.answer, nobody.steps_right) == (0, 1, "unverifiable", None)
+
+
+def test_too_few_valid_critiques_flag_nothing_and_clear_nobody(tmp_path: Path) -> None:
+    """As in training: with 3 needed, the two that flag a step, or none, leave the response unjudged."""
+    write_step(tmp_path, 0, Scheme(vote="majority", min_valid_critiques=3))
+    entries = [entry for entry in index_of(tmp_path).entries if entry.problem == "two"]
+    assert [verdict_of(entry) for entry in sorted(entries, key=lambda entry: entry.index)] == [
+        *("unjudged", "unjudged", "clean", "unjudged"),
+    ]
+    assert {entry.flagged for entry in entries} == {()} and entries[1].counts == (0, 2, 0)
 
 
 def test_credit_is_what_training_gave(tmp_path: Path) -> None:
