@@ -17,6 +17,10 @@ from typing import Any
 
 import psutil
 import pytest
+from aiohttp import web
+from openai_server import chat, serving_in_thread
+
+from capo_ray.credit.critique import render_reply
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
@@ -32,6 +36,7 @@ QUICK = (
 )
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "CAPO_RAY_TEST_RUN"
+KEY = "sk-a-secret"
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,26 @@ def run_and_kill(run_dir: Path, victims: Mapping[str, Sequence[str]], *overrides
     return ran
 
 
+def interrupt(run_dir: Path, sent: signal.Signals, after: str, *overrides: str) -> None:
+    """Send a signal to every process of the run's group once a line begins with `after`. It must end in seconds, name
+    its checkpoint and leave nothing behind."""
+    mark = uuid.uuid4().hex
+    process = start(run_dir, overrides, mark)
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if line.startswith(after):  # the checkpoint of the step before is whole
+            break
+    os.killpg(process.pid, sent)
+    begun = time.monotonic()
+    output = rest_of(process)
+    assert process.returncode == 130, seen + output
+    assert time.monotonic() - begun < 30
+    assert "The last checkpoint is" in output and "resume=true" in output
+    assert left_behind(mark) == []
+
+
 def assert_same_numbers(ran: Ran, whole: Ran) -> None:
     for name in ("step", "evaluation/outcome/accuracy"):
         assert [line[name] for line in ran.evaluations] == [line[name] for line in whole.evaluations], name
@@ -196,35 +221,33 @@ def test_samples_hold_credit_that_can_be_checked_by_hand(whole: Ran) -> None:
             assert set(sample["token_rewards"][first:end]) <= {outcome - (number in paid)}
 
 
-def test_a_resumed_run_continues_with_the_same_numbers(whole: Ran, tmp_path: Path) -> None:
-    again = tmp_path / "run"
-    shutil.copytree(whole.run_dir, again)
-    shutil.rmtree(again / "checkpoints" / "step_000004")
-    ran = run(again, *QUICK, "steps=4", "resume=true")
+def test_an_interrupted_run_goes_on_with_the_same_numbers(whole: Ran, tmp_path: Path) -> None:
+    """SIGTERM to every process, as `timeout` and Slurm send it: Ray's own head goes first."""
+    interrupt(tmp_path / "run", signal.SIGTERM, "step 3/4", *QUICK, "steps=4", "checkpoint_every=1")
+    ran = run(tmp_path / "run", *QUICK, "steps=4", "resume=true")
     assert ran.code == 0, ran.output
     assert left_behind(ran.mark) == []
     assert_same_numbers(ran, whole)
 
 
-def test_a_trainer_rank_that_is_killed_costs_no_numbers(whole: Ran, tmp_path: Path) -> None:
-    """It is killed after step 3 of 4, so all goes back to the checkpoint of step 2."""
-    ran = run_and_kill(tmp_path / "run", {"step 3/4": ("TrainerActor",)}, *QUICK, "steps=4")
+def test_a_run_without_an_end_is_ended_by_ctrl_c(tmp_path: Path) -> None:
+    endless = ("steps=400", "checkpoint_every=1", "data.evaluation_prompts=0")
+    interrupt(tmp_path / "run", signal.SIGINT, "step   2/", *QUICK, *endless)
+
+
+def test_what_is_killed_costs_no_numbers(whole: Ran, tmp_path: Path) -> None:
+    """vLLM's own process dies, the actor above it ends with it, Ray starts both again, and nothing goes back. A trainer
+    rank dies after step 3 of 4, and all goes back to the checkpoint of step 2."""
+    victims = {
+        "step 1/4": ("CriticActor", "VLLM::"),
+        "step 2/4": ("RolloutActor", "VLLM::"),
+        "step 3/4": ("TrainerActor",),
+    }
+    ran = run_and_kill(tmp_path / "run", victims, *QUICK, "steps=4")
+    assert sum(line["critic/retries"] for line in ran.steps) > 0
+    assert "rollout worker 0 died: " in ran.output, ran.output
     assert ran.output.count("an actor was lost: ") == 1 and "TrainerActor" in ran.output, ran.output
     assert [line["run/restarts"] for line in ran.steps] == [0, 0, 1, 1]
-    assert_same_numbers(ran, whole)
-
-
-def test_engines_that_are_killed_below_their_actors_cost_no_numbers(whole: Ran, tmp_path: Path) -> None:
-    """vLLM's own process dies, the worker ends with it, Ray starts both again, and nothing goes back."""
-    ran = run_and_kill(
-        tmp_path / "run",
-        {"step 1/4": ("CriticActor", "VLLM::"), "step 2/4": ("RolloutActor", "VLLM::")},
-        *QUICK,
-        "steps=4",
-    )
-    assert "rollout worker 0 died: " in ran.output, ran.output
-    assert sum(line["critic/retries"] for line in ran.steps) > 0
-    assert [line["run/restarts"] for line in ran.steps] == [0, 0, 0, 0]
     assert_same_numbers(ran, whole)
 
 
@@ -235,34 +258,54 @@ def test_a_run_directory_is_never_mixed(whole: Ran) -> None:
     assert f"the run directory {whole.run_dir} exists and is not empty: pass resume=true" in ran.output
 
 
-def test_two_of_everything_one_step_behind(tmp_path: Path) -> None:
-    """And an advantage and a surrogate out of a file in the folder that it is started from."""
+def test_two_of_everything_one_step_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two critics that vote in turn too, one behind a server that wants a key, and an advantage and a surrogate out of
+    a file in the folder that it is started from."""
+    keys: set[str | None] = set()
+
+    async def answer(body: dict[str, Any], request: web.Request) -> web.Response:
+        keys.add(request.headers.get("Authorization"))
+        return chat([render_reply([0])] * body.get("n", 1))
+
+    monkeypatch.setenv("JUDGE_KEY", KEY)
     (tmp_path / "my_file.py").write_text(
         "from capo_ray.credit.advantage import ALGORITHMS\nfrom capo_ray.learn.surrogate import clip\n"
         "CAPO = ALGORITHMS['capo']\n"
     )
-    ran = run(
-        tmp_path / "run",
-        *QUICK,
-        "steps=4",
-        "rollout.workers=2",
-        "critic.workers=2",
-        "critic.tokens_per_step=3072",  # two groups, as long as nobody knows what critiques cost
-        "reward.aggregators=2",
-        "trainer.zero_stage=3",
-        "trainer.optimisation_passes=2",
-        "algorithm.max_staleness=1",
-        "algorithm.advantage=my_file:CAPO",
-        "algorithm.surrogate=my_file:clip",
-        "algorithm.old_logprobs=sampler",
-        "algorithm.kl_weight=0.01",
-        "reward.vote=average",
-    )
+    with serving_in_thread(answer) as endpoint:
+        ran = run(
+            tmp_path / "run",
+            *QUICK,
+            "steps=4",
+            "rollout.workers=2",
+            "critic.workers=2",
+            f"critic.others=[{{kind:http,endpoints:['{endpoint}'],served_model:judge,api_key_env:JUDGE_KEY}}]",
+            "critic.tokens_per_step=3072",  # two groups, as long as nobody knows what critiques cost
+            "reward.aggregators=2",
+            "trainer.zero_stage=3",
+            "trainer.optimisation_passes=2",
+            "algorithm.max_staleness=1",
+            "algorithm.advantage=my_file:CAPO",
+            "algorithm.surrogate=my_file:clip",
+            "algorithm.old_logprobs=sampler",
+            "algorithm.kl_weight=0.01",
+            "reward.vote=average",
+        )
     assert ran.code == 0, ran.output
     assert [line["staleness"] for line in ran.steps] == [0, 1, 1, 1]
     assert [line["critic/over_budget_share"] for line in ran.steps[:2]] == [0.5, 0.5]
     assert all(line["critic/over_budget_share"] < 0.5 for line in ran.steps[2:])
     assert {tuple(sample["versions"]) for sample in ran.samples if sample["step"] == 3} == {(2,)}
+    server = f"judge at {endpoint.removeprefix('http://').removesuffix('/v1')}"
+    judged = [sample["critiques"] for sample in ran.samples if any(c["critic"] for c in sample["critiques"])]
+    assert judged  # what is over the budget has critiques that nobody was asked for
+    for critiques in judged:
+        here = critiques[0]["critic"]
+        assert here in ("critic-0", "critic-1") and [c["critic"] for c in critiques] == [here, server] * 2
+        assert [c["wrong_steps"] for c in critiques][1::2] == [[0], [0]]
+    assert keys == {f"Bearer {KEY}"}
+    written = [path.read_bytes() for path in ran.run_dir.rglob("*") if path.is_file()]
+    assert not any(KEY.encode() in content for content in [*written, ran.output.encode()])
     assert left_behind(ran.mark) == []
 
 
@@ -272,32 +315,6 @@ def test_a_critic_that_nobody_can_read_stops_the_run(tmp_path: Path) -> None:
     assert "of the last" in ran.output and "critiques failed (unreadable" in ran.output
     assert "Traceback" not in ran.output
     assert left_behind(ran.mark) == []
-
-
-@pytest.mark.parametrize("sent", ["Ctrl-C to all", "SIGTERM to one", "SIGTERM to all"])
-def test_an_interrupt_ends_in_seconds_and_names_the_checkpoint(tmp_path: Path, sent: str) -> None:
-    """A terminal's Ctrl-C reaches every process of the group, a scheduler's SIGTERM the first one or, from `timeout`
-    and Slurm, all of them, Ray's own head first."""
-    mark = uuid.uuid4().hex
-    process = start(tmp_path / "run", [*QUICK, "steps=400", "checkpoint_every=1", "data.evaluation_prompts=0"], mark)
-    assert process.stdout is not None
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if line.startswith("step   2/"):  # the checkpoint of step 1 is whole
-            break
-    if sent == "Ctrl-C to all":
-        os.killpg(process.pid, signal.SIGINT)
-    elif sent == "SIGTERM to all":
-        os.killpg(process.pid, signal.SIGTERM)
-    else:
-        os.kill(process.pid, signal.SIGTERM)
-    begun = time.monotonic()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, seen + output
-    assert time.monotonic() - begun < 30
-    assert "The last checkpoint is" in output and "resume=true" in output
-    assert left_behind(mark) == []
 
 
 def test_the_ledger_scores_as_the_run_did(whole: Ran) -> None:
