@@ -13,6 +13,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from capo_ray.cluster.lifeline import Lifeline
+from capo_ray.types import Metrics
 
 
 class Engine:
@@ -38,6 +39,9 @@ class Engine:
         if seed == -2:
             await asyncio.sleep(3600)  # as vLLM's calls that are never answered
         return seed
+
+    def metrics(self) -> Metrics:
+        return {}
 
 
 def make(grave: str) -> Engine:
