@@ -3,7 +3,7 @@
 # make lint        ruff and mypy
 # make learn-check the whole tiny_cpu run with three seeds: does it learn?
 # make lab-quick   two arms, two seeds, the laboratory's report: under 10 minutes
-# make tiny-models train the shipped tiny models again (an hour of CPU)
+# make tiny-models train tiny models again (over an hour of two cores)
 # Every target sets up .venv first, once (3 minutes, 4 GB). ARGS="..." goes to the program, e.g. make demo ARGS="seed=1".
 
 SHELL := /bin/bash
