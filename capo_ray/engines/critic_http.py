@@ -209,8 +209,9 @@ def served_models(settings: HttpSettings) -> list[str] | None:
 
 
 def server_name(endpoint: str) -> str:
-    """host:port of an endpoint, for names of critics."""
-    return urlsplit(endpoint).netloc.rsplit("@", 1)[-1]
+    """host:port of an endpoint, and a path that is not the usual /v1, for names of critics."""
+    found = urlsplit(endpoint)
+    return found.netloc.rsplit("@", 1)[-1] + found.path.rstrip("/").removesuffix("/v1")
 
 
 def retry_after_s(value: str | None) -> float | None:

@@ -361,12 +361,14 @@ def test_real_text_with_a_full_size_tokenizer_until_ctrl_c(tmp_path: Path, test_
     interrupt(
         tmp_path / "run",
         signal.SIGINT,
-        "step   3/",
+        "step   2/",
         "+experiment=tiny_cpu_text",
         f"data.path={test_data / 'math' / 'math_train.jsonl.gz'}",
         f"policy.tokenizer={tokenizer}",
         "data.limit=200",
         "steps=400",
+        "prompts_per_step=2",
+        "responses_per_prompt=2",
         "checkpoint_every=1",
         "tracking.wandb=off",
     )

@@ -289,3 +289,4 @@ def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, caplog
 def test_a_servers_name() -> None:
     assert server_name("https://judge.example:8443/v1/") == "judge.example:8443"
     assert server_name("http://user:pass@host/v1") == "host"
+    assert server_name("https://host/small/v1") == "host/small"  # two behind one gateway have two names
