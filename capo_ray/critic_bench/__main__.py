@@ -13,7 +13,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from capo_ray.types import JsonDict
 
 USAGE = """usage: python -m capo_ray.critic_bench critic=NAME data=processbench path=FILE_OR_FOLDER k=8 out=DIR
        python -m capo_ray.critic_bench critic=tiny data=arithmetic count=500 k=8 out=DIR
-       python -m capo_ray.critic_bench replay=DIR/replies.jsonl [out=DIR]
+       python -m capo_ray.critic_bench --replay DIR [out=DIR]   (DIR of before, or its replies.jsonl: without a critic)
 
   critic=http critic.endpoints=[URL] critic.served_model=NAME   servers; critic=paper cluster=gpu   an engine here
   count=N        the first N responses (arithmetic: how many are sampled, 500)
@@ -55,7 +55,7 @@ class Options:
 
 def options_of(arguments: Sequence[str]) -> Options:
     """Raises ConfigError."""
-    own, rest = own_keys(arguments, OWN)
+    own, rest = own_keys(_replay_as_key(arguments), OWN)
     paths = {name: Path(own[name]).expanduser() for name in ("path", "out", "replay") if name in own}
     options = Options(
         data=own.get("data", ""),
@@ -64,10 +64,10 @@ def options_of(arguments: Sequence[str]) -> Options:
         overrides=tuple(rest),
         **paths,
     )
-    if options.replay is not None:
+    if (replay := options.replay) is not None:
         if rest or options.data:
             raise ConfigError("replay: it takes no other key than `out`: the replies say what was judged and by whom")
-        return options
+        return replace(options, replay=replay / "replies.jsonl" if replay.is_dir() else replay)
     if options.data not in ("processbench", "arithmetic"):
         raise ConfigError(f"data: must be processbench or arithmetic, got {options.data!r}")
     if options.data == "processbench" and options.path is None:
@@ -75,6 +75,15 @@ def options_of(arguments: Sequence[str]) -> Options:
     if options.out is None:
         raise ConfigError("out: must name a folder for the replies and the figures")
     return options
+
+
+def _replay_as_key(arguments: Sequence[str]) -> list[str]:
+    """`--replay X` and `--replay=X` as replay=X."""
+    given = [each.removeprefix("--") if each.startswith("--replay=") else each for each in arguments]
+    if "--replay" in given:
+        place = given.index("--replay")
+        given[place : place + 2] = [f"replay={''.join(given[place + 1 : place + 2])}"]
+    return given
 
 
 def _number(own: dict[str, str], name: str, default: int | None) -> int | None:

@@ -104,7 +104,7 @@ def test_processbench_math_to_four_digits(test_data: Path, tmp_path: Path, capsy
     assert figures["summary"]["responses_per_s"] > 0
     assert (tmp_path / "out" / "precision_recall.svg").read_text().endswith("</svg>\n")
 
-    assert main([f"replay={tmp_path / 'out' / 'replies.jsonl'}", f"out={tmp_path / 'again'}"]) == 0
+    assert main(["--replay", str(tmp_path / "out"), f"out={tmp_path / 'again'}"]) == 0
     assert json.loads((tmp_path / "again" / "scores.json").read_text()) == figures
     assert capsys.readouterr().out == table
 
