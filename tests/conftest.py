@@ -1,6 +1,7 @@
 """What every test can use: the folder of real test data, and a bound on how many tests may be skipped."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ DATA = Path(os.environ.get("CAPO_TEST_DATA") or ROOT.parent / "shared" / "data")
 
 settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
 settings.load_profile("untimed")
+# A shell starts what runs in the background deaf to Ctrl-C, and so would be every program that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
