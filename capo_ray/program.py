@@ -57,10 +57,19 @@ def run_program(
 
 
 def own_keys(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """What is given for a program's own keys, and the arguments that are configuration."""
-    given = [argument.split("=", 1) for argument in arguments]
-    own = {part[0]: part[1] for part in given if len(part) == 2 and part[0] in names}
-    return own, [argument for argument, part in zip(arguments, given, strict=True) if part[0] not in own]
+    """What is given for a program's own keys, and the arguments that are configuration. Own keys may be spelled as
+    flags too: `--key=value`, `--key value`."""
+    flags = {f"--{name}" for name in names}
+    own, rest, left = {}, [], iter(arguments)
+    for argument in left:
+        key, equals, value = argument.partition("=")
+        if key in flags:
+            own[key.removeprefix("--")] = value if equals else next(left, "")
+        elif equals and key in names:
+            own[key] = value
+        else:
+            rest.append(argument)
+    return own, rest
 
 
 def first_of(error: BaseException) -> BaseException:
@@ -71,7 +80,8 @@ def first_of(error: BaseException) -> BaseException:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process now: vLLM's finalizers would print a traceback below the last line, with all engines closed."""
+    """End this process now, with all engines closed: vLLM's finalizers would print a traceback below the last line, and
+    Ray's would wait for a head that is gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -29,9 +29,9 @@ from capo_ray.tally import count_group
 
 USAGE = "usage: python -m capo_ray.revote RUN_DIR [KEY=VALUE ...] [out=FILE.jsonl]"
 KINDS = {name: kind for name, kind in get_type_hints(Scheme).items() if name != "outcome"}
+"""What can be given beside `out`, and its type."""
 OWN: dict[str, Callable[[str], object]] = {"advantage": algorithm_of, "vote": weight_of}
 """Keys that take `module:name` too, and what finds it."""
-"""What can be given beside `out`, and its type."""
 MOST_ROWS = 10
 Rows = Sequence[Sequence[float] | None]
 """[member][T]; None: dropped or undetermined."""

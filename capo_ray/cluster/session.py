@@ -23,6 +23,8 @@ from capo_ray.config.blocks import Cluster
 log = logging.getLogger(__name__)
 
 GIB = 1 << 30
+_PATIENCE_S = 10
+"""Seconds that Ray is given to end; one whose head is gone does not."""
 
 
 @contextmanager
@@ -34,7 +36,7 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            ray.shutdown()
+            ends_within(_PATIENCE_S, ray.shutdown)
         return
     home = Path(tempfile.mkdtemp(prefix="capo_ray-"))  # short: socket paths have a limit of 107 characters
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -59,7 +61,7 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
             yield
         finally:
             told.unlink(missing_ok=True)
-            ends_within(10, ray.shutdown)
+            ends_within(_PATIENCE_S, ray.shutdown)
             keep_logs(home, logs)
     finally:
         shutil.rmtree(home, ignore_errors=True)

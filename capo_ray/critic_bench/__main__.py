@@ -55,7 +55,7 @@ class Options:
 
 def options_of(arguments: Sequence[str]) -> Options:
     """Raises ConfigError."""
-    own, rest = own_keys(_replay_as_key(arguments), OWN)
+    own, rest = own_keys(arguments, OWN)
     paths = {name: Path(own[name]).expanduser() for name in ("path", "out", "replay") if name in own}
     options = Options(
         data=own.get("data", ""),
@@ -75,15 +75,6 @@ def options_of(arguments: Sequence[str]) -> Options:
     if options.out is None:
         raise ConfigError("out: must name a folder for the replies and the figures")
     return options
-
-
-def _replay_as_key(arguments: Sequence[str]) -> list[str]:
-    """`--replay X` and `--replay=X` as replay=X."""
-    given = [each.removeprefix("--") if each.startswith("--replay=") else each for each in arguments]
-    if "--replay" in given:
-        place = given.index("--replay")
-        given[place : place + 2] = [f"replay={''.join(given[place + 1 : place + 2])}"]
-    return given
 
 
 def _number(own: dict[str, str], name: str, default: int | None) -> int | None:
