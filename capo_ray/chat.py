@@ -83,16 +83,15 @@ def check_marks(template: str, vocabulary: Container[str], field: str) -> None:
             )
 
 
-def template_in(folder: Path) -> tuple[str, dict[str, str]] | None:
-    """The chat template of the tokenizer in `folder`, and the special tokens it may refer to; None without one."""
+def template_in(folder: Path) -> tuple[str | None, dict[str, str]]:
+    """The chat template of the tokenizer in `folder`, None without one; and the special tokens that any template may
+    refer to."""
     path = folder / "tokenizer_config.json"
     spec = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     alone = folder / "chat_template.jinja"
     template = alone.read_text(encoding="utf-8") if alone.is_file() else spec.get("chat_template")
     if isinstance(template, list):  # several by name
         template = next((one["template"] for one in template if one["name"] == "default"), None)
-    if template is None:
-        return None
     tokens = {name: _content(spec.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     return template, {name: token for name, token in tokens.items() if token is not None}
 

@@ -56,10 +56,12 @@ class ModelFiles:
     def encoder(self, system_prompt: str | None, chat_template: str | None = None) -> Encode:
         """What makes the token ids of the chat that ends where the policy's answer begins, out of a question and a
         system message that stands in for `system_prompt`. `chat_template` None: the tokenizer's own."""
-        from transformers import AutoTokenizer
+        from tokenizers import Tokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
-        template = chat_template or tokenizer.chat_template
+        from capo_ray.credit.tokens import read_tokenizer_json
+
+        own, special = template_in(self.tokenizer)
+        template = chat_template or own
         if template is None:
             raise ConfigError(
                 f"policy.tokenizer: {self.tokenizer} has no chat template; use an instruction-tuned model's tokenizer, "
@@ -71,17 +73,11 @@ class ModelFiles:
                 "policy.chat_template (conf/model has some with a fixed date)",
                 self.tokenizer,
             )
+        tokenizer = Tokenizer.from_str(read_tokenizer_json(self.tokenizer))
 
         def encode(question: str, system: str | None = None) -> tuple[int, ...]:
-            return tuple(
-                tokenizer.apply_chat_template(
-                    conversation(question, system or system_prompt),
-                    chat_template=template,
-                    add_generation_prompt=True,
-                    tokenize=True,
-                    return_dict=False,
-                )
-            )
+            text = render(template, conversation(question, system or system_prompt), special=special)
+            return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
         return encode
 
@@ -111,10 +107,10 @@ def is_hub_id(name: str) -> bool:
 def shown(messages: Sequence[Mapping[str, str]], model: Model, *, add_generation_prompt: bool) -> str:
     """`messages` as `model` reads them, or why that is not known. Asks no network."""
     folder = folder_here(model.tokenizer or model.path)
-    found = (model.chat_template, {}) if model.chat_template else template_in(folder)
-    if found is None:
+    own, special = template_in(folder)
+    template = model.chat_template or own
+    if template is None:
         return f"(not known: the chat template of {model.tokenizer or model.path} is not here; chat_template sets one)"
-    template, special = found
     return render(template, messages, special=special, add_generation_prompt=add_generation_prompt)
 
 

@@ -88,14 +88,17 @@ def qwen2(test_data: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("own", [True, False], ids=["own template", "set template"])
 def test_what_is_shown_is_what_is_sampled(qwen2: Path, tmp_path: Path, own: bool) -> None:
-    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
 
     model = Model(path=str(qwen2), chat_template=None if own else template("qwen2_5_7b"))
     encode = find_model(model, "policy", tmp_path, seed=0).encoder("Be brief.", model.chat_template)
-    tokenizer = Tokenizer.from_file(str(qwen2 / "tokenizer.json"))
+    tokenizer = AutoTokenizer.from_pretrained(qwen2)
     for question in ("1 + 1?", " é\n\nx ", "<|im_end|>"):
-        text = shown(conversation(question, "Be brief."), model, add_generation_prompt=True)
-        assert tokenizer.encode(text, add_special_tokens=False).ids == list(encode(question))
+        talk = conversation(question, "Be brief.")
+        as_there = {"chat_template": model.chat_template, "add_generation_prompt": True}
+        assert tokenizer.apply_chat_template(talk, **as_there, return_dict=False) == list(encode(question))
+        there = tokenizer.apply_chat_template(talk, **as_there, tokenize=False)
+        assert there == shown(talk, model, add_generation_prompt=True)
     assert encode("1?", "Be long.") != encode("1?") == encode("1?", "Be brief.")
 
 
@@ -103,12 +106,12 @@ def test_special_tokens_and_the_places_of_templates(tmp_path: Path) -> None:
     spec = {"bos_token": {"content": "<s>"}, "chat_template": [{"name": "default", "template": "{{ bos_token }}A"}]}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(spec))
     found = template_in(tmp_path)
-    assert found is not None and render(found[0], TALK, special=found[1]) == "<s>A"
+    assert found[0] is not None and render(found[0], TALK, special=found[1]) == "<s>A"
     (tmp_path / "chat_template.jinja").write_text("B{{ messages | length }}")
     assert shown(TALK, Model(path=str(tmp_path)), add_generation_prompt=True) == "B3"
     tiny = shown(TALK, Model(path="asset:tiny_policy"), add_generation_prompt=True)
     assert tiny.startswith("<|im_start|>user\n 1 + ")
-    assert template_in(ASSETS / "nothing") is None
+    assert template_in(ASSETS / "nothing") == (None, {})
 
 
 def test_a_template_that_is_wrong_or_refuses() -> None:
