@@ -44,14 +44,17 @@ class Design(BaseModel):
         return self
 
     def runs(self) -> list[tuple[str, int]]:
-        """(arm, seed), seed by seed, so that whatever is there at any time can be compared."""
-        most = max(arm.seeds or self.seeds for arm in self.arms.values())
-        return [
-            (name, self.first_seed + seed)
-            for seed in range(most)
-            for name, arm in self.arms.items()
-            if seed < (arm.seeds or self.seeds)
+        """(arm, seed): the arms with the most seeds first, and these seed by seed, so that whatever is there at any
+        time can be compared."""
+        made = [
+            (-self._seeds(name), seed, place, name)
+            for place, name in enumerate(self.arms)
+            for seed in range(self._seeds(name))
         ]
+        return [(name, self.first_seed + seed) for _, seed, _, name in sorted(made)]
+
+    def _seeds(self, arm: str) -> int:
+        return self.arms[arm].seeds or self.seeds
 
     def config(self, arm: str, seed: int, run_dir: Path) -> Config:
         """The whole configuration of one run. Raises ConfigError."""

@@ -64,7 +64,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 
 def test_runs_go_seed_by_seed() -> None:
-    assert DESIGN.runs() == [("grpo", 0), ("capo", 0), ("truth", 0), ("grpo", 1), ("capo", 1), ("capo", 2)]
+    assert DESIGN.runs() == [("capo", 0), ("capo", 1), ("capo", 2), ("grpo", 0), ("grpo", 1), ("truth", 0)]
 
 
 @pytest.mark.filterwarnings("ignore:reward.process_weight P")  # an arm is about it
