@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,12 @@ def make(config: Config, samples: Path, *, shard: int, put: Any) -> Any:
 
 def verifiers() -> list[psutil.Process]:
     """Children of any process of this session's Ray that verify answers."""
-    below = psutil.Process().children(recursive=True)
-    return [process for process in below if "capo_ray.tasks.verify_worker" in " ".join(process.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended, whether or not somebody has looked
+            if "capo_ray.tasks.verify_worker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_a_dismissed_aggregator_has_ended_its_verifiers(ray_here: Any, tmp_path: Path) -> None:
