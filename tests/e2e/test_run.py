@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ QUICK = (
     "responses_per_prompt=4",
     "data.evaluation_prompts=16",
     "tracking.wandb=off",
-    "checkpoint_every=2",
+    "checkpoint_every=3",
     "keep_checkpoints=3",
 )
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,22 +45,20 @@ class Ran:
     code: int
     output: str
     run_dir: Path
-    mark: str
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        lines = (self.run_dir / "metrics.jsonl").read_text().splitlines()
-        return [line for line in map(json.loads, lines) if "staleness" in line]
-
-    @property
-    def evaluations(self) -> list[dict[str, Any]]:
-        lines = (self.run_dir / "metrics.jsonl").read_text().splitlines()
-        return [line for line in map(json.loads, lines) if "evaluation/responses" in line]
+        return steps_in(self.run_dir)
 
     @property
     def samples(self) -> list[dict[str, Any]]:
         files = sorted((self.run_dir / "samples").glob("*.jsonl"))
         return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def steps_in(run_dir: Path) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if "staleness" in line]
 
 
 def folder_of(mark: str) -> Path:
@@ -69,32 +68,84 @@ def folder_of(mark: str) -> Path:
     return folder
 
 
-def start(run_dir: Path, overrides: Sequence[str], mark: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "capo_ray.launch", *overrides, f"run_dir={run_dir}"],
-        cwd=run_dir.parent,
-        env={**os.environ, MARK: mark, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder_of(mark))},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # so that an interrupt reaches it and not this process
-    )
+class Running:
+    """A run on its way, as a user starts it."""
+
+    def __init__(self, run_dir: Path, *overrides: str) -> None:
+        self.run_dir = run_dir
+        self.mark = uuid.uuid4().hex
+        self.output = ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "capo_ray.launch", *overrides, f"run_dir={run_dir}"],
+            cwd=run_dir.parent,
+            env={**os.environ, MARK: self.mark, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder_of(self.mark))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # so that an interrupt reaches it and not this process
+        )
+
+    def read_until(self, first: str) -> None:
+        """To the next line that begins with `first`, or the end."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+            if line.startswith(first):
+                break
+
+    def find(self, *names: str) -> list[psutil.Process]:
+        """The first process below the program with the first of these in its name, the first below that with the
+        second, and so on; empty where there is none."""
+        found = [psutil.Process(self.process.pid)]
+        for name in names:
+            below = found[-1].children(recursive=True)
+            if (child := next((child for child in below if name in name_of(child)), None)) is None:
+                return []
+            found.append(child)
+        return found[1:]
+
+    def kill(self, *names: str) -> None:
+        """Kill the innermost of what `find` finds, and wait until the outermost has ended with it."""
+        found = self.find(*names)
+        found[-1].kill()
+        found[0].wait(30)
+
+    def wait_for(self, name: str) -> None:
+        """Until there is such a process."""
+        while not self.find(name):
+            assert self.process.poll() is None, self.process.communicate()[0]
+            time.sleep(0.1)
+
+    def interrupt(self, sent: signal.Signals) -> Ran:
+        """Signal every process of it; it must end in seconds and name its checkpoint."""
+        os.killpg(self.process.pid, sent)
+        begun = time.monotonic()
+        ran = self.end()
+        assert ran.code == 130, ran.output
+        assert time.monotonic() - begun < 30
+        assert "The last checkpoint is" in ran.output and "resume=true" in ran.output
+        return ran
+
+    def end(self) -> Ran:
+        """Wait for its end; it must leave nothing behind."""
+        try:
+            self.output += self.process.communicate(timeout=400)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise AssertionError(f"the run did not end:\n{self.output}{self.process.communicate()[0]}") from None
+        assert left_behind(self.mark) == []
+        return Ran(self.process.returncode, self.output, self.run_dir)
 
 
 def run(run_dir: Path, *overrides: str) -> Ran:
-    mark = uuid.uuid4().hex
-    process = start(run_dir, overrides, mark)
-    output = rest_of(process)
-    return Ran(process.returncode, output, run_dir, mark)
+    return Running(run_dir, *overrides).end()
 
 
-def rest_of(process: subprocess.Popen[str]) -> str:
-    """What a run says until it ends."""
+def name_of(process: psutil.Process) -> str:
     try:
-        return process.communicate(timeout=400)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(f"the run did not end:\n{process.communicate()[0]}") from None
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def left_behind(mark: str) -> list[str]:
@@ -116,76 +167,74 @@ def left_behind(mark: str) -> list[str]:
     return found
 
 
-def run_and_kill(run_dir: Path, victims: Mapping[str, Sequence[str]], *overrides: str) -> Ran:
-    """A run in which a process is killed once a line begins with each key of `victims`: the first below the program
-    with these in their names, from the outermost."""
-    mark = uuid.uuid4().hex
-    process = start(run_dir, overrides, mark)
-    assert process.stdout is not None
-    seen, left = "", dict(victims)
-    for line in process.stdout:
-        seen += line
-        if (after := next(filter(line.startswith, left), None)) is not None:
-            victim = psutil.Process(process.pid)
-            for name in left.pop(after):
-                below = victim.children(recursive=True)
-                victim = next(child for child in below if name in child.name())
-            victim.kill()
-        if not left:
-            break
-    output = seen + rest_of(process)
-    ran = Ran(process.returncode, output, run_dir, mark)
-    assert ran.code == 0, ran.output
-    assert left_behind(mark) == []
-    return ran
-
-
-def interrupt(run_dir: Path, sent: signal.Signals, after: str, *overrides: str) -> None:
-    """Send a signal to every process of the run's group once a line begins with `after`. It must end in seconds, name
-    its checkpoint and leave nothing behind."""
-    mark = uuid.uuid4().hex
-    process = start(run_dir, overrides, mark)
-    assert process.stdout is not None
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if line.startswith(after):  # the checkpoint of the step before is whole
-            break
-    os.killpg(process.pid, sent)
-    begun = time.monotonic()
-    output = rest_of(process)
-    assert process.returncode == 130, seen + output
-    assert time.monotonic() - begun < 30
-    assert "The last checkpoint is" in output and "resume=true" in output
-    assert left_behind(mark) == []
-
-
-def assert_same_numbers(ran: Ran, whole: Ran) -> None:
-    for name in ("step", "evaluation/outcome/accuracy"):
-        assert [line[name] for line in ran.evaluations] == [line[name] for line in whole.evaluations], name
-    assert [line["step"] for line in ran.steps] == [line["step"] for line in whole.steps]
-    for name in ("reward/mean_token_reward", "outcome/accuracy", "response/mean_tokens", "trainer/loss"):
-        assert [line[name] for line in ran.steps] == pytest.approx([line[name] for line in whole.steps], abs=1e-4), name
-
-
 def ours(folder: str) -> set[str]:
     """Shared memory, Ray's folders and vLLM's sockets."""
     return {path.name for path in Path(folder).iterdir() if path.name.startswith("capo_ray-") or path.is_socket()}
 
 
+def lasting(folder: str) -> set[str]:
+    """What is there for a second: other tests may be at work."""
+    first = ours(folder)
+    time.sleep(1)
+    return first & ours(folder)
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """Six steps of the tiny experiment. What happens on the way must cost no numbers.
+
+    In step 4, vLLM's own process dies below a critic that has been asked, and then below a rollout worker. The actors
+    above end with it, Ray starts all again, and nothing goes back. After step 5 a trainer rank dies, and all goes back
+    to the checkpoint of step 3. When step 5 is done again, every process gets SIGTERM, as `timeout` and Slurm send it:
+    Ray's own head goes first. Then the run is resumed and goes to its end.
+    """
+
+    passes: list[list[dict[str, Any]]]
+    """Steps 4 and 5 in metrics.jsonl: with restarted engines, after all went back, resumed."""
+    interrupted: Ran
+    ended: Ran
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """Four steps of the tiny experiment."""
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     before = ours("/dev/shm")
-    ran = run(tmp_path_factory.mktemp("whole") / "run", *QUICK, "steps=4")
-    assert ran.code == 0, ran.output
-    assert left_behind(ran.mark) == []
-    assert ours("/dev/shm") == before
-    return ran
+    run_dir = tmp_path_factory.mktemp("disturbed") / "run"
+    running = Running(run_dir, *QUICK, "steps=6")
+    running.read_until("step 3/6")
+    running.kill("CriticActor", "VLLM::")
+    running.wait_for("CriticActor")
+    running.kill("RolloutActor", "VLLM::")
+    running.read_until("step 5/6")
+    passes = [steps_in(run_dir)[3:5]]
+    running.kill("TrainerActor")
+    running.read_until("step 5/6")
+    interrupted = running.interrupt(signal.SIGTERM)
+    passes.append(interrupted.steps[3:5])
+    ended = run(run_dir, *QUICK, "steps=6", "resume=true")
+    assert ended.code == 0, ended.output
+    assert lasting("/dev/shm") <= before
+    return Disturbed([*passes, ended.steps[3:5]], interrupted, ended)
+
+
+@pytest.fixture(scope="module")
+def whole(disturbed: Disturbed) -> Ran:
+    return disturbed.ended
+
+
+def test_what_is_killed_or_interrupted_costs_no_numbers(disturbed: Disturbed) -> None:
+    said = disturbed.interrupted.output
+    assert said.count("an actor was lost: ") == 1 and "TrainerActor" in said, said
+    restarted, back, resumed = disturbed.passes
+    assert [step["step"] for step in restarted] == [3, 4]
+    assert restarted[0]["critic/retries"] > 0 and not any(step["critic/retries"] for step in [*back, *resumed])
+    for steps, restarts in zip(disturbed.passes, (0, 1, 0), strict=True):
+        assert [step["run/restarts"] for step in steps] == [restarts] * 2
+        for name in ("step", "reward/mean_token_reward", "outcome/accuracy", "response/mean_tokens", "trainer/loss"):
+            assert [step[name] for step in steps] == pytest.approx([step[name] for step in restarted], abs=1e-4), name
 
 
 def test_a_run_says_what_it_does_and_leaves_its_files(whole: Ran) -> None:
-    assert "step 4/4" in whole.output
+    assert "step 6/6" in whole.output
     assert f"Everything of this run: {whole.run_dir}" in whole.output
     for name in (
         "config.yaml",
@@ -194,10 +243,10 @@ def test_a_run_says_what_it_does_and_leaves_its_files(whole: Ran) -> None:
         "samples",
         "tensorboard",
         "logs",
-        "checkpoints/step_000004/state.json",
+        "checkpoints/step_000006/state.json",
     ):
         assert (whole.run_dir / name).exists(), name
-    assert [line["step"] for line in whole.steps] == [0, 1, 2, 3]
+    assert [line["step"] for line in whole.steps] == [0, 1, 2, 3, 4, 5]
     assert all(line["staleness"] == 0 for line in whole.steps)
     assert sum(line.get("critic/canaries", 0) for line in whole.steps) >= 1
 
@@ -221,39 +270,13 @@ def test_samples_hold_credit_that_can_be_checked_by_hand(whole: Ran) -> None:
             assert set(sample["token_rewards"][first:end]) <= {outcome - (number in paid)}
 
 
-def test_an_interrupted_run_goes_on_with_the_same_numbers(whole: Ran, tmp_path: Path) -> None:
-    """SIGTERM to every process, as `timeout` and Slurm send it: Ray's own head goes first."""
-    interrupt(tmp_path / "run", signal.SIGTERM, "step 3/4", *QUICK, "steps=4", "checkpoint_every=1")
-    ran = run(tmp_path / "run", *QUICK, "steps=4", "resume=true")
-    assert ran.code == 0, ran.output
-    assert left_behind(ran.mark) == []
-    assert_same_numbers(ran, whole)
-
-
-def test_what_is_killed_costs_no_numbers(whole: Ran, tmp_path: Path) -> None:
-    """vLLM's own process dies, the actor above it ends with it, Ray starts both again, and nothing goes back. A trainer
-    rank dies after step 3 of 4, and all goes back to the checkpoint of step 2."""
-    victims = {
-        "step 1/4": ("CriticActor", "VLLM::"),
-        "step 2/4": ("RolloutActor", "VLLM::"),
-        "step 3/4": ("TrainerActor",),
-    }
-    ran = run_and_kill(tmp_path / "run", victims, *QUICK, "steps=4")
-    assert sum(line["critic/retries"] for line in ran.steps) > 0
-    assert "rollout worker 0 died: " in ran.output, ran.output
-    assert ran.output.count("an actor was lost: ") == 1 and "TrainerActor" in ran.output, ran.output
-    assert [line["run/restarts"] for line in ran.steps] == [0, 0, 1, 1]
-    assert_same_numbers(ran, whole)
-
-
 def test_a_run_directory_is_never_mixed(whole: Ran) -> None:
-    ran = run(whole.run_dir, *QUICK, "steps=4")
+    ran = run(whole.run_dir, *QUICK, "steps=6")
     assert ran.code == 2
-    assert left_behind(ran.mark) == []
     assert f"the run directory {whole.run_dir} exists and is not empty: pass resume=true" in ran.output
 
 
-def test_two_of_everything_one_step_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_of_everything_one_step_behind_until_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two critics that vote in turn too, one behind a server that wants a key, and an advantage and a surrogate out of
     a file in the folder that it is started from."""
     keys: set[str | None] = set()
@@ -268,10 +291,10 @@ def test_two_of_everything_one_step_behind(tmp_path: Path, monkeypatch: pytest.M
         "CAPO = ALGORITHMS['capo']\n"
     )
     with serving_in_thread(answer) as endpoint:
-        ran = run(
+        running = Running(
             tmp_path / "run",
             *QUICK,
-            "steps=4",
+            "steps=400",
             "rollout.workers=2",
             "critic.workers=2",
             f"critic.others=[{{kind:http,endpoints:['{endpoint}'],served_model:judge,api_key_env:JUDGE_KEY}}]",
@@ -286,8 +309,9 @@ def test_two_of_everything_one_step_behind(tmp_path: Path, monkeypatch: pytest.M
             "algorithm.kl_weight=0.01",
             "reward.vote=average",
         )
-    assert ran.code == 0, ran.output
-    assert [line["staleness"] for line in ran.steps] == [0, 1, 1, 1]
+        running.read_until("step   4/400")
+        ran = running.interrupt(signal.SIGINT)
+    assert [line["staleness"] for line in ran.steps[:4]] == [0, 1, 1, 1]
     assert [line["critic/over_budget_share"] for line in ran.steps[:2]] == [0.5, 0.5]
     assert all(line["critic/over_budget_share"] < 0.5 for line in ran.steps[2:])
     assert {tuple(sample["versions"]) for sample in ran.samples if sample["step"] == 3} == {(2,)}
@@ -301,32 +325,6 @@ def test_two_of_everything_one_step_behind(tmp_path: Path, monkeypatch: pytest.M
     assert keys == {f"Bearer {KEY}"}
     written = [path.read_bytes() for path in ran.run_dir.rglob("*") if path.is_file()]
     assert not any(KEY.encode() in content for content in [*written, ran.output.encode()])
-    assert left_behind(ran.mark) == []
-
-
-MUMBLER = """
-from capo_ray.engines.protocols import Completion, Replies
-
-class Mumbler:
-    name = "mumbler"
-
-    async def complete(self, messages, sampling, *, n, seed):
-        said = Completion(text="Well, well.", truncated=False, num_tokens=4)
-        return Replies(completions=(said,) * n, prompt_tokens=0, cached_tokens=0)
-
-    def metrics(self):
-        return {}
-"""
-
-
-def test_a_critic_that_nobody_can_read_stops_the_run(tmp_path: Path) -> None:
-    (tmp_path / "mumbler.py").write_text(MUMBLER)
-    own = ("critic=own", "critic.kind=mumbler:Mumbler", "critic.failure_window=16")
-    ran = run(tmp_path / "run", *QUICK, "steps=4", *own)
-    assert ran.code == 1
-    assert "of the last" in ran.output and "critiques failed (unreadable" in ran.output
-    assert "Traceback" not in ran.output
-    assert left_behind(ran.mark) == []
 
 
 def test_the_ledger_scores_as_the_run_did(whole: Ran) -> None:
@@ -340,7 +338,7 @@ def test_the_ledger_scores_as_the_run_did(whole: Ran) -> None:
             score = score_group(group.members, scheme)
             for member, advantages in zip(score.members, score.advantages, strict=True):
                 scored[group.step, group.prompt_id, member.rollout.index] = (member.token_rewards, advantages)
-    assert len(scored) == 4 * 4 * 4
+    assert len(scored) == 6 * 4 * 4
     assert whole.samples
     for sample in whole.samples:
         rewards, advantages = scored[sample["step"], sample["prompt_id"], sample["index"]]
@@ -348,9 +346,8 @@ def test_the_ledger_scores_as_the_run_did(whole: Ran) -> None:
         assert (None if advantages is None else list(advantages)) == sample["advantages"]
 
 
-def test_real_text_with_a_full_size_tokenizer_until_ctrl_c(tmp_path: Path, test_data: Path) -> None:
-    import gzip
-
+def test_real_text_with_a_full_size_tokenizer_and_a_critic_that_makes_no_sense(tmp_path: Path, test_data: Path) -> None:
+    """Whole steps in which no critique counts; then as many have failed as the run is told to bear, and it stops."""
     tokenizer = tmp_path / "qwen2"
     tokenizer.mkdir()
     for file in (test_data / "tokenizers" / "qwen2").iterdir():
@@ -358,27 +355,32 @@ def test_real_text_with_a_full_size_tokenizer_until_ctrl_c(tmp_path: Path, test_
         (tokenizer / file.name.removesuffix(".gz")).write_bytes(
             gzip.decompress(content) if file.suffix == ".gz" else content
         )
-    interrupt(
+    ran = run(
         tmp_path / "run",
-        signal.SIGINT,
-        "step   2/",
         "+experiment=tiny_cpu_text",
         f"data.path={test_data / 'math' / 'math_train.jsonl.gz'}",
         f"policy.tokenizer={tokenizer}",
         "data.limit=200",
-        "steps=400",
+        "steps=9",
+        "rollout.max_response_tokens=48",
+        "data.evaluation_prompts=4",
         "prompts_per_step=2",
         "responses_per_prompt=2",
-        "checkpoint_every=1",
+        "critic.failure_window=22",  # 8 a step
+        "critic.max_failed_share=0.9",
         "tracking.wandb=off",
     )
-    steps = Ran(130, "", tmp_path / "run", "").steps
-    assert steps and all("critic/unreadable_share" in line or line["critic/valid_share"] < 1 for line in steps)
+    assert ran.code == 1, ran.output
+    assert re.search(r"(2\d) of the last \1 critiques failed \(truncated \1\); 90% of 22 may", ran.output), ran.output
+    assert "Traceback" not in ran.output
+    assert len(ran.steps) == 2
+    assert all(line["critic/valid_share"] < 0.1 for line in ran.steps)
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    """One short seed with half of the critiques; `make learn-check` runs the whole experiment with three."""
-    short = ("steps=12", "critic.critiques=2", "data.evaluation_prompts=500", "tracking.wandb=off")
+    """One short seed with half of the critiques, +12.6 points where it was measured. `make learn-check` runs the whole
+    experiment with three."""
+    short = ("steps=8", "critic.critiques=2", "data.evaluation_prompts=500", "tracking.wandb=off")
     ran = run(tmp_path / "run", "+experiment=tiny_cpu", *short)
     assert ran.code == 0, ran.output
     lines = map(json.loads, (ran.run_dir / "metrics.jsonl").read_text().splitlines())

@@ -128,7 +128,8 @@ def call(environment: dict[str, str], *arguments: str, code: int = 0) -> subproc
 @pytest.mark.ray
 @pytest.mark.e2e
 def test_submit_follow_stop_and_resume(tmp_path: Path) -> None:
-    """On a real cluster: a plan, a failure, a run that is stopped on the way and goes on to its end."""
+    """On a real cluster: a run that is stopped on its way and goes on to its end; while it starts, a plan, a look at
+    the cluster and a failure."""
     run_dir = tmp_path / "run"
     tiny = ["+experiment=tiny_cpu", "tracking.wandb=off", "critic=null", "algorithm=grpo"]
     small = [
@@ -140,6 +141,7 @@ def test_submit_follow_stop_and_resume(tmp_path: Path) -> None:
         "checkpoint_every=1",
     ]
     with cluster() as environment:
+        call(environment, "submit", "--id", "long", "--detach", *small, "steps=5000", f"run_dir={run_dir}")
         stranger = environment | {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}
         assert "asks for its token: set RAY_AUTH_MODE=token" in call(stranger, "list", code=2).stderr
         planned = call(environment, "submit", "--id", "plan", *tiny, "dry_run=true")
@@ -149,13 +151,12 @@ def test_submit_follow_stop_and_resume(tmp_path: Path) -> None:
         assert again.startswith(
             "error: the cluster does not take the job: ValueError: Job with submission_id plan already exists."
         ), again
-        looked = call(environment, "submit", "--program", "doctor", *tiny, f"run_dir={run_dir}")
+        looked = call(environment, "submit", "--program", "doctor", *tiny, f"run_dir={tmp_path / 'other'}")
         assert "ok    cluster " in looked.stdout
         wrong = call(environment, "submit", "--id", "wrong", *tiny, "dry_run=true", "stepz=1", code=2)
         assert "stepz: no such key" in wrong.stdout and wrong.stderr.endswith("wrong: failed\n")
         assert "knows no job 'none'" in call(environment, "follow", "none", code=2).stderr
 
-        call(environment, "submit", "--id", "long", "--detach", *small, "steps=5000", f"run_dir={run_dir}")
         deadline = time.monotonic() + 240
         while not list(run_dir.glob("checkpoints/step_*/state.json")):
             listed = call(environment, "list").stdout
