@@ -55,12 +55,14 @@ COLUMNS: tuple[tuple[str, Measure], ...] = (
     ("tokens", _after("response/mean_tokens")),
     ("steps", _after("response/mean_steps")),
     ("entropy, last step", lambda result: result.steps[-1].get("trainer/entropy") if result.steps else None),
+    ("groups with credit, %", _mean("group/credit_share", 100)),
     ("critic precision, %", _mean("critic/precision", 100)),
     ("critic recall, %", _mean("critic/recall", 100)),
     ("s per point", _per_point("seconds/step")),
     ("critic tokens per point", _per_point("tokens/critiques")),
 )
-"""Of the held-out evaluation after the last step, of the steps' mean, and what a point of the first column cost."""
+"""Of the held-out evaluation after the last step, of the steps' mean, and what a point of the first column cost. A group
+has credit when a token of it has an advantage: not so under GRPO when all its answers are right or all are wrong."""
 
 
 def figure_of(group: str) -> str:
