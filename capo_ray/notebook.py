@@ -66,8 +66,8 @@ class Shown:
         responses = list(self._responses())
         limit = limit_of(responses, self.credit)
         shown = "".join(
-            f'<div class="facts"><b>response {response.entry.index}</b>{facts(response.entry)}</div>'
-            f"{_LINK.sub('', steps_grid(response, self.credit, limit))}"
+            f'<div style="margin-bottom: 1rem"><div class="facts"><b>response {response.entry.index}</b>'
+            f"{facts(response.entry)}</div>{_LINK.sub('', steps_grid(response, self.credit, limit))}</div>"
             for response in responses
         )
         return f'<style>{stylesheet_within(_CLASS)}</style><div class="{_CLASS}"><div class="resp">{shown}</div></div>'
