@@ -100,6 +100,7 @@ BLOCKS: dict[str, str] = {
     "Model": "`policy`, and `critic.model`",
     "Shape": "`policy.shape`, and `critic.model.shape`",
     **{name.capitalize(): f"`{name}`" for name in ("data", "rollout", "critic")},
+    "HeldOut": "`data.evaluation`",
     "Voter": "`critic.others`",
     "Canaries": "`critic.canaries`",
     "Reward": "`reward`",

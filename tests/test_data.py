@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from capo_ray.config.run import Config, validate
+from capo_ray.config.run import Config, ConfigError, validate
 from capo_ray.data.problem import DataError
 from capo_ray.data.prompts import Prompts, load_prompts
 
@@ -111,11 +111,25 @@ def test_held_out_problems_are_a_fixed_draw_that_is_never_trained_on(file: Path)
 def test_held_out_problems_of_another_file_are_not_trained_on(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     other = write(file.with_name("test.jsonl"), [{"question": "What  is 3 + 1?", "answer": "4"}, *RECORDS[:1]])
     with caplog.at_level(logging.WARNING):
-        prompts = load(file, evaluation_path=str(other), evaluation_prompts=5)
+        prompts = load(file, evaluation={"path": str(other)}, evaluation_prompts=5)
     assert (len(prompts.held_out), len(prompts)) == (2, 8)
     assert f"2 problems of {file} are held out too: they are not trained on" in caplog.text
-    assert fault(file, evaluation_path=str(file), evaluation_prompts=10).startswith("every problem of ")
-    assert load(file, evaluation_path=str(other)).held_out == []
+    assert fault(file, evaluation={"path": str(file)}, evaluation_prompts=10).startswith("every problem of ")
+    assert load(file, evaluation={"path": str(other)}).held_out == []
+
+
+def test_held_out_problems_have_columns_of_their_own_where_they_are_named(file: Path) -> None:
+    """What is not named is as in `data`; the resolved configuration says all of it, and composes to the same."""
+    other = write(file.with_name("test.jsonl"), [{"question": "What is 8 + 8?", "gold": "it is \\boxed{16}"}])
+    held_out = {"path": str(other), "answer_field": "gold", "answer_boxed": True}
+    config = config_of(path=str(file), evaluation=held_out, evaluation_prompts=5, max_prompt_tokens=200)
+    (prompt,) = load_prompts(config, encode).held_out
+    assert (prompt.question, prompt.answer) == ("What is 8 + 8?", "16")
+    assert type(config.data).model_validate(config.data.model_dump()) == config.data
+    with pytest.raises(DataError, match=r"test.jsonl, line 1: no field 'answer'; .* set data.evaluation.answer_field"):
+        load(file, evaluation={"path": str(other)}, evaluation_prompts=5)
+    with pytest.raises(ConfigError, match=r"data.evaluation.answer_pattern: "):
+        config_of(path=str(file), evaluation={"answer_pattern": 1})
 
 
 def test_arithmetic_needs_no_file_and_holds_out() -> None:
@@ -133,8 +147,8 @@ def test_missing_file(tmp_path: Path) -> None:
     kinds = "FILE.jsonl (or .jsonl.gz, .parquet), a folder or a Hugging Face id"
     assert fault(path) == f"data.path: there is no file {path}; pass data.path={kinds}"
     there = write(tmp_path / "train.jsonl", RECORDS)
-    message = fault(there, evaluation_path=str(path), evaluation_prompts=2)
-    assert message == f"data.evaluation_path: there is no file {path}; pass data.evaluation_path={kinds}"
+    message = fault(there, evaluation={"path": str(path)}, evaluation_prompts=2)
+    assert message == f"data.evaluation.path: there is no file {path}; pass data.evaluation.path={kinds}"
 
 
 def test_empty_file(tmp_path: Path) -> None:
@@ -232,7 +246,7 @@ def test_real_problems(test_data: Path, caplog: pytest.LogCaptureFixture) -> Non
         answer_pattern="#### (.+)",
         solution_field="answer",
         max_prompt_tokens=2000,
-        evaluation_path=str(test_data / "gsm8k" / "test.jsonl.gz"),
+        evaluation={"path": str(test_data / "gsm8k" / "test.jsonl.gz")},
         evaluation_prompts=100,
     )
     assert (len(gsm8k), len(gsm8k.held_out)) == (7473, 100)

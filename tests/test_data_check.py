@@ -158,7 +158,7 @@ def test_suites_are_compared_with_where_the_hub_is(
 def test_held_out_problems_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"question": "What is 1?", "answer": "1"}, {"question": "What is 2?", "answer": "2"}]
     path, other = write(tmp_path / "x.jsonl", rows), write(tmp_path / "y.jsonl", rows[1:])
-    code, text = check(capsys, f"data.path={path}", *COLUMNS, f"data.evaluation_path={other}", "against=[]")
+    code, text = check(capsys, f"data.path={path}", *COLUMNS, f"data.evaluation={{path:{other}}}", "against=[]")
     assert code == 0 and "  held out               1 problems ask one of its 1 questions (x.jsonl:2)" in text
 
 

@@ -7,7 +7,8 @@ Each field says its meaning and unit beside it. Leaves out the critics (see `con
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
@@ -56,14 +57,12 @@ class Model(Block):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
-class Data(Block):
-    """Where prompts come from."""
+class Source(Block):
+    """Where problems stand, and in which columns."""
 
-    kind: Annotated[str, *or_own(Literal["math", "arithmetic"])] = Field(
-        "math",
-        description="`math`: problems of `path`, verified by math-verify; `arithmetic`: the tiny world, made up; "
-        "`module:name`: problems of `path`, verified by a task of your own, see [extending.md](extending.md#a-task)",
-    )
+    place: ClassVar[str] = "data"
+    """Of these fields in the configuration."""
+
     path: str | None = Field(
         None,
         description=".jsonl, .jsonl.gz or .parquet file, folder with a data set, or Hugging Face id",
@@ -78,16 +77,52 @@ class Data(Block):
     answer_pattern: str | None = Field(None, description="regular expression whose first group is the gold answer")
     solution_field: str | None = Field(None, description="reference solution shown to the critic; null: none")
     id_field: str | None = Field(None, description="column of names that differ; null: FILE:NUMBER")
+
+    @model_validator(mode="after")
+    def _check_pattern(self) -> Self:
+        pattern = self.answer_pattern
+        if pattern is None:
+            return self
+        if self.answer_boxed:
+            raise ValueError("`answer_boxed` and `answer_pattern` both say where the gold answer is; leave one out")
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"`answer_pattern` {pattern!r} is not a regular expression: {error}") from None
+        if not groups:
+            raise ValueError(f"`answer_pattern` {pattern!r} has no group; put the answer in one: (...)")
+        return self
+
+
+class HeldOut(Source):
+    """Where the held-out problems stand. What is not given is as in `data`."""
+
+    place: ClassVar[str] = "data.evaluation"
+
+
+class Data(Source):
+    """Where prompts come from."""
+
+    kind: Annotated[str, *or_own(Literal["math", "arithmetic"])] = Field(
+        "math",
+        description="`math`: problems of `path`, verified by math-verify; `arithmetic`: the tiny world, made up; "
+        "`module:name`: problems of `path`, verified by a task of your own, see [extending.md](extending.md#a-task)",
+    )
     limit: int | None = Field(None, gt=0, description="keep the first so many problems")
     operations: tuple[int, int] = Field((2, 4), description="arithmetic only: fewest and most operations of a problem")
     evaluation_prompts: int = Field(0, ge=0, description="held-out problems evaluated before and after the run")
-    evaluation_path: str | None = Field(
-        None, description="data set of the held-out problems, with the same columns; null: `path`"
-    )
-    evaluation_split: str | None = Field(
-        None, description="its split; where both are null the held-out problems are drawn from those of training"
+    evaluation: HeldOut | None = Field(
+        None, description="the data set of the held-out problems; null: they are drawn from those of training"
     )
     max_prompt_tokens: int = Field(256, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and isinstance(other := given.get("evaluation"), Mapping):
+            shared = {name: given[name] for name in Source.model_fields if name in given}
+            return {**given, "evaluation": {**shared, **other}}
+        return given
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -99,19 +134,7 @@ class Data(Block):
             raise ValueError(
                 f"`operations` must be [fewest, most] with 1 <= fewest <= most, got {list(self.operations)}"
             )
-        if self.answer_pattern is not None:
-            self._check_pattern(self.answer_pattern)
         return self
-
-    def _check_pattern(self, pattern: str) -> None:
-        if self.answer_boxed:
-            raise ValueError("`answer_boxed` and `answer_pattern` both say where the gold answer is; leave one out")
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"`answer_pattern` {pattern!r} is not a regular expression: {error}") from None
-        if not groups:
-            raise ValueError(f"`answer_pattern` {pattern!r} has no group; put the answer in one: (...)")
 
 
 class Rollout(Block):

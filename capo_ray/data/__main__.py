@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.chat import conversation
-from capo_ray.config.blocks import Data, Model
+from capo_ray.config.blocks import Data, Model, Source
 from capo_ray.config.run import Config, ConfigError, compose, conf_dir
 from capo_ray.data.check import Found, Overlap, duplicates_of, lengths_of, most_common, overlap, sort_rows, too_long
 from capo_ray.data.problem import DataError, Problem, question_of
-from capo_ray.data.prompts import evaluation_data
 from capo_ray.data.read import problems, rows
 from capo_ray.models import folder_here, shown
 from capo_ray.program import own_keys, run_program
@@ -149,17 +148,18 @@ def _text(problem: Problem, policy: Model) -> str:
 
 def _overlaps(found: Found, options: Options) -> Iterator[Overlap | dict[str, str]]:
     """One for each evaluation set, or why it was not looked at."""
-    sets = [one for name in options.against for one in _evaluation_sets(name, options.config.data)]
-    if held_out := evaluation_data(options.config.data):
+    data = options.config.data
+    sets = [one for name in options.against for one in _evaluation_sets(name, data)]
+    if (held_out := data.evaluation) is not None:
         sets.insert(0, (HELD_OUT, held_out))
     hub_is_up = True
-    for name, data in sets:
-        on_hub = not Path(str(data.path)).expanduser().exists()
+    for name, source in sets:
+        on_hub = not Path(str(source.path)).expanduser().exists()
         if on_hub and not hub_is_up:
             yield {"name": name, "missing": NOT_REACHED}
             continue
         try:
-            questions = [question_of(_sound(record), where, data)[0] for where, _, record in rows(data)]
+            questions = [question_of(_sound(record), where, source)[0] for where, _, record in rows(source)]
         except DataError as error:
             if not on_hub or name == HELD_OUT:  # a run would stop too
                 raise
@@ -176,7 +176,7 @@ def _sound(record: Any) -> Any:
     return record
 
 
-def _evaluation_sets(name: str, data: Data) -> list[tuple[str, Data]]:
+def _evaluation_sets(name: str, data: Data) -> list[tuple[str, Source]]:
     """Those of a suite of conf/suite; or a file, with the columns of `data` or a usual name for its questions."""
     from capo_ray.evaluate.suites import find_suite
 
@@ -187,7 +187,7 @@ def _evaluation_sets(name: str, data: Data) -> list[tuple[str, Data]]:
     if not path.exists():
         raise ConfigError(f"against: there is no file {path}, and no such suite in conf/suite ({', '.join(known)})")
     own = data.model_copy(update={"path": str(path), "subset": None})
-    _, _, first = next(rows(own, option="path"))
+    _, _, first = next(rows(own))
     columns = set(_sound(first))
     field = next((field for field in (data.question_field, *QUESTION_FIELDS) if field in columns), data.question_field)
     return [(name, own.model_copy(update={"question_field": field}))]

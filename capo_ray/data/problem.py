@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from capo_ray.config.blocks import Data
+from capo_ray.config.blocks import Source
 from capo_ray.tasks.math import last_boxed
 from capo_ray.types import JsonDict
 
@@ -29,17 +29,17 @@ class Problem:
     """System message of the row itself, which stands before the policy's own."""
 
 
-def problem_of(record: JsonDict, where: str, name: str, data: Data) -> Problem:
+def problem_of(record: JsonDict, where: str, name: str, data: Source) -> Problem:
     """`where` says where the row stands, `name` is its id where it brings none. Raises DataError."""
     question, system = question_of(record, where, data)
-    answer = _text(record, data.answer_field, "answer_field", where)
-    solution = _text(record, data.solution_field, "solution_field", where) if data.solution_field else ""
+    answer = _text(record, data.answer_field, f"{data.place}.answer_field", where)
+    solution = _text(record, data.solution_field, f"{data.place}.solution_field", where) if data.solution_field else ""
     if data.id_field is not None:
-        name = _text(record, data.id_field, "id_field", where)
+        name = _text(record, data.id_field, f"{data.place}.id_field", where)
     return Problem(id=name, question=question, answer=_gold(answer, data, where), solution=solution, system=system)
 
 
-def _gold(text: str, data: Data, where: str) -> str:
+def _gold(text: str, data: Source, where: str) -> str:
     """The final answer in what the answer's column holds."""
     if data.answer_boxed:
         bare = re.findall(r"\\boxed +([^\s$.,]+)", text)  # as MATH has it twice: "\\boxed 9$."
@@ -48,17 +48,17 @@ def _gold(text: str, data: Data, where: str) -> str:
         found = re.search(data.answer_pattern, text)
         if found is None:
             raise DataError(
-                f"{where}: data.answer_pattern {data.answer_pattern!r} does not match field {data.answer_field!r}, "
-                f"which ends in {text[-80:]!r}"
+                f"{where}: {data.place}.answer_pattern {data.answer_pattern!r} does not match field "
+                f"{data.answer_field!r}, which ends in {text[-80:]!r}"
             )
         return (found[1] or "").strip()
     return text.strip()
 
 
-def question_of(record: JsonDict, where: str, data: Data) -> tuple[str, str | None]:
+def question_of(record: JsonDict, where: str, data: Source) -> tuple[str, str | None]:
     """The question, and the system message before it where the column holds messages, as verl's `prompt` does. Raises
     DataError."""
-    value = value_of(record, data.question_field, "question_field", where)
+    value = value_of(record, data.question_field, f"{data.place}.question_field", where)
     if not isinstance(value, list):
         return _plain(value, data.question_field, where), None
     if not all(isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in value):
@@ -97,7 +97,7 @@ def value_of(record: JsonDict, name: str, option: str, where: str) -> Any:
     found: Any = record
     for part in name.split("."):
         if not isinstance(found, dict) or part not in found:
-            raise DataError(f"{where}: no field {name!r}; there are {', '.join(_names(record))}: set data.{option}")
+            raise DataError(f"{where}: no field {name!r}; there are {', '.join(_names(record))}: set {option}")
         found = found[part]
     return found
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from capo_ray.chat import Encode
-from capo_ray.config.blocks import Data
+from capo_ray.config.blocks import Data, Source
 from capo_ray.config.run import Config
 from capo_ray.data.problem import DataError, Problem
 from capo_ray.data.read import problems
@@ -106,38 +106,30 @@ def _from_files(data: Data) -> tuple[list[Problem], list[Problem]]:
     """Problems to train on and held-out ones: from a set of their own, else a fixed draw from the same one."""
     found = usable(data)
     held_out: list[Problem] = []
-    if data.evaluation_prompts and (other := evaluation_data(data)):
-        held_out = usable(other, option="evaluation_path")[: data.evaluation_prompts]
+    if data.evaluation_prompts and data.evaluation:
+        held_out = usable(data.evaluation)[: data.evaluation_prompts]
     elif data.evaluation_prompts:
         if data.evaluation_prompts >= len(found):
             raise DataError(
                 f"data.evaluation_prompts {data.evaluation_prompts} leaves none of the {len(found)} problems of "
-                f"{data.path} to train on; lower it, or name held-out problems with data.evaluation_path"
+                f"{data.path} to train on; lower it, or name held-out problems with data.evaluation.path"
             )
         order = _permutation(0, 0, 0, len(found))  # the same for every seed
         held_out = [found[index] for index in sorted(order[: data.evaluation_prompts])]
     return _without(found, held_out, data)[: data.limit], held_out
 
 
-def evaluation_data(data: Data) -> Data | None:
-    """The set of held-out problems, where the configuration names one; its columns are those of `data`."""
-    if data.evaluation_path is None and data.evaluation_split is None:
-        return None
-    path, split = data.evaluation_path or data.path, data.evaluation_split or data.split
-    return data.model_copy(update={"path": path, "split": split})
-
-
-def usable(data: Data, *, option: str = "path") -> list[Problem]:
+def usable(data: Source) -> list[Problem]:
     """The problems of a set that have an answer. Raises DataError at the first row that cannot be used."""
     found: list[Problem] = []
     rows_by_id: dict[str, int] = {}
-    for number, problem in enumerate(problems(data, option=option), start=1):
+    for number, problem in enumerate(problems(data), start=1):
         if isinstance(problem, DataError):
             raise problem
         if (first := rows_by_id.setdefault(problem.id, number)) != number:
             raise DataError(
-                f"{data.path}: problems {first} and {number} have the id {problem.id!r}; set data.id_field=null, or "
-                "name a column whose values differ"
+                f"{data.path}: problems {first} and {number} have the id {problem.id!r}; set "
+                f"{data.place}.id_field=null, or name a column whose values differ"
             )
         found.append(problem)
     answered = [problem for problem in found if problem.answer]
@@ -146,7 +138,7 @@ def usable(data: Data, *, option: str = "path") -> list[Problem]:
         missing = len(found) - len(answered)
         message = f"{missing} of {len(found)} problems have an empty answer (first: {first_empty.id})"
         if not answered:
-            raise DataError(f"{message}: none is left. Set data.answer_field")
+            raise DataError(f"{message}: none is left. Set {data.place}.answer_field")
         log.warning("%s: they are left out", message)
     return answered
 
@@ -163,9 +155,9 @@ def _without(found: Sequence[Problem], held_out: Sequence[Problem], data: Data) 
     met = len(found) - len(kept)
     if not kept:
         raise DataError(
-            f"every problem of {data.path} is held out too (data.evaluation_path); none is left to train on"
+            f"every problem of {data.path} is held out too (data.evaluation.path); none is left to train on"
         )
-    if met and evaluation_data(data):
+    if met and data.evaluation:
         log.warning("%d problems of %s are held out too: they are not trained on", met, data.path)
     return kept
 

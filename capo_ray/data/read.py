@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from capo_ray.config.blocks import Data
+from capo_ray.config.blocks import Source
 from capo_ray.data.problem import DataError, Problem, problem_of
 from capo_ray.types import JsonDict
 
@@ -23,12 +23,12 @@ Row = tuple[str, str, JsonDict | DataError]
 """(where it stands, a name for it, what it holds or why it cannot be read)."""
 
 
-def problems(data: Data, *, option: str = "path", limit: int | None = None) -> Iterator[Problem | DataError]:
+def problems(data: Source, *, limit: int | None = None) -> Iterator[Problem | DataError]:
     """The problems of a data set, row by row, with an error in place of each row that cannot be used.
 
     Raises DataError where the set as a whole cannot be read.
     """
-    for number, (where, name, record) in enumerate(rows(data, option=option)):
+    for number, (where, name, record) in enumerate(rows(data)):
         if number == limit:
             return
         if isinstance(record, DataError):
@@ -40,21 +40,21 @@ def problems(data: Data, *, option: str = "path", limit: int | None = None) -> I
             yield error
 
 
-def rows(data: Data, *, option: str = "path") -> Iterator[Row]:
-    """Rows as they stand. Raises DataError where `data.path` as a whole cannot be read."""
+def rows(data: Source) -> Iterator[Row]:
+    """Rows as they stand. Raises DataError where its `path` as a whole cannot be read."""
     assert data.path is not None
-    path = Path(data.path).expanduser()
+    path, option = Path(data.path).expanduser(), f"{data.place}.path"
     if path.is_dir() or _is_hub_id(data.path, path):
-        yield from _data_set(data, path, option)
+        yield from _data_set(data, path)
         return
     if not path.is_file():
         raise DataError(
-            f"data.{option}: there is no file {path}; pass data.{option}=FILE.jsonl (or .jsonl.gz, .parquet), a folder "
+            f"{option}: there is no file {path}; pass {option}=FILE.jsonl (or .jsonl.gz, .parquet), a folder "
             "or a Hugging Face id"
         )
     if path.suffix in (".json", ".csv", ".tsv", ".arrow"):
         raise DataError(
-            f"data.{option}: {path} is of a kind that is not read; make it .jsonl (one JSON object a line), .jsonl.gz "
+            f"{option}: {path} is of a kind that is not read; make it .jsonl (one JSON object a line), .jsonl.gz "
             "or .parquet"
         )
     found = False
@@ -62,7 +62,7 @@ def rows(data: Data, *, option: str = "path") -> Iterator[Row]:
         found = True
         yield row
     if not found:
-        raise DataError(f"data.{option}: {path} is empty; it must hold one JSON object a line, or rows of parquet")
+        raise DataError(f"{option}: {path} is empty; it must hold one JSON object a line, or rows of parquet")
 
 
 def _is_hub_id(name: str, path: Path) -> bool:
@@ -99,7 +99,7 @@ def _lines(path: Path, option: str) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"data.{option}: {path} cannot be read after line {number}: {error}") from None
+        raise DataError(f"{option}: {path} cannot be read after line {number}: {error}") from None
 
 
 def _parquet(path: Path, option: str) -> Iterator[Row]:
@@ -107,7 +107,7 @@ def _parquet(path: Path, option: str) -> Iterator[Row]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise DataError(f"data.{option}: to read {path} pyarrow is needed: pip install pyarrow") from None
+        raise DataError(f"{option}: to read {path} pyarrow is needed: pip install pyarrow") from None
     number = 0
     try:
         with ParquetFile(path) as file:
@@ -116,17 +116,18 @@ def _parquet(path: Path, option: str) -> Iterator[Row]:
                     number += 1
                     yield f"{path.name}, row {number}", f"{path.name}:{number}", record
     except (ArrowException, OSError) as error:
-        raise DataError(f"data.{option}: {path} cannot be read after row {number}: {error}") from None
+        raise DataError(f"{option}: {path} cannot be read after row {number}: {error}") from None
 
 
-def _data_set(data: Data, path: Path, option: str) -> Iterator[Row]:
+def _data_set(data: Source, path: Path) -> Iterator[Row]:
     """A folder with a data set, or one of the hub."""
     name = str(path) if path.is_dir() else str(data.path)
     try:
         from datasets import disable_progress_bars, load_dataset
     except ImportError:
         raise DataError(
-            f"data.{option}: to read {name} the library datasets is needed: pip install datasets, or name a jsonl file"
+            f"{data.place}.path: to read {name} the library datasets is needed: pip install datasets, or name a "
+            "jsonl file"
         ) from None
     disable_progress_bars()
     if not path.is_dir():
@@ -135,19 +136,19 @@ def _data_set(data: Data, path: Path, option: str) -> Iterator[Row]:
     try:
         made = load_dataset(name, data.subset, split=data.split)
     except Exception as error:  # the library raises errors of many others
-        raise DataError(_refusal(name, path.is_dir(), error, option)) from None
+        raise DataError(_refusal(name, path.is_dir(), error, data.place)) from None
     for number, record in enumerate(made, start=1):
         yield f"{name}, row {number}", f"{path.name}:{number}", dict(record)
 
 
-def _refusal(name: str, here: bool, error: Exception, option: str) -> str:
+def _refusal(name: str, here: bool, error: Exception, place: str) -> str:
     reason = " ".join(str(error).split("\n")[0].split())[:300]
-    said = f"data.{option}: {name!r} cannot be loaded ({type(error).__name__}: {reason})."
-    choice = "Check data.subset and data.split"
+    said = f"{place}.path: {name!r} cannot be loaded ({type(error).__name__}: {reason})."
+    choice = f"Check {place}.subset and {place}.split"
     if here:
         return f"{said} {choice}; the folder must hold a data set as the Hugging Face hub has them"
     return (
         f"{said} {choice}, or the network. Without a network: on a machine that has one, "
-        f"hf download --repo-type dataset {name} --local-dir FOLDER, copy FOLDER here and pass data.{option}=FOLDER; "
-        f"or pass data.{option}=FILE.jsonl or FILE.parquet with the same columns"
+        f"hf download --repo-type dataset {name} --local-dir FOLDER, copy FOLDER here and pass {place}.path=FOLDER; "
+        f"or pass {place}.path=FILE.jsonl or FILE.parquet with the same columns"
     )

@@ -171,16 +171,17 @@ def _with_options(
     options = _options(record, where, given)
     gold = _gold(record, where, data, given, options)
     if given.shuffle:
-        asked = str(value_of(record, data.question_field, "question_field", where))  # the same wherever the data lies
+        # The same wherever the data lies.
+        asked = str(value_of(record, data.question_field, "data.question_field", where))
         options, gold = shuffled(options, gold, seed_of(seed, "options", asked))
     return {**record, data.answer_field: LETTERS[gold]}, tuple(options)
 
 
 def _options(record: JsonDict, where: str, given: Options) -> list[str]:
     if isinstance(given.field, str):
-        found = value_of(record, given.field, "options.field", where)
+        found = value_of(record, given.field, "data.options.field", where)
     else:
-        found = [value_of(record, name, "options.field", where) for name in given.field]
+        found = [value_of(record, name, "data.options.field", where) for name in given.field]
     if not isinstance(found, list) or not 2 <= len(found) <= len(LETTERS):
         raise DataError(f"{where}: {given.field!r} must hold a list of 2 to {len(LETTERS)} options")
     return [str(option).strip() for option in found]
@@ -190,10 +191,10 @@ def _gold(record: JsonDict, where: str, data: Data, given: Options, options: Seq
     """The number of the right option."""
     if data.answer_field in given.field and not isinstance(given.field, str):
         return given.field.index(data.answer_field)
-    answer = value_of(record, data.answer_field, "answer_field", where)
+    answer = value_of(record, data.answer_field, "data.answer_field", where)
     labels = list(LETTERS[: len(options)])
     if given.labels_field:
-        labels = [str(label) for label in value_of(record, given.labels_field, "options.labels_field", where)]
+        labels = [str(label) for label in value_of(record, given.labels_field, "data.options.labels_field", where)]
     elif isinstance(answer, int) and 0 <= answer < len(options):
         return answer
     text = str(answer).strip()

@@ -61,8 +61,10 @@ COLUMNS: tuple[tuple[str, Measure], ...] = (
     ("s per point", _per_point("seconds/step")),
     ("critic tokens per point", _per_point("tokens/critiques")),
 )
-"""Of the held-out evaluation after the last step, of the steps' mean, and what a point of the first column cost. A group
-has credit when a token of it has an advantage: not so under GRPO when all its answers are right or all are wrong."""
+"""Of the held-out evaluation after the last step, of the steps' mean, and what a point of the first column cost.
+
+A group has credit when a token of it has an advantage: not so under GRPO when all its answers are right or all wrong.
+"""
 
 
 def figure_of(group: str) -> str:
