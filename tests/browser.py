@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -79,21 +79,39 @@ class Page:
         self.wait(f"document.body && document.body.innerText.includes({json.dumps(text)})", seconds)
 
     def click(self, selector: str, text: str = "") -> None:
-        """With the mouse, on the first element that fits and holds `text`."""
-        find_it = (
-            f"[...document.querySelectorAll({json.dumps(selector)})].find(e => e.textContent.includes("
-            f"{json.dumps(text)}))"
-        )
+        """With the mouse, on the first element that fits and holds `text`, once it stays where it is."""
+        find_it = _element(selector, text)
         self.wait(f"!!{find_it}")
-        x, y = self.run(
+        middle = (
             f"(() => {{ const e = {find_it}; e.scrollIntoView({{block: 'center'}});"
             " const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] })()"
         )
+        before, (x, y) = None, self.run(middle)
+        while before != (x, y):
+            sleep(0.1)
+            before, (x, y) = (x, y), self.run(middle)
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def choose(self, field: str, option: str) -> None:
+        """An option of a drop-down list. A list that does not open is clicked again, as people do: on a busy machine
+        its label may stand there before it can do anything."""
+        for _ in range(5):
+            self.click(".q-field", field)
+            with suppress(TimeoutError):
+                self.wait(f"!!{_element('.q-item', option)}", seconds=5)
+                break
+        self.click(".q-item", option)
+
     def picture(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
+
+
+def _element(selector: str, text: str) -> str:
+    """JavaScript for the first element that fits and holds `text`."""
+    return (
+        f"[...document.querySelectorAll({json.dumps(selector)})].find(e => e.textContent.includes({json.dumps(text)}))"
+    )
 
 
 @contextmanager

@@ -67,8 +67,7 @@ def test_a_flag_leads_to_its_critique(page: browser.Page, base: str) -> None:
 def test_filters_narrow_and_stand_in_the_address(page: browser.Page, base: str) -> None:
     page.open(f"{base}/responses")
     page.wait_for("12 of 12 responses")
-    page.click(".q-field", "Vote")
-    page.click(".q-item", "unjudged")
+    page.choose("Vote", "unjudged")
     page.wait_for("2 of 12 responses")
     assert page.run("location.search") == "?verdict=unjudged"
     page.open(f"{base}/responses?answer=wrong&text=so+4&credit=reward")
