@@ -17,7 +17,9 @@ from capo_ray.config.run import ConfigError
 from capo_ray.lab.design import Design, designs, load
 from capo_ray.lab.report import curves, figure_of, page
 from capo_ray.lab.runs import folder, results, run_all
-from capo_ray.program import GOES_ON, run_program
+from capo_ray.program import GOES_ON, own_keys, run_program
+
+OWN = ("run", "out", "report")
 
 
 def write_report(design: Design, out: Path) -> Path:
@@ -33,17 +35,17 @@ def write_report(design: Design, out: Path) -> Path:
 
 def parse(arguments: Sequence[str]) -> tuple[str, Path, bool, list[str]]:
     """Design, output folder, whether to report only, overrides. Raises ConfigError."""
-    if stray := [argument for argument in arguments if "=" not in argument]:
+    given, overrides = own_keys(arguments, OWN)
+    if stray := [argument for argument in overrides if "=" not in argument]:
         raise ConfigError(f"arguments are key=value, got {' '.join(stray)}")
-    given = dict(argument.split("=", 1) for argument in arguments)
-    name = given.pop("run", "")
+    name = given.get("run", "")
     if not name:
         raise ConfigError(f"name a design with run=NAME: {', '.join(designs())}")
-    out = Path(given.pop("out", f"runs/lab-{Path(name).stem}")).expanduser().resolve()
-    report = given.pop("report", "")
+    out = Path(given.get("out", f"runs/lab-{Path(name).stem}")).expanduser().resolve()
+    report = given.get("report", "")
     if report not in ("", "only"):
         raise ConfigError(f"report is `only` or is left out, got {report!r}")
-    return name, out, report == "only", [f"{key}={value}" for key, value in given.items()]
+    return name, out, report == "only", overrides
 
 
 def work(arguments: list[str]) -> int:

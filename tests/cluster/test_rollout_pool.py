@@ -85,7 +85,9 @@ async def no_revival() -> None:
     raise AssertionError("nobody should have to be revived")
 
 
-def test_what_a_dead_worker_owed_is_sampled_elsewhere_from_the_same_seeds(ray_here: Any, tmp_path: Path) -> None:
+def test_what_a_dead_worker_owed_is_sampled_elsewhere_from_the_same_seeds(
+    ray_here: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from capo_ray.cluster.rollout_pool import RolloutPool
 
     fuse = tmp_path / "fuse"
@@ -101,6 +103,7 @@ def test_what_a_dead_worker_owed_is_sampled_elsewhere_from_the_same_seeds(ray_he
 
     seen, deaths = asyncio.run(use())
     assert deaths == 1 and not fuse.exists()
+    assert "rollout worker 0 died: " in caplog.text
     assert sorted(set(seen)) == [(index, str(100 + index)) for index in range(6)]
 
 

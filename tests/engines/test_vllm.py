@@ -199,18 +199,14 @@ def test_a_prompt_that_does_not_fit_is_refused(
 
 
 def test_a_sync_replaces_the_weights_and_its_version_and_checksum_are_confirmed(
-    rollout: tuple[Any, Path, Path],
-    loop: asyncio.AbstractEventLoop,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    rollout: tuple[Any, Path, Path], loop: asyncio.AbstractEventLoop
 ) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from capo_ray.engines import weights_shm
     from capo_ray.engines.weights import WeightMismatch
+    from capo_ray.engines.weights_shm import ShmSender
 
-    monkeypatch.setattr(weights_shm, "SHARED_MEMORY", tmp_path)  # its own: other tests may be at work
     engine, old, new = rollout
     assert difference(old, sample(engine, loop)) < 1e-4
     assert difference(new, sample(engine, loop)) > 1e-2  # the two models can be told apart
@@ -218,7 +214,7 @@ def test_a_sync_replaces_the_weights_and_its_version_and_checksum_are_confirmed(
     client = Direct(engine, loop)
 
     async def sync(version: int) -> str:
-        sender = await asyncio.to_thread(weights_shm.ShmSender, client)
+        sender = await asyncio.to_thread(ShmSender, client)
         return await asyncio.to_thread(sender.send, weights.items(), version)
 
     checksum = loop.run_until_complete(sync(3))
@@ -227,7 +223,7 @@ def test_a_sync_replaces_the_weights_and_its_version_and_checksum_are_confirmed(
     assert {rollout.versions for rollout in made} == {(3,)}
     receipt = loop.run_until_complete(engine.receipt())
     assert (receipt.engine, receipt.version, receipt.checksum) == ("rollout-0", 3, checksum)
-    assert not list(tmp_path.iterdir())
+    assert not list(Path("/dev/shm").glob("capo_ray-weights-*"))
 
     client.lie = "0123456789abcdef"
     with pytest.raises(

@@ -136,3 +136,10 @@ def test_the_program_reports_without_running(tmp_path: Path, capsys: pytest.Capt
     assert "error: name a design with run=NAME: " in capsys.readouterr().err
     assert program.main(["run=quick", f"out={out}", "stepz=3"]) == 2
     assert "error: stepz: no such key" in capsys.readouterr().err
+
+
+def test_own_keys_may_be_flags_and_the_rest_goes_to_every_run(tmp_path: Path) -> None:
+    asked = ["--run", "quick", f"out={tmp_path}", "--report=only", "steps=3", "+experiment=tiny_cpu"]
+    assert program.parse(asked) == ("quick", tmp_path, True, ["steps=3", "+experiment=tiny_cpu"])
+    with pytest.raises(ConfigError, match="arguments are key=value, got loud"):
+        program.parse(["run=quick", "loud"])
