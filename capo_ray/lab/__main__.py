@@ -1,16 +1,18 @@
 """`python -m capo_ray.lab run=quick`: train the arms of a design over seeds, and say what came of it.
 
-    python -m capo_ray.lab run=NAME [out=runs/lab-NAME] [report=only] [key=value ...]
+    python -m capo_ray.lab run=NAME [out=runs/lab-NAME] [arms=A,B] [report=only] [key=value ...]
 
 NAME is a file of conf/lab, or a path ending in .yaml. Results are kept as they land in OUT/ARM/seed-N; run the same
 command again to go on. The report is OUT/report.md with a figure per table; `report=only` writes it and runs nothing.
-Further overrides go to every run. Leaves out what a run is (see `capo_ray.launch`).
+With `arms` only these are run; the report has all that are finished. Further overrides go to every run. Leaves out what
+a run is (see `capo_ray.launch`).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from capo_ray.config.run import ConfigError
@@ -19,7 +21,7 @@ from capo_ray.lab.report import curves, figure_of, page
 from capo_ray.lab.runs import folder, results, run_all
 from capo_ray.program import GOES_ON, own_keys, run_program
 
-OWN = ("run", "out", "report")
+OWN = ("run", "out", "arms", "report")
 
 
 def write_report(design: Design, out: Path) -> Path:
@@ -33,29 +35,47 @@ def write_report(design: Design, out: Path) -> Path:
     return path
 
 
-def parse(arguments: Sequence[str]) -> tuple[str, Path, bool, list[str]]:
-    """Design, output folder, whether to report only, overrides. Raises ConfigError."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the command line asks for."""
+
+    design: str
+    out: Path
+    arms: tuple[str, ...] = ()
+    """Those to be run; empty: all."""
+    report_only: bool = False
+    overrides: tuple[str, ...] = ()
+    """Of every run."""
+
+
+def parse(arguments: Sequence[str]) -> Asked:
+    """Raises ConfigError."""
     given, overrides = own_keys(arguments, OWN)
     if stray := [argument for argument in overrides if "=" not in argument]:
         raise ConfigError(f"arguments are key=value, got {' '.join(stray)}")
     name = given.get("run", "")
     if not name:
         raise ConfigError(f"name a design with run=NAME: {', '.join(designs())}")
-    out = Path(given.get("out", f"runs/lab-{Path(name).stem}")).expanduser().resolve()
     report = given.get("report", "")
     if report not in ("", "only"):
         raise ConfigError(f"report is `only` or is left out, got {report!r}")
-    return name, out, report == "only", overrides
+    return Asked(
+        design=name,
+        out=Path(given.get("out", f"runs/lab-{Path(name).stem}")).expanduser().resolve(),
+        arms=tuple(arm for arm in given.get("arms", "").strip("[]").split(",") if arm),
+        report_only=report == "only",
+        overrides=tuple(overrides),
+    )
 
 
 def work(arguments: list[str]) -> int:
-    name, out, report_only, overrides = parse(arguments)
-    design = load(name)
-    design = design.model_copy(update={"common": (*design.common, *overrides)})
-    out.mkdir(parents=True, exist_ok=True)
-    if not report_only:
-        run_all(design, out)
-    path = write_report(design, out)
+    asked = parse(arguments)
+    design = load(asked.design)
+    design = design.model_copy(update={"common": (*design.common, *asked.overrides)})
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if not asked.report_only:
+        run_all(design, asked.out, design.runs(asked.arms))
+    path = write_report(design, asked.out)
     print(f"\n{path.read_text(encoding='utf-8')}\nThe report: {path}")
     return 0
 

@@ -5,6 +5,7 @@ Leaves out running it (see `lab.runs`) and what is said of it (see `lab.report`)
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Self
 
@@ -43,12 +44,15 @@ class Design(BaseModel):
             raise ValueError(f"`baseline` {self.baseline} is none of the arms: {', '.join(self.arms)}")
         return self
 
-    def runs(self) -> list[tuple[str, int]]:
-        """(arm, seed): the arms with the most seeds first, and these seed by seed, so that whatever is there at any
-        time can be compared."""
+    def runs(self, arms: Collection[str] = ()) -> list[tuple[str, int]]:
+        """(arm, seed) of these arms, or of all: the arms with the most seeds first, and these seed by seed, so that
+        whatever is there at any time can be compared. Raises ConfigError."""
+        if unknown := [arm for arm in arms if arm not in self.arms]:
+            raise ConfigError(f"{', '.join(unknown)}: none of the arms, which are {', '.join(self.arms)}")
         made = [
             (-self._seeds(name), seed, place, name)
             for place, name in enumerate(self.arms)
+            if not arms or name in arms
             for seed in range(self._seeds(name))
         ]
         return [(name, self.first_seed + seed) for _, seed, _, name in sorted(made)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,9 @@ def results(design: Design, out: Path, steps: int) -> list[Result]:
     return [result for result in found if result is not None]
 
 
-def run_all(design: Design, out: Path) -> None:
-    """Run what is not finished. All configurations are checked before the first run. Raises ConfigError."""
-    configs = {(arm, seed): design.config(arm, seed, folder(out, arm, seed)) for arm, seed in design.runs()}
+def run_all(design: Design, out: Path, runs: Sequence[tuple[str, int]]) -> None:
+    """Run what is not finished of `runs`. All configurations are checked before the first. Raises ConfigError."""
+    configs = {(arm, seed): design.config(arm, seed, folder(out, arm, seed)) for arm, seed in runs}
     left = [key for key, config in configs.items() if read(out, *key, config.steps) is None]
     print(f"{len(configs)} runs, {len(configs) - len(left)} of them finished before", flush=True)
     if not left:

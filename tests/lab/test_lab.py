@@ -139,7 +139,15 @@ def test_the_program_reports_without_running(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_own_keys_may_be_flags_and_the_rest_goes_to_every_run(tmp_path: Path) -> None:
-    asked = ["--run", "quick", f"out={tmp_path}", "--report=only", "steps=3", "+experiment=tiny_cpu"]
-    assert program.parse(asked) == ("quick", tmp_path, True, ["steps=3", "+experiment=tiny_cpu"])
+    given = ["--run", "quick", f"out={tmp_path}", "arms=grpo,truth", "--report=only", "steps=3", "+experiment=tiny_cpu"]
+    asked = program.parse(given)
+    assert (asked.design, asked.out, asked.report_only) == ("quick", tmp_path, True)
+    assert asked.arms == ("grpo", "truth") and asked.overrides == ("steps=3", "+experiment=tiny_cpu")
     with pytest.raises(ConfigError, match="arguments are key=value, got loud"):
         program.parse(["run=quick", "loud"])
+
+
+def test_some_arms_alone_can_be_run() -> None:
+    assert DESIGN.runs(["capo"]) == [(arm, seed) for arm, seed in DESIGN.runs() if arm == "capo"]
+    with pytest.raises(ConfigError, match="grop: none of the arms, which are grpo, capo"):
+        DESIGN.runs(["grop"])
