@@ -28,6 +28,7 @@ from capo_ray.types import Prompt, Sampling
 
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import RayCrew
+    from capo_ray.cluster.hiring import WarmEngines
     from capo_ray.credit.template import PromptTemplate
     from capo_ray.critics.canaries import Canary
     from capo_ray.tracking import Tracker
@@ -235,26 +236,27 @@ def critic_engine_settings(config: Config, voter: Voter, critic: ModelFiles) -> 
 
 
 @asynccontextmanager
-async def running_crew(config: Config, found: Prepared, run_dir: Path, tracker: Tracker) -> AsyncIterator[RayCrew]:
-    """Start every actor (inside a Ray session), wait until all are ready, and stop them at the end."""
+async def running_crew(
+    config: Config, found: Prepared, run_dir: Path, tracker: Tracker, warm: WarmEngines | None = None
+) -> AsyncIterator[RayCrew]:
+    """Start every actor (inside a Ray session), wait until all are ready, and stop them at the end; but engines that
+    are taken from `warm`."""
     from capo_ray.cluster.crew import CrewParts, CrewSettings, RayCrew
-    from capo_ray.cluster.placement import Hire
+    from capo_ray.cluster.hiring import Hire
     from capo_ray.cluster.trainer_group import TrainerGroup
     from capo_ray.credit.advantage import algorithm_of
 
-    async with Hire(config, run=run_dir.name) as hire:
-        workers = hire.rollouts([
-            partial(make_rollout, rollout_settings(config, found.policy), f"rollout-{n}")
-            for n in range(config.rollout.workers)
-        ])  # fmt: skip
-        here = [
-            critic_engine_settings(config, voter, files)
-            for (_, voter), files in zip(critics_here(config), found.critics, strict=True)
-            for _ in range(voter.workers)
-        ]
-        critics = hire.critics([
-            partial(make_critic, settings, f"critic-{n}") for n, settings in enumerate(here)
-        ])  # fmt: skip
+    rollouts = [
+        partial(make_rollout, rollout_settings(config, found.policy), f"rollout-{n}")
+        for n in range(config.rollout.workers)
+    ]
+    settings_of_critics = [
+        critic_engine_settings(config, voter, files)
+        for (_, voter), files in zip(critics_here(config), found.critics, strict=True)
+        for _ in range(voter.workers)
+    ]
+    critics = [partial(make_critic, settings, f"critic-{n}") for n, settings in enumerate(settings_of_critics)]
+    async with Hire(config, rollouts=rollouts, critics=critics, run=run_dir.name, warm=warm) as hire:
         trainers = TrainerGroup(
             hire.trainers(partial(make_trainer, config, str(found.policy.folder)), partial(make_sender, config)),
             tokens_per_micro_batch=config.trainer.tokens_per_micro_batch,
@@ -263,13 +265,13 @@ async def running_crew(config: Config, found: Prepared, run_dir: Path, tracker: 
             max_response_tokens=config.rollout.max_response_tokens,
             over_batch=algorithm_of(config.algorithm.advantage).over_batch,
         )
-        named = [(f"critic-{n}", critic) for n, critic in enumerate(critics)]
+        named = [(f"critic-{n}", critic) for n, critic in enumerate(hire.critics)]
         aggregators = hire.aggregators(partial(make_aggregator, config, found.template, named, run_dir / "samples"))
         await asyncio.gather(hire.ready(), trainers.start())
-        await trainers.connect(workers)
+        await trainers.connect(hire.rollouts)
         parts = CrewParts(
-            workers=workers,
-            critics=critics,
+            workers=hire.rollouts,
+            critics=hire.critics,
             aggregators=aggregators,
             trainers=trainers,
             tracker=tracker,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import AbstractContextManager, closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +16,12 @@ from capo_ray.config.run import Config
 
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import RayCrew
+    from capo_ray.cluster.hiring import WarmEngines
 
 
-async def run(config: Config, run_dir: Path, session: AbstractContextManager[object] | None = None) -> None:
-    """One run, from what it needs to what it leaves. In `session`, if there is a Ray session already."""
+async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None) -> None:
+    """One run, from what it needs to what it leaves. With `warm` it is one of several in a Ray session that is there,
+    and takes its engines from those before."""
     from rich.console import Console
 
     from capo_ray.build import prepare, running_crew
@@ -46,13 +48,13 @@ async def run(config: Config, run_dir: Path, session: AbstractContextManager[obj
     tracker = Tracker.open(config, run_dir)
     try:
         with (
-            session or ray_session(config.cluster, logs=run_dir / "logs"),
+            nullcontext() if warm is not None else ray_session(config.cluster, logs=run_dir / "logs"),
             closing(RunGauges(run_dir.name)) as gauges,
         ):
             end_on_sigterm()
             tracker.add(gauges)
             await outlive(
-                partial(running_crew, config, found, run_dir, tracker),
+                partial(running_crew, config, found, run_dir, tracker, warm),
                 work,
                 max_restarts=config.cluster.max_restarts,
                 on_restart=tracker.restarted,

@@ -79,6 +79,7 @@ class RayCrew:
         self._speeds = Speeds(parts)
 
     async def restore(self) -> int:
+        await self._speeds.take()  # engines may have worked for another run before
         checkpoint = self._parts.checkpoints.newest()
         if checkpoint is None:
             self._parts.tracker.rewind(0)

@@ -1,8 +1,8 @@
-"""Which actor gets what of the machines, and the hiring and dismissal of all of them.
+"""Which actor gets what of the machines: teams of actors, each with a placement group.
 
-Every actor has a bundle of one placement group; the group is compared with the cluster before it is asked for, since
-one that can never be met waits for ever. Leaves out the arithmetic of the bundles (plan) and what the actors do
-(actors).
+Every actor has a bundle; the bundles are compared with the cluster before they are asked for, since a group that can
+never be met waits for ever. Leaves out the arithmetic of the bundles (plan), who is hired for a run (hiring) and what
+the actors do (actors).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any, get_args
 
 import ray
 from ray.exceptions import RayActorError
@@ -28,10 +28,24 @@ from capo_ray.plan import Role, critics_here, seats, shortages
 
 log = logging.getLogger(__name__)
 
+Bundle = dict[str, float]
+
 MANY = 1_000_000
 """Concurrent calls of an async actor: how many run is decided by whoever calls, not by Ray."""
 RESTARTS = 3
 """How often Ray starts a rollout worker or critic again that died."""
+_CLASSES: dict[Role, type] = {
+    "rollout": RolloutActor,
+    "critic": CriticActor,
+    "trainer": TrainerActor,
+    "aggregator": AggregatorActor,
+}
+_OPTIONS: dict[Role, dict[str, Any]] = {
+    "rollout": {"max_concurrency": MANY, "max_restarts": RESTARTS},
+    "critic": {"max_concurrency": MANY, "max_restarts": RESTARTS},
+    "trainer": {},
+    "aggregator": {"max_concurrency": MANY},
+}
 
 
 class NotEnough(RuntimeError):
@@ -50,57 +64,39 @@ def environment(config: Config, role: Role) -> dict[str, str]:
     return variables
 
 
-class Hire:
-    """All actors of a run: `async with Hire(config) as hire`; at the end they are closed, then killed."""
+class Team:
+    """The actors of some roles of a run, on one placement group: placed, started, waited for, dismissed."""
 
-    def __init__(self, config: Config, *, run: str | None = None) -> None:
-        """`run` is what Ray's dashboard and metrics call the run; None: its name in the configuration."""
+    def __init__(self, config: Config, run: str, roles: Collection[Role] = get_args(Role)) -> None:
+        """`run` is what Ray's dashboard and metrics call the run. Roles that share bundles belong in one team."""
+        self._name = run if set(roles) == set(get_args(Role)) else f"{run}: {', '.join(roles)}"
         self._config = config
-        self._run = run or config.name
-        self._namespace = f"capo_ray-{secrets.token_hex(4)}"  # a crew that is hired anew takes the old one's names
-        self._bundles, self._seats = seats(config)
+        self._run = run
+        self._namespace = f"capo_ray-{secrets.token_hex(4)}"  # a team that is hired anew takes the old one's names
+        bundles, everybody = seats(config)
+        self._seats = [seat for seat in everybody if seat.role in roles]
+        self._places = {bundle: place for place, bundle in enumerate(sorted({seat.bundle for seat in self._seats}))}
+        self.bundles: list[Bundle] = [bundles[bundle] for bundle in self._places]
         self._group: Any = None
         self._actors: list[tuple[str, Any]] = []
 
-    async def __aenter__(self) -> Self:
-        refuse_too_much(self._bundles, ray.cluster_resources())
+    async def place(self) -> None:
+        """Get the placement group. Raises NotEnough."""
+        if not self.bundles:
+            return
+        refuse_too_much(self.bundles, ray.cluster_resources())
         strategy = "PACK" if self._config.cluster.placement == "pack" else "SPREAD"
-        self._group = placement_group(self._bundles, strategy=strategy, name=self._run)
-        await with_patience(self._group.ready(), f"the placement group of {len(self._bundles)} bundles")
-        return self
+        self._group = placement_group(self.bundles, strategy=strategy, name=self._name)
+        await with_patience(self._group.ready(), f"the placement group of {len(self.bundles)} bundles")
 
-    async def __aexit__(self, *error: object) -> None:
-        closing = [actor.close.remote() for _, actor in self._actors]
-        if closing:
-            await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=10)
-        for _, actor in self._actors:
-            ray.kill(actor)
-        if not ends_within(5, partial(remove_placement_group, self._group)):
-            log.warning("Ray does not answer: its head is gone. What it ran ends with it")
-
-    def rollouts(self, factories: Sequence[Callable[[], Any]]) -> list[Any]:
-        return self._hire("rollout", RolloutActor, [(factory,) for factory in factories], max_restarts=RESTARTS)
-
-    def critics(self, factories: Sequence[Callable[[], Any]]) -> list[Any]:
-        return self._hire("critic", CriticActor, [(factory,) for factory in factories], max_restarts=RESTARTS)
-
-    def trainers(self, factory: Callable[..., Any], make_sender: Callable[..., Any]) -> list[Any]:
-        ranks = range(self._config.trainer.ranks)
-        return self._hire("trainer", TrainerActor, [(factory, make_sender, rank) for rank in ranks])
-
-    def aggregators(self, factory: Callable[..., Any]) -> list[Any]:
-        shards = range(self._config.reward.aggregators)
-        return self._hire("aggregator", AggregatorActor, [(factory, shard) for shard in shards])
-
-    def _hire(self, role: Role, actor_class: type, arguments: Sequence[tuple[Any, ...]], **options: Any) -> list[Any]:
-        if role != "trainer":
-            options["max_concurrency"] = MANY
-        hired: list[Any] = []
+    def hire(self, role: Role, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Start every actor of `role`, each with its arguments; `ready` waits for them."""
         mine = [seat for seat in self._seats if seat.role == role]
+        hired: list[Any] = []
         for number, (seat, given) in enumerate(zip(mine, arguments, strict=True)):
             badge = Badge(self._run, role, f"{role}-{number}")
             actor = (
-                ray.remote(actor_class)
+                ray.remote(_CLASSES[role])
                 .options(
                     name=str(badge),
                     namespace=self._namespace,
@@ -108,9 +104,9 @@ class Hire:
                     num_gpus=seat.resources.get("GPU", 0),
                     runtime_env={"env_vars": environment(self._config, role)},
                     scheduling_strategy=PlacementGroupSchedulingStrategy(
-                        self._group, placement_group_bundle_index=seat.bundle
+                        self._group, placement_group_bundle_index=self._places[seat.bundle]
                     ),
-                    **options,
+                    **_OPTIONS[role],
                 )
                 .remote(*given, badge)
             )
@@ -128,6 +124,16 @@ class Hire:
             await with_patience(actor.ready.remote(), f"{name} to start")
         except RayActorError as error:
             raise RuntimeError(f"{name} could not start: {cause_of(error)}") from error
+
+    async def dismiss(self) -> None:
+        """Close every actor, then kill it, and give the placement group back."""
+        closing = [actor.close.remote() for _, actor in self._actors]
+        if closing:
+            await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=10)
+        for _, actor in self._actors:
+            ray.kill(actor)
+        if self._group is not None and not ends_within(5, partial(remove_placement_group, self._group)):
+            log.warning("Ray does not answer: its head is gone. What it ran ends with it")
 
 
 def refuse_too_much(bundles: Sequence[dict[str, float]], there: dict[str, float]) -> None:

@@ -1,4 +1,5 @@
-"""The runs of a design: each in a folder of its own, one after the other in one Ray session, and what they measured.
+"""The runs of a design: each in a folder of its own, one after the other in one Ray session with the same engines, and
+what they measured.
 
 A run that is finished is not run again and one that was cut off goes on from its checkpoint, so that a laboratory can
 be stopped at any time. Results are read from the runs' own metrics.jsonl. Leaves out what is said of them (report).
@@ -10,17 +11,20 @@ import asyncio
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from capo_ray import tracking
 from capo_ray.checkpoint import Checkpoints, claim
 from capo_ray.config.run import Config
 from capo_ray.lab.design import Design
 from capo_ray.types import JsonDict, Metrics
+
+if TYPE_CHECKING:
+    from capo_ray.cluster.hiring import WarmEngines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,17 +82,22 @@ def run_all(design: Design, out: Path, runs: Sequence[tuple[str, int]]) -> None:
     print(f"{len(configs)} runs, {len(configs) - len(left)} of them finished before", flush=True)
     if not left:
         return
+    from capo_ray.cluster.hiring import WarmEngines
     from capo_ray.cluster.session import ray_session
 
+    warm = WarmEngines(out.name)
     with ray_session(configs[left[0]].cluster, logs=out / "logs"):
-        for number, key in enumerate(left, start=1):
-            start = monotonic()
-            print(f"\n[{number}/{len(left)}] {key[0]}, seed {key[1]}", flush=True)
-            asyncio.run(_run(configs[key]))
-            print(f"[{number}/{len(left)}] {key[0]}, seed {key[1]}: {monotonic() - start:.0f} s", flush=True)
+        try:
+            for number, key in enumerate(left, start=1):
+                start = monotonic()
+                print(f"\n[{number}/{len(left)}] {key[0]}, seed {key[1]}", flush=True)
+                asyncio.run(_run(configs[key], warm))
+                print(f"[{number}/{len(left)}] {key[0]}, seed {key[1]}: {monotonic() - start:.0f} s", flush=True)
+        finally:
+            asyncio.run(warm.close())
 
 
-async def _run(config: Config) -> None:
+async def _run(config: Config, warm: WarmEngines) -> None:
     from capo_ray.run import run
 
     assert config.run_dir is not None
@@ -97,4 +106,4 @@ async def _run(config: Config) -> None:
     if run_dir.exists() and not resume:
         shutil.rmtree(run_dir)  # it was cut off before its first checkpoint
     claim(run_dir, resume=resume)
-    await run(config, run_dir, session=nullcontext())
+    await run(config, run_dir, warm=warm)

@@ -1,99 +1,10 @@
-"""Hiring and dismissal on a real Ray: who is closed, and what is left."""
+"""What a cluster is asked for."""
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-import psutil
 import pytest
 
-from capo_ray.config.run import Config, compose
-from capo_ray.types import Prompt, Rollout
-
 pytestmark = pytest.mark.ray
-
-PROMPT = Prompt(id="p", question="What is one half?", token_ids=(1,), answer="\\frac{1}{2}")
-RESPONSE = Rollout(
-    prompt_id="p", index=0, text="\\boxed{0.5}", finish="stop", token_ids=(1,), logprobs=(0.0,), char_ends=(11,),
-    versions=(0,),
-)  # fmt: skip
-
-
-def make(config: Config, samples: Path, *, shard: int, put: Any) -> Any:
-    from capo_ray.build import make_aggregator
-
-    return make_aggregator(config, None, [], samples, shard=shard, put=put)
-
-
-def verifiers() -> list[psutil.Process]:
-    """Children of any process of this session's Ray that verify answers."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # it has ended, whether or not somebody has looked
-            if "capo_ray.tasks.verify_worker" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
-def test_a_dismissed_aggregator_has_ended_its_verifiers(ray_here: Any, tmp_path: Path) -> None:
-    from capo_ray.cluster.placement import Hire
-
-    file = tmp_path / "data.jsonl"
-    file.touch()
-    overrides = ["+experiment=tiny_cpu_text", "policy.tokenizer=/nowhere", f"data.path={file}", "critic=null"]
-    config = compose([*overrides, "algorithm.advantage=grpo"])
-
-    async def use() -> None:
-        async with Hire(config) as hire:
-            (shard,) = hire.aggregators(partial(make, config, tmp_path / "samples"))
-            index, counts = await shard.check.remote(PROMPT, RESPONSE)
-            assert (index, counts["correct"]) == (0, 1.0)
-            assert len(verifiers()) == 1
-            await shard.close.remote()
-            assert verifiers() == []
-            await shard.check.remote(PROMPT, RESPONSE)  # a late answer starts a new one
-            assert len(verifiers()) == 1
-
-    asyncio.run(use())
-    assert verifiers() == []
-
-
-class Leaver:
-    """Stands for an aggregator; says in a file that it was told to end."""
-
-    def __init__(self, farewell: Path) -> None:
-        self._farewell = farewell
-
-    async def end(self) -> None:
-        self._farewell.touch()
-
-    def totals(self) -> dict[str, float]:
-        return {}
-
-    def engines(self) -> dict[str, dict[str, float]]:
-        return {}
-
-
-def make_leaver(folder: Path, *, shard: int, put: Any) -> Leaver:
-    return Leaver(folder / f"end-{shard}")
-
-
-def test_everybody_is_told_before_the_end(ray_here: Any, tmp_path: Path) -> None:
-    from capo_ray.cluster.placement import Hire
-
-    config = compose(["+experiment=tiny_cpu", "reward.aggregators=2"])
-
-    async def use() -> None:
-        async with Hire(config) as hire:
-            hire.aggregators(partial(make_leaver, tmp_path))
-            await hire.ready()
-
-    asyncio.run(use())
-    assert {path.name for path in tmp_path.iterdir()} == {"end-0", "end-1"}
 
 
 def test_more_than_the_cluster_has_is_refused() -> None:
