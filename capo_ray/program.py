@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from asyncio import CancelledError
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -33,7 +34,7 @@ def run_program(
     """Call `work` with the arguments (`argv`, or the command line's); the exit code is its own, or that of an error.
 
     `-v` or `--verbose`, anywhere, has it say more of its own work. Bad input is told in one line, and so are `failures`
-    and Ctrl-C, with what to do `afterwards`; other errors are programming errors and keep their traceback.
+    and Ctrl-C or SIGTERM, with what to do `afterwards`; other errors are programming errors and keep their traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or {"-h", "--help"} & set(arguments):
@@ -48,7 +49,7 @@ def run_program(
     except (ConfigError, DataError, RunDirError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, CancelledError):  # a run is cancelled by SIGTERM
         print(f"\ninterrupted. {afterwards}".rstrip(), file=sys.stderr)
         return INTERRUPTED
     except failures as error:

@@ -28,7 +28,8 @@ def write_report(design: Design, out: Path) -> Path:
     """OUT/report.md and the figures beside it, of the runs that are finished."""
     arm, seed = design.runs()[0]
     found = results(design, out, design.config(arm, seed, folder(out, arm, seed)).steps)
-    for group in dict.fromkeys(design.arms[result.arm].group for result in found):
+    begun = {design.arms[result.arm].group for result in found}
+    for group in begun:
         (out / figure_of(group)).write_text(curves(design, found, group), encoding="utf-8")
     path = out / "report.md"
     path.write_text(page(design, found), encoding="utf-8")

@@ -24,6 +24,7 @@ class Arm(BaseModel):
     overrides: tuple[str, ...] = ()
     seeds: int | None = Field(None, gt=0, description="seeds 0 to this - 1; null: the design's")
     group: str = Field("arms", description="the table that it stands in")
+    also: tuple[str, ...] = Field((), description="further tables that it stands in, to be compared with")
 
 
 class Design(BaseModel):
@@ -56,6 +57,15 @@ class Design(BaseModel):
             for seed in range(self._seeds(name))
         ]
         return [(name, self.first_seed + seed) for _, seed, _, name in sorted(made)]
+
+    def groups(self) -> list[str]:
+        return list(dict.fromkeys(arm.group for arm in self.arms.values()))
+
+    def members(self, group: str) -> list[str]:
+        """The arms in the table of `group`: the baseline, those that also stand there, its own."""
+        arms = self.arms.items()
+        also = [name for name, arm in arms if group in arm.also]
+        return list(dict.fromkeys([self.baseline, *also, *(name for name, arm in arms if arm.group == group)]))
 
     def _seeds(self, arm: str) -> int:
         return self.arms[arm].seeds or self.seeds

@@ -79,14 +79,14 @@ def page(design: Design, results: Sequence[Result]) -> str:
     arms = {name: [result for result in results if result.arm == name] for name in design.arms}
     arms = {name: found for name, found in arms.items() if found}
     parts = [f"# {design.title}\n", _what_was_run(design, arms)]
-    for group in dict.fromkeys(arm.group for arm in design.arms.values()):
-        members = {name: found for name, found in arms.items() if design.arms[name].group == group}
-        if members:
+    for group in design.groups():
+        members = {name: arms[name] for name in design.members(group) if name in arms}
+        if any(design.arms[name].group == group for name in members):
             parts += [
                 f"## {group[0].upper()}{group[1:]}\n",
                 f"![Right answer and process by step]({figure_of(group)})\n",
                 _table(design, members),
-                _verdicts(design, members, arms),
+                _verdicts(design, {name: found for name, found in members.items() if name != design.baseline}, arms),
             ]
     return "\n".join(parts)
 
@@ -119,9 +119,8 @@ def _cell(values: Sequence[float | None]) -> str:
 
 def _verdicts(design: Design, arms: Mapping[str, Sequence[Result]], everything: Mapping[str, Sequence[Result]]) -> str:
     base = everything.get(design.baseline, [])
-    others = [name for name in arms if name != design.baseline]
     lines = []
-    for name in others:
+    for name in arms:
         told = [
             _difference(arms[name], base, of) for of in (("right answer and process", BOTH), ("right answer", OUTCOME))
         ]
@@ -180,9 +179,9 @@ def _at(result: Result, budget: float) -> float | None:
 def curves(design: Design, results: Sequence[Result], group: str) -> str:
     """Right answer and process by step, mean over seeds, one line per arm of `group` and the baseline: an SVG."""
     drawn = {}
-    for name, arm in design.arms.items():
+    for name in design.members(group):
         found = [result for result in results if result.arm == name]
-        if found and (arm.group == group or name == design.baseline):
+        if found:
             length = min(len(result.steps) for result in found)
             means = (fmean(100 * (result.steps[s].get(BOTH) or 0.0) for result in found) for s in range(length))
             drawn[name] = list(enumerate(means, start=1))

@@ -22,7 +22,7 @@ DESIGN = Design(
     baseline="grpo",
     arms={
         "grpo": Arm(says="answers alone", overrides=("algorithm.advantage=grpo", "critic=null")),
-        "capo": Arm(says="with critiques", seeds=3),
+        "capo": Arm(says="with critiques", seeds=3, also=("bounds",)),
         "truth": Arm(says="with the truth", seeds=1, group="bounds"),
     },
 )
@@ -108,6 +108,8 @@ def test_the_page_says_what_was_found() -> None:
     assert "| `capo` | with critiques | 2 | 51.2 ± 15.2 |" in text
     assert "* `capo` against `grpo`: right answer and process +10.2 points (+7.7 to +12.7); right answer +0.0" in text
     assert "## Bounds" not in text and "`truth`" not in text
+    _, bounds = page(DESIGN, [*found, result("truth", 0, 0.3)]).split("## Bounds")
+    assert [row.split("`")[1] for row in bounds.splitlines() if row.startswith("| `")] == ["grpo", "capo", "truth"]
 
 
 def test_a_difference_that_could_be_none_says_so() -> None:
