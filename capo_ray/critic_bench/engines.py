@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,30 @@ from capo_ray.seeds import seed_of
 from capo_ray.types import JsonDict, Prompt
 
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore::FutureWarning"}
-"""What keeps libraries from writing between a program's own lines."""
+"""What keeps libraries from writing between a program's own lines; what they say at import all the same is caught by
+`quiet`."""
+ENGINE_LOG = "engine.log"
+
+
+@contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """While an engine starts, what is written to stderr goes to `log`, and so does all that its own process ever
+    writes there. Is shown after all where the start fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        begun = file.tell()
+        sys.stderr.flush()
+        terminal = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.write(terminal, log.read_bytes()[begun:])
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 @asynccontextmanager
@@ -47,7 +71,9 @@ async def critics_of(config: Config, template: PromptTemplate, work: Path) -> As
             engines = critics_without_actors(voter)
         else:
             files = find_model(voter.model, f"{places[id(voter)]}.model", work, seed=config.seed + 1 + number)
-            engines = (make_critic(critic_engine_settings(config, voter, files), f"critic-{number}"),)
+            settings = critic_engine_settings(config, voter, files)
+            with quiet(work / ENGINE_LOG):
+                engines = (make_critic(settings, f"critic-{number}"),)
         opened.extend(engines)
         return engines
 
@@ -84,7 +110,8 @@ async def sample(config: Config, work: Path, count: int, advance: Callable[[], N
     prepare(config, "rollout")
     policy = find_model(config.policy, "policy", work, seed=config.seed)
     encode = policy.encoder(config.policy.system_prompt, config.policy.chat_template)
-    engine = make_rollout(rollout_settings(config, policy), "rollout-0")
+    with quiet(work / ENGINE_LOG):
+        engine = make_rollout(rollout_settings(config, policy), "rollout-0")
     sampling, asked = (
         sampling_of(config),
         problems(0, count, Difficulty(operations=config.data.operations), split="held_out"),

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import subprocess
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from openai_server import chat, serving_in_thread
 
 from capo_ray.credit.critique import render_reply, unwrap
 from capo_ray.critic_bench.__main__ import main
+from capo_ray.critic_bench.engines import quiet
 from capo_ray.critic_bench.replies import ask, read_replies
 from capo_ray.critics.labelled import Item, arithmetic, processbench
 from capo_ray.critics.service import Critics
@@ -252,3 +254,19 @@ def test_bad_arguments(
     assert main(arguments.split()) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_what_an_engine_writes_goes_to_a_file_and_is_shown_when_it_does_not_start(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def start() -> None:
+        subprocess.run(["sh", "-c", "echo noise of a library >&2"], check=True)
+
+    log = tmp_path / "work" / "engine.log"
+    with quiet(log):
+        start()
+    assert capfd.readouterr().err == "" and log.read_text() == "noise of a library\n"
+    with pytest.raises(ValueError), quiet(log):
+        subprocess.run(["sh", "-c", "echo why it failed >&2"], check=True)
+        raise ValueError
+    assert capfd.readouterr().err == "why it failed\n"
