@@ -30,8 +30,9 @@ USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
   -v                                say more: every actor's speed, what is resumed
   run_dir=DIR resume=true           continue a run from its last checkpoint
 """
-NEXT = """Next: look at metrics.jsonl and samples/ there, or `tensorboard --logdir` on it; try reward=intersection, or
-algorithm.advantage=grpo with critic=null to see what the critiques were worth; make it yours: docs/data.md."""
+NEXT = """Look inside it: python -m capo_ray.view {run_dir}
+Then try reward=intersection, or algorithm=grpo with critic=null to see what the critiques were worth; make it yours:
+docs/tutorial.md."""
 
 log = logging.getLogger("capo_ray")
 
@@ -78,7 +79,7 @@ def launch(config: Config) -> int:
             file=sys.stderr,
         )
         return FAILED
-    print(f"\nEverything of this run: {run_dir}\n{NEXT}")
+    print(f"\nEverything of this run: {run_dir}\n{NEXT.format(run_dir=run_dir)}")
     return 0
 
 

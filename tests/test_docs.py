@@ -29,6 +29,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted(ROOT.glob("capo_ray/assets/*/*.md")),
 ]
+CREDIT = ROOT / "docs" / "credit.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
 TROUBLE = ROOT / "docs" / "troubleshooting.md"
 
@@ -154,18 +155,18 @@ def test_commands_compose(command: list[str]) -> None:
     assert compose(command).steps > 0
 
 
-def test_every_experiment_is_in_the_readme() -> None:
+def test_every_experiment_is_in_its_page() -> None:
     """The paper's by policy and method, each a row of its table; the others by name."""
-    readme = text(ROOT / "README.md")
+    page = text(ROOT / "docs" / "experiments.md")
     policies, methods = (
         re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]*)\|", table, re.M)))
-        for table in (readme.split(f"| {head} |")[1].split("\n\n")[0] for head in ("policy", "method"))
+        for table in (page.split(f"| {head} |")[1].split("\n\n")[0] for head in ("policy", "method"))
     )
     assert policies and methods
     experiments = {path.stem for path in (conf_dir() / "experiment").glob("*.yaml")}
     others = experiments - {f"{policy}_{method}" for policy in policies for method in methods}
     assert len(experiments) - len(others) == len(policies) * len(methods)
-    assert all(f"`{name}`" in readme for name in others)
+    assert all(f"`{name}`" in page for name in others)
 
 
 def test_the_configuration_page_is_current() -> None:
@@ -246,8 +247,8 @@ def test_the_picture_is_whole() -> None:
 
 
 def example(start: str) -> str:
-    """The block of the README that begins with `start`, so that it runs in another folder."""
-    (block,) = (block for _, block in BLOCK.findall(text(ROOT / "README.md")) if block.startswith(start))
+    """The block of docs/credit.md that begins with `start`, so that it runs in another folder."""
+    (block,) = (block for _, block in BLOCK.findall(text(CREDIT)) if block.startswith(start))
     return block.replace("python -m", f"{sys.executable} -m").replace("capo_ray/assets", f"{ROOT}/capo_ray/assets")
 
 
@@ -260,14 +261,14 @@ def run_block(block: str, folder: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_the_credit_example_gives_what_the_readme_shows(tmp_path: Path) -> None:
+def test_the_credit_example_gives_what_the_page_shows(tmp_path: Path) -> None:
     _, second = run_block(example("cat > groups.jsonl"), tmp_path)
-    (shown,) = (block for _, block in BLOCK.findall(text(ROOT / "README.md")) if block.startswith('{"id": "q1"'))
+    (shown,) = (block for _, block in BLOCK.findall(text(CREDIT)) if block.startswith('{"id": "q1"'))
     assert second.startswith(" ".join(shown.split('"token_rewards"')[0].split()))
     assert second.count("-1.0") == 6
 
 
-def test_the_grade_example_gives_what_the_readme_shows(tmp_path: Path) -> None:
+def test_the_grade_example_gives_what_the_page_shows(tmp_path: Path) -> None:
     block = example('echo \'{"gold"')
     assert run_block(block, tmp_path) == [block.splitlines()[1].removeprefix("# ")]
 

@@ -230,6 +230,7 @@ def test_what_is_killed_or_interrupted_costs_no_numbers(disturbed: Disturbed) ->
 def test_a_run_says_what_it_does_and_leaves_its_files(whole: Ran) -> None:
     assert "step 6/6" in whole.output
     assert f"Everything of this run: {whole.run_dir}" in whole.output
+    assert f"Look inside it: python -m capo_ray.view {whole.run_dir}\n" in whole.output
     for name in (
         "config.yaml",
         "critic_prompt.jinja",
