@@ -18,13 +18,20 @@ Points = Sequence[tuple[float, float, str]]
 """x, y and what is written beside the point."""
 
 
-def lines(named: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str) -> str:
-    """A line per name through its (x, y), with a legend beside the plot; `x` and `y` name the axes."""
+def lines(named: Mapping[str, Sequence[tuple[int, float, float]]], *, x: str, y: str) -> str:
+    """A line per name through its (x, y) in a shade of y - spread to y + spread, with a legend beside the plot; `x` and
+    `y` name the axes."""
+
+    from matplotlib.ticker import MaxNLocator
 
     def draw(axes: Axes) -> None:
         for number, (name, points) in enumerate(named.items()):
             colour, style = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
-            axes.plot(*zip(*points, strict=True), style, color=colour, label=name, linewidth=1.8)
+            at = [point[0] for point in points]
+            axes.plot(at, [point[1] for point in points], style, color=colour, label=name, linewidth=1.8)
+            low, high = [mid - spread for _, mid, spread in points], [mid + spread for _, mid, spread in points]
+            axes.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     return _svg(draw, x, y)
 

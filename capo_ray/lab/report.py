@@ -7,8 +7,8 @@ points. Leaves out how runs are read (see `lab.runs`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf, isnan, nan
-from statistics import fmean
+from math import inf, isnan, nan, sqrt
+from statistics import fmean, stdev
 
 from capo_ray import plots
 from capo_ray.lab.design import Design
@@ -84,7 +84,7 @@ def page(design: Design, results: Sequence[Result]) -> str:
         if any(design.arms[name].group == group for name in members):
             parts += [
                 f"## {group[0].upper()}{group[1:]}\n",
-                f"![Right answer and process by step]({figure_of(group)})\n",
+                f"![Right answer and process by step, mean and standard error over seeds]({figure_of(group)})\n",
                 _table(design, members),
                 _verdicts(design, {name: found for name, found in members.items() if name != design.baseline}, arms),
             ]
@@ -177,12 +177,17 @@ def _at(result: Result, budget: float) -> float | None:
 
 
 def curves(design: Design, results: Sequence[Result], group: str) -> str:
-    """Right answer and process by step, mean over seeds, one line per arm of `group` and the baseline: an SVG."""
+    """Right answer and process by step, mean and standard error over seeds, one line per arm of `group` and the
+    baseline: an SVG."""
     drawn = {}
     for name in design.members(group):
         found = [result for result in results if result.arm == name]
         if found:
             length = min(len(result.steps) for result in found)
-            means = (fmean(100 * (result.steps[s].get(BOTH) or 0.0) for result in found) for s in range(length))
-            drawn[name] = list(enumerate(means, start=1))
+            shares = [[100 * (result.steps[s].get(BOTH) or 0.0) for result in found] for s in range(length)]
+            drawn[name] = [(step, fmean(share), _standard_error(share)) for step, share in enumerate(shares, start=1)]
     return plots.lines(drawn, x="step", y="right answer and process, %")
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
