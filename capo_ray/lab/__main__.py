@@ -3,9 +3,9 @@
     python -m capo_ray.lab run=NAME [out=runs/lab-NAME] [arms=A,B] [report=only] [key=value ...]
 
 NAME is a file of conf/lab, or a path ending in .yaml. Results are kept as they land in OUT/ARM/seed-N; run the same
-command again to go on. The report is OUT/report.md with a figure per table; `report=only` writes it and runs nothing.
-With `arms` only these are run; the report has all that are finished. Further overrides go to every run. Leaves out what
-a run is (see `capo_ray.launch`).
+command again to go on. The report is OUT/report.md with a figure per table, OUT/runs.csv what each run measured;
+`report=only` writes them and runs nothing. With `arms` only these are run; the report has all that are finished.
+Further overrides go to every run. Leaves out what a run is (see `capo_ray.launch`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from capo_ray.config.run import ConfigError
 from capo_ray.lab.design import Design, designs, load
-from capo_ray.lab.report import curves, figure_of, page
+from capo_ray.lab.report import curves, every_run, figure_of, page
 from capo_ray.lab.runs import folder, results, run_all
 from capo_ray.program import GOES_ON, own_keys, run_program
 
@@ -25,12 +25,13 @@ OWN = ("run", "out", "arms", "report")
 
 
 def write_report(design: Design, out: Path) -> Path:
-    """OUT/report.md and the figures beside it, of the runs that are finished."""
+    """OUT/report.md, its figures and runs.csv beside it, of the runs that are finished."""
     arm, seed = design.runs()[0]
     found = results(design, out, design.config(arm, seed, folder(out, arm, seed)).steps)
     begun = {design.arms[result.arm].group for result in found}
     for group in begun:
         (out / figure_of(group)).write_text(curves(design, found, group), encoding="utf-8")
+    (out / "runs.csv").write_text(every_run(found), encoding="utf-8")
     path = out / "report.md"
     path.write_text(page(design, found), encoding="utf-8")
     return path

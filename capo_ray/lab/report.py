@@ -6,6 +6,8 @@ points. Leaves out how runs are read (see `lab.runs`).
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Mapping, Sequence
 from math import inf, isnan, nan, sqrt
 from statistics import fmean, stdev
@@ -89,6 +91,18 @@ def page(design: Design, results: Sequence[Result]) -> str:
                 _verdicts(design, {name: found for name, found in members.items() if name != design.baseline}, arms),
             ]
     return "\n".join(parts)
+
+
+def every_run(results: Sequence[Result]) -> str:
+    """What each run measured, as comma-separated values; empty where something could not be measured."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["arm", "seed", "right answer and process before, %", *(name for name, _ in COLUMNS)])
+    for result in results:
+        values = [measure(result) for _, measure in COLUMNS]
+        told = ["" if value is None else f"{value:.6g}" for value in (100 * result.before[BOTH], *values)]
+        writer.writerow([result.arm, result.seed, *told])
+    return text.getvalue()
 
 
 def _what_was_run(design: Design, arms: Mapping[str, Sequence[Result]]) -> str:

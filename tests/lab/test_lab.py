@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from math import inf, sqrt
 from pathlib import Path
@@ -12,7 +14,7 @@ from capo_ray.config.run import ConfigError
 from capo_ray.lab import __main__ as program
 from capo_ray.lab.design import Arm, Design, designs, load
 from capo_ray.lab.intervals import interval, paired
-from capo_ray.lab.report import curves, equal_tokens, page
+from capo_ray.lab.report import curves, equal_tokens, every_run, page
 from capo_ray.lab.runs import Result, folder, read
 
 DESIGN = Design(
@@ -123,6 +125,12 @@ def test_equal_tokens_compares_where_the_thriftier_one_ended() -> None:
     """The one that needs twice the tokens is looked at after its first step."""
     found = equal_tokens([result("capo", 0, 0.4, tokens=20.0)], [result("grpo", 0, 0.1)])
     assert found is not None and found.mean == pytest.approx(100 * (0.5 - 0.375))
+
+
+def test_every_run_is_a_row() -> None:
+    (told,) = csv.DictReader(io.StringIO(every_run([result("grpo", 0, 0.1)])))
+    assert (told["arm"], told["seed"], told["right answer and process before, %"]) == ("grpo", "0", "30")
+    assert (told["right answer and process, %"], told["critic precision, %"]) == ("40", "")
 
 
 def test_the_figure_has_a_line_per_arm() -> None:
