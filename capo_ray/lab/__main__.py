@@ -11,6 +11,7 @@ Further overrides go to every run. Leaves out what a run is (see `capo_ray.launc
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from capo_ray.config.run import ConfigError
 from capo_ray.lab.design import Design, designs, load
 from capo_ray.lab.report import curves, every_run, figure_of, page
-from capo_ray.lab.runs import folder, results, run_all
+from capo_ray.lab.runs import results, run_all
 from capo_ray.program import GOES_ON, own_keys, run_program
 
 OWN = ("run", "out", "arms", "report")
@@ -26,8 +27,7 @@ OWN = ("run", "out", "arms", "report")
 
 def write_report(design: Design, out: Path) -> Path:
     """OUT/report.md, its figures and runs.csv beside it, of the runs that are finished."""
-    arm, seed = design.runs()[0]
-    found = results(design, out, design.config(arm, seed, folder(out, arm, seed)).steps)
+    found = results(design, out)
     begun = {design.arms[result.arm].group for result in found}
     for group in begun:
         (out / figure_of(group)).write_text(curves(design, found, group), encoding="utf-8")
@@ -72,6 +72,7 @@ def parse(arguments: Sequence[str]) -> Asked:
 
 def work(arguments: list[str]) -> int:
     asked = parse(arguments)
+    warnings.filterwarnings("ignore", "reward.process_weight P")  # an arm may be about that
     design = load(asked.design)
     design = design.model_copy(update={"common": (*design.common, *asked.overrides)})
     asked.out.mkdir(parents=True, exist_ok=True)

@@ -61,11 +61,17 @@ class Design(BaseModel):
     def groups(self) -> list[str]:
         return list(dict.fromkeys(arm.group for arm in self.arms.values()))
 
+    def own(self, group: str) -> list[str]:
+        """The arms that `group` is about."""
+        return [name for name, arm in self.arms.items() if arm.group == group]
+
+    def compared_with(self, group: str) -> list[str]:
+        """The arms that those of `group` are compared with: the baseline, and those that also stand there."""
+        return [self.baseline, *(name for name, arm in self.arms.items() if group in arm.also)]
+
     def members(self, group: str) -> list[str]:
-        """The arms in the table of `group`: the baseline, those that also stand there, its own."""
-        arms = self.arms.items()
-        also = [name for name, arm in arms if group in arm.also]
-        return list(dict.fromkeys([self.baseline, *also, *(name for name, arm in arms if arm.group == group)]))
+        """The arms in the table of `group`."""
+        return list(dict.fromkeys([*self.compared_with(group), *self.own(group)]))
 
     def _seeds(self, arm: str) -> int:
         return self.arms[arm].seeds or self.seeds

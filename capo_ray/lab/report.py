@@ -82,13 +82,12 @@ def page(design: Design, results: Sequence[Result]) -> str:
     arms = {name: found for name, found in arms.items() if found}
     parts = [f"# {design.title}\n", _what_was_run(design, arms)]
     for group in design.groups():
-        members = {name: arms[name] for name in design.members(group) if name in arms}
-        if any(design.arms[name].group == group for name in members):
+        if any(name in arms for name in design.own(group)):
             parts += [
                 f"## {group[0].upper()}{group[1:]}\n",
                 f"![Right answer and process by step, mean and standard error over seeds]({figure_of(group)})\n",
-                _table(design, members),
-                _verdicts(design, {name: found for name, found in members.items() if name != design.baseline}, arms),
+                _table(design, {name: arms[name] for name in design.members(group) if name in arms}),
+                _verdicts(design, group, arms),
             ]
     return "\n".join(parts)
 
@@ -131,17 +130,20 @@ def _cell(values: Sequence[float | None]) -> str:
     return f"{found.mean:,.{digits}f}" + (f" ± {found.half:,.{digits}f}" if found.half < inf else "")
 
 
-def _verdicts(design: Design, arms: Mapping[str, Sequence[Result]], everything: Mapping[str, Sequence[Result]]) -> str:
-    base = everything.get(design.baseline, [])
+def _verdicts(design: Design, group: str, arms: Mapping[str, Sequence[Result]]) -> str:
+    """Every arm of `group` against each that it is compared with."""
     lines = []
-    for name in arms:
-        told = [
-            _difference(arms[name], base, of) for of in (("right answer and process", BOTH), ("right answer", OUTCOME))
-        ]
-        tokens = equal_tokens(arms[name], base)
-        if tokens is not None:
-            told.append(f"at equal tokens, policy's and critic's together: {_points(tokens)}")
-        lines.append(f"* `{name}` against `{design.baseline}`: " + "; ".join(told) + ".")
+    for other in design.compared_with(group):
+        for name in design.own(group):
+            if name == other or name not in arms or other not in arms:
+                continue
+            ours, theirs = arms[name], arms[other]
+            measures = (("right answer and process", BOTH), ("right answer", OUTCOME))
+            told = [_difference(ours, theirs, of) for of in measures]
+            tokens = equal_tokens(ours, theirs)
+            if tokens is not None:
+                told.append(f"at equal tokens, policy's and critic's together: {_points(tokens)}")
+            lines.append(f"* `{name}` against `{other}`: " + "; ".join(told) + ".")
     return "\n".join(lines) + "\n" if lines else ""
 
 

@@ -69,9 +69,10 @@ def read(out: Path, arm: str, seed: int, steps: int) -> Result | None:
     )
 
 
-def results(design: Design, out: Path, steps: int) -> list[Result]:
+def results(design: Design, out: Path) -> list[Result]:
     """Of all runs that are finished."""
-    found = (read(out, arm, seed, steps) for arm, seed in design.runs())
+    steps = {arm: design.config(arm, design.first_seed, out).steps for arm in design.arms}
+    found = (read(out, arm, seed, steps[arm]) for arm, seed in design.runs())
     return [result for result in found if result is not None]
 
 
