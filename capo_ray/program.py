@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from asyncio import CancelledError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 from capo_ray.checkpoint import RunDirError
@@ -45,16 +47,34 @@ def run_program(
         logging.getLogger("capo_ray").setLevel(logging.INFO)
         arguments = [argument for argument in arguments if argument not in VERBOSE]
     try:
-        return work(arguments)
+        with sigterm_as_ctrl_c():
+            return work(arguments)
     except (ConfigError, DataError, RunDirError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except (KeyboardInterrupt, CancelledError):  # a run is cancelled by SIGTERM
+    except KeyboardInterrupt:
         print(f"\ninterrupted. {afterwards}".rstrip(), file=sys.stderr)
         return INTERRUPTED
     except failures as error:
         print(f"error: {first_of(error)}\n{afterwards}".rstrip(), file=sys.stderr)
         return FAILED
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Job schedulers end programs by SIGTERM, which Python does not turn into an exception by itself."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):  # a shell's background jobs ignore Ctrl-C
+            raise KeyboardInterrupt
+        handler(signal.SIGINT, frame)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def own_keys(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:

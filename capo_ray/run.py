@@ -5,8 +5,6 @@ Leaves out the command line, messages and exit codes (launch), the parts (build)
 
 from __future__ import annotations
 
-import asyncio
-import signal
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -51,7 +49,6 @@ async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None)
             nullcontext() if warm is not None else ray_session(config.cluster, logs=run_dir / "logs"),
             closing(RunGauges(run_dir.name)) as gauges,
         ):
-            end_on_sigterm()
             tracker.add(gauges)
             await outlive(
                 partial(running_crew, config, found, run_dir, tracker, warm),
@@ -63,14 +60,6 @@ async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None)
         tracker.finish()
     if (table := tracker.table()) is not None:
         Console().print(table)
-
-
-def end_on_sigterm() -> None:
-    """Cancel the running task on SIGTERM, which job schedulers send, as Ctrl-C does. Ray has a handler of its own, so
-    this comes after its start."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def write_config(config: Config, run_dir: Path) -> None:

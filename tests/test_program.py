@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from capo_ray.program import INTERRUPTED, run_program
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = """
+import asyncio, sys, time
+from capo_ray.program import run_program
+
+async def in_a_loop():
+    print("begun", flush=True)
+    await asyncio.sleep(60)
+
+def outside():
+    print("begun", flush=True)
+    time.sleep(60)
+
+def work(arguments):
+    {waits}
+
+sys.exit(run_program(work, ["a=1"], "usage", afterwards="It goes on from here."))
+"""
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, asyncio.CancelledError])
-def test_an_interruption_is_told_in_one_line(
-    capsys: pytest.CaptureFixture[str], interruption: type[BaseException]
-) -> None:
-    def work(arguments: list[str]) -> int:
-        raise interruption
-
-    assert run_program(work, ["a=1"], "usage", afterwards="It goes on from here.") == INTERRUPTED
-    assert capsys.readouterr().err == "\ninterrupted. It goes on from here.\n"
+@pytest.mark.parametrize("waits", ["outside()", "asyncio.run(in_a_loop())"])
+@pytest.mark.parametrize(
+    ("sent", "background"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)]
+)
+def test_an_interruption_is_told_in_one_line(waits: str, sent: signal.Signals, background: bool) -> None:
+    """What a shell starts in the background does not hear Ctrl-C."""
+    ctrl_c = signal.SIG_IGN if background else signal.default_int_handler
+    before = signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        program = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM.format(waits=waits)],
+            cwd=ROOT, env={**os.environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert program.stdout is not None and program.stdout.readline() == "begun\n"
+    program.send_signal(sent)
+    _, told = program.communicate(timeout=30)
+    assert (program.returncode, told) == (130, "\ninterrupted. It goes on from here.\n")

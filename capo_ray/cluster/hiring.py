@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any, Self, get_args
 
 import ray
+from ray.exceptions import RayActorError
 
+from capo_ray.cluster.patience import when_up
 from capo_ray.cluster.placement import Team, environment
 from capo_ray.config.run import Config
 from capo_ray.plan import Role, seats, shortages
@@ -47,11 +49,25 @@ class Hire:
         self.critics: list[Any] = []
 
     async def __aenter__(self) -> Self:
-        if self._warm is not None:
-            await self._warm.make_room(self._config, {role: self._asked[role] for role in self._lasting})
-        await self._team.place()
-        self.rollouts, self.critics = [await self._engines(role) for role in self._asked]
+        try:
+            if self._warm is not None:
+                await self._warm.make_room(self._config, {role: self._asked[role] for role in self._lasting})
+            await self._team.place()
+            self.rollouts, self.critics = [await self._engines(role) for role in self._asked]
+        except BaseException:
+            await self._leave(failed=True)
+            raise
         return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        await self._leave(failed=kind is not None)
+
+    async def _leave(self, *, failed: bool) -> None:
+        try:
+            await self._team.dismiss()
+        finally:
+            if self._warm is not None and failed:
+                await self._warm.close()  # what they were doing when the run failed is not known
 
     async def _engines(self, role: Role) -> list[Any]:
         if not self._asked[role]:
@@ -68,12 +84,8 @@ class Hire:
 
     async def ready(self) -> None:
         """Wait until every engine has started. Raises with the name and cause of the first that cannot."""
-        await asyncio.gather(self._team.ready(), *([self._warm.ready()] if self._warm is not None else []))
-
-    async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        await self._team.dismiss()
-        if self._warm is not None and kind is not None:
-            await self._warm.close()  # what they were doing when the run failed is not known
+        warm = [self._warm.ready(role) for role in self._lasting if self._asked[role]] if self._warm is not None else []
+        await asyncio.gather(self._team.ready(), *warm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +98,8 @@ class _Held:
 class WarmEngines:
     """Rollout workers and critics that a run leaves to the next, which takes them if it asks for the very same.
 
-    Of each role those of one run are held, so that no more memory is taken than a run would. A rollout worker samples
-    nothing before its new trainer has sent it weights; what a critic has in its prefix cache stays there.
+    Of each role those of one run are held, also during runs that need none. A rollout worker samples nothing before its
+    new trainer has sent it weights; what a critic has in its prefix cache stays there.
     """
 
     def __init__(self, name: str) -> None:
@@ -96,10 +108,13 @@ class WarmEngines:
         self._held: dict[Role, _Held] = {}
 
     async def make_room(self, config: Config, wanted: Mapping[Role, Sequence[Factory]]) -> None:
-        """Dismiss engines that are not those which are `wanted`, and idle ones beside which the run has no room."""
+        """Dismiss engines that are not those which are `wanted` or that are lost, and idle ones beside which the run
+        has no room."""
         for role, factories in wanted.items():
             held = self._held.get(role)
-            if held is not None and factories and held.recipe != _recipe(config, role, factories):
+            if held is None or not factories:
+                continue
+            if held.recipe != _recipe(config, role, factories) or not await _all_up(held.actors):
                 await self._dismiss(role)
         idle = [role for role in self._held if not wanted.get(role)]
         bundles = [bundle for role in idle for bundle in self._held[role].team.bundles]
@@ -111,25 +126,38 @@ class WarmEngines:
         """The actors of these engines: those that are held, or new ones that are started. After `make_room`."""
         if role not in self._held:
             team = Team(config, self._name, [role])
+            held = self._held[role] = _Held(_recipe(config, role, factories), team, [])
             await team.place()
-            actors = team.hire(role, [(factory,) for factory in factories])
-            self._held[role] = _Held(_recipe(config, role, factories), team, actors)
+            held.actors.extend(team.hire(role, [(factory,) for factory in factories]))
         return self._held[role].actors
 
-    async def ready(self) -> None:
-        await asyncio.gather(*(held.team.ready() for held in self._held.values()))
+    async def ready(self, role: Role) -> None:
+        """Wait until the engines of `role` have started."""
+        await self._held[role].team.ready()
 
     async def close(self) -> None:
-        for role in list(self._held):
-            await self._dismiss(role)
+        await asyncio.gather(*(self._dismiss(role) for role in self._held))
 
     async def _dismiss(self, role: Role) -> None:
-        await self._held.pop(role).team.dismiss()
+        try:
+            await self._held[role].team.dismiss()
+        finally:
+            del self._held[role]
+
+
+async def _all_up(actors: Sequence[Any]) -> bool:
+    """Whether all of them are there, once Ray has started again those that died since they were last asked."""
+    try:
+        await asyncio.gather(*(when_up(actor, "an engine to start again") for actor in actors))
+    except RayActorError:
+        return False
+    return True
 
 
 def can_outlive(config: Config, role: Role) -> bool:
-    """Whether engines of `role` can outlive a run: not where they share their GPUs with its trainers."""
-    return role == "critic" or (role == "rollout" and config.cluster.weight_transfer != "ipc")
+    """Whether engines of `role` can outlive a run. Rollout workers only where a second trainer can open the weight
+    transfer to them: over shared memory."""
+    return role == "critic" or (role == "rollout" and config.cluster.weight_transfer == "shm")
 
 
 def _recipe(config: Config, role: Role, factories: Sequence[Factory]) -> object:

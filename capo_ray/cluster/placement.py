@@ -127,13 +127,14 @@ class Team:
 
     async def dismiss(self) -> None:
         """Close every actor, then kill it, and give the placement group back."""
-        closing = [actor.close.remote() for _, actor in self._actors]
-        if closing:
-            await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=10)
-        for _, actor in self._actors:
-            ray.kill(actor)
-        if self._group is not None and not ends_within(5, partial(remove_placement_group, self._group)):
-            log.warning("Ray does not answer: its head is gone. What it ran ends with it")
+        try:
+            if closing := [actor.close.remote() for _, actor in self._actors]:
+                await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=10)
+        finally:
+            for _, actor in self._actors:
+                ray.kill(actor)
+            if self._group is not None and not ends_within(5, partial(remove_placement_group, self._group)):
+                log.warning("Ray does not answer: its head is gone. What it ran ends with it")
 
 
 def refuse_too_much(bundles: Sequence[dict[str, float]], there: dict[str, float]) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +34,8 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
     """Ray, started here or joined; `logs` receives the logs of a session that was started here."""
     environment = worker_environment()
     if cluster.address is not None:
-        ray.init(address=cluster.address, runtime_env={"env_vars": environment}, log_to_driver=False)
+        with sigterm_as_it_was():
+            ray.init(address=cluster.address, runtime_env={"env_vars": environment}, log_to_driver=False)
         try:
             yield
         finally:
@@ -41,17 +44,18 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
     home = Path(tempfile.mkdtemp(prefix="capo_ray-"))  # short: socket paths have a limit of 107 characters
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        context = ray.init(
-            num_cpus=None if cluster.cpus is None else max(1, int(cluster.cpus)),
-            num_gpus=0 if cluster.device == "cpu" else None,
-            object_store_memory=None if cluster.object_store_gib is None else int(cluster.object_store_gib * GIB),
-            include_dashboard=cluster.dashboard,
-            # vLLM leaves the sockets between its processes where they were; here they go with the rest.
-            runtime_env={"env_vars": environment | {"VLLM_RPC_BASE_PATH": str(home)}},
-            log_to_driver=False,
-            logging_level="ERROR",
-            _temp_dir=str(home),
-        )
+        with sigterm_as_it_was():
+            context = ray.init(
+                num_cpus=None if cluster.cpus is None else max(1, int(cluster.cpus)),
+                num_gpus=0 if cluster.device == "cpu" else None,
+                object_store_memory=None if cluster.object_store_gib is None else int(cluster.object_store_gib * GIB),
+                include_dashboard=cluster.dashboard,
+                # vLLM leaves the sockets between its processes where they were; here they go with the rest.
+                runtime_env={"env_vars": environment | {"VLLM_RPC_BASE_PATH": str(home)}},
+                log_to_driver=False,
+                logging_level="ERROR",
+                _temp_dir=str(home),
+            )
         if context.dashboard_url:
             log.info("Ray's dashboard: http://%s", context.dashboard_url)
         told = logs.with_name("ray_session")
@@ -65,6 +69,15 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
             keep_logs(home, logs)
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def sigterm_as_it_was() -> Iterator[None]:
+    """Ray takes SIGTERM for itself; what it did before (see `program`) is what it does afterwards."""
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def worker_environment() -> dict[str, str]:

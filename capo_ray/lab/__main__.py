@@ -10,7 +10,6 @@ Further overrides go to every run. Leaves out what a run is (see `capo_ray.launc
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from pathlib import Path
 from capo_ray.config.run import ConfigError
 from capo_ray.lab.design import Design, designs, load
 from capo_ray.lab.report import curves, every_run, figure_of, page
-from capo_ray.lab.runs import results, run_all
-from capo_ray.program import GOES_ON, own_keys, run_program
+from capo_ray.lab.runs import RunFailed, results, run_all
+from capo_ray.program import GOES_ON, leave, own_keys, run_program
 
 OWN = ("run", "out", "arms", "report")
 
@@ -84,8 +83,8 @@ def work(arguments: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_program(work, argv, __doc__ or "", afterwards=GOES_ON)
+    return run_program(work, argv, __doc__ or "", failures=(RunFailed,), afterwards=GOES_ON)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

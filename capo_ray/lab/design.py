@@ -24,7 +24,7 @@ class Arm(BaseModel):
     overrides: tuple[str, ...] = ()
     seeds: int | None = Field(None, gt=0, description="seeds 0 to this - 1; null: the design's")
     group: str = Field("arms", description="the table that it stands in")
-    also: tuple[str, ...] = Field((), description="further tables that it stands in, to be compared with")
+    against: tuple[str, ...] = Field((), description="arms that it is compared with; none: the design's baseline")
 
 
 class Design(BaseModel):
@@ -43,6 +43,9 @@ class Design(BaseModel):
     def _check(self) -> Self:
         if self.baseline not in self.arms:
             raise ValueError(f"`baseline` {self.baseline} is none of the arms: {', '.join(self.arms)}")
+        for name, arm in self.arms.items():
+            if unknown := [other for other in arm.against if other not in self.arms]:
+                raise ValueError(f"arm {name} is compared with {', '.join(unknown)}, which is none of the arms")
         return self
 
     def runs(self, arms: Collection[str] = ()) -> list[tuple[str, int]]:
@@ -65,13 +68,15 @@ class Design(BaseModel):
         """The arms that `group` is about."""
         return [name for name, arm in self.arms.items() if arm.group == group]
 
-    def compared_with(self, group: str) -> list[str]:
-        """The arms that those of `group` are compared with: the baseline, and those that also stand there."""
-        return [self.baseline, *(name for name, arm in self.arms.items() if group in arm.also)]
+    def against(self, arm: str) -> tuple[str, ...]:
+        """The arms that `arm` is compared with."""
+        return tuple(other for other in self.arms[arm].against or (self.baseline,) if other != arm)
 
     def members(self, group: str) -> list[str]:
-        """The arms in the table of `group`."""
-        return list(dict.fromkeys([*self.compared_with(group), *self.own(group)]))
+        """The arms in the table of `group`: those that its own are compared with, then its own."""
+        own = self.own(group)
+        others = [other for arm in own for other in self.against(arm) if other not in own]
+        return [*dict.fromkeys(others), *own]
 
     def _seeds(self, arm: str) -> int:
         return self.arms[arm].seeds or self.seeds

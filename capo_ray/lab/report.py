@@ -19,6 +19,7 @@ from capo_ray.lab.runs import Result
 
 BOTH = "truth/right_answer_and_process"
 OUTCOME = "outcome/accuracy"
+COMPARED = (("right answer and process", BOTH), ("right answer", OUTCOME))
 Measure = Callable[[Result], float | None]
 
 
@@ -43,13 +44,6 @@ def gain(result: Result) -> float:
     return 100 * (result.after[BOTH] - result.before[BOTH])
 
 
-def _per_point(total: str) -> Measure:
-    def measure(result: Result) -> float | None:
-        return result.total(total) / gain(result) if gain(result) > 1 else None
-
-    return measure
-
-
 COLUMNS: tuple[tuple[str, Measure], ...] = (
     ("right answer and process, %", _after(BOTH, 100)),
     ("right answer, %", _after(OUTCOME, 100)),
@@ -58,15 +52,19 @@ COLUMNS: tuple[tuple[str, Measure], ...] = (
     ("steps", _after("response/mean_steps")),
     ("entropy, last step", lambda result: result.steps[-1].get("trainer/entropy") if result.steps else None),
     ("groups with credit, %", _mean("group/credit_share", 100)),
-    ("critic precision, %", _mean("critic/precision", 100)),
-    ("critic recall, %", _mean("critic/recall", 100)),
-    ("s per point", _per_point("seconds/step")),
-    ("critic tokens per point", _per_point("tokens/critiques")),
+    ("vote's precision, %", _mean("critic/precision", 100)),
+    ("vote's recall, %", _mean("critic/recall", 100)),
+    ("gain, points", gain),
+    ("seconds", lambda result: result.total("seconds/step")),
+    ("critique tokens", lambda result: result.total("tokens/critiques")),
 )
-"""Of the held-out evaluation after the last step, of the steps' mean, and what a point of the first column cost.
+"""Of the held-out evaluation after the last step, of the mean over steps, and of all steps together.
 
 A group has credit when a token of it has an advantage: not so under GRPO when all its answers are right or all wrong.
+Precision and recall are those of the flags that were paid by, against the truth. The gain is that of the first column.
 """
+PER_POINT = (("s per point", "seconds"), ("critique tokens per point", "critique tokens"))
+"""What a point of gain cost: of all seeds of an arm together, so that none is left out."""
 
 
 def figure_of(group: str) -> str:
@@ -86,7 +84,7 @@ def page(design: Design, results: Sequence[Result]) -> str:
             parts += [
                 f"## {group[0].upper()}{group[1:]}\n",
                 f"![Right answer and process by step, mean and standard error over seeds]({figure_of(group)})\n",
-                _table(design, {name: arms[name] for name in design.members(group) if name in arms}),
+                _table(design, members(design, group, results)),
                 _verdicts(design, group, arms),
             ]
     return "\n".join(parts)
@@ -109,14 +107,17 @@ def _what_was_run(design: Design, arms: Mapping[str, Sequence[Result]]) -> str:
     return (
         f"{sum(map(len, arms.values()))} of {len(design.runs())} runs. Before training {start.mean:.1f} % of the "
         "held-out responses have a right answer and a right process. Mean and 95 % interval (Student's t) over seeds; "
-        f"differences to `{design.baseline}` are taken seed by seed.\n"
+        "differences are taken seed by seed.\n"
     )
 
 
 def _table(design: Design, arms: Mapping[str, Sequence[Result]]) -> str:
-    rows = ["| arm | | seeds | " + " | ".join(name for name, _ in COLUMNS) + " |", "|---" * (len(COLUMNS) + 3) + "|"]
+    shown = [column for column in COLUMNS if column[0] not in dict(PER_POINT).values()]
+    heads = ["arm", "", "seeds", *(name for name, _ in (*shown, *PER_POINT))]
+    rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, found in arms.items():
-        cells = [_cell([measure(result) for result in found]) for _, measure in COLUMNS]
+        cells = [_cell([measure(result) for result in found]) for _, measure in shown]
+        cells += [_per_point(found, total) for _, total in PER_POINT]
         rows.append(f"| `{name}` | {design.arms[name].says} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
@@ -130,20 +131,20 @@ def _cell(values: Sequence[float | None]) -> str:
     return f"{found.mean:,.{digits}f}" + (f" ± {found.half:,.{digits}f}" if found.half < inf else "")
 
 
+def _per_point(found: Sequence[Result], total: str) -> str:
+    gained = sum(map(gain, found))
+    spent = sum(dict(COLUMNS)[total](result) or 0.0 for result in found)
+    return "" if gained <= len(found) or not spent else f"{spent / gained:,.{0 if spent / gained >= 100 else 1}f}"
+
+
 def _verdicts(design: Design, group: str, arms: Mapping[str, Sequence[Result]]) -> str:
     """Every arm of `group` against each that it is compared with."""
     lines = []
-    for other in design.compared_with(group):
-        for name in design.own(group):
-            if name == other or name not in arms or other not in arms:
-                continue
-            ours, theirs = arms[name], arms[other]
-            measures = (("right answer and process", BOTH), ("right answer", OUTCOME))
-            told = [_difference(ours, theirs, of) for of in measures]
-            tokens = equal_tokens(ours, theirs)
-            if tokens is not None:
-                told.append(f"at equal tokens, policy's and critic's together: {_points(tokens)}")
-            lines.append(f"* `{name}` against `{other}`: " + "; ".join(told) + ".")
+    for name in design.own(group):
+        for other in design.against(name):
+            if name in arms and other in arms:
+                told = [_difference(arms[name], arms[other], of) for of in COMPARED]
+                lines.append(f"* `{name}` against `{other}`: " + "; ".join(told) + ".")
     return "\n".join(lines) + "\n" if lines else ""
 
 
@@ -164,44 +165,29 @@ def _points(found: Interval) -> str:
     return f"{found.mean:+.1f} points ({found.low:+.1f} to {found.high:+.1f}{told})"
 
 
-def equal_tokens(ours: Sequence[Result], theirs: Sequence[Result]) -> Interval | None:
-    """Difference in right answer and process, in points, when both have generated as many tokens as the thriftier run
-    of a seed did in all. Of the responses trained on, over three steps."""
-    mine, other = ({result.seed: result for result in results} for results in (ours, theirs))
-    made: list[float] = []
-    for seed in sorted(mine.keys() & other.keys()):
-        budget = min(_tokens(mine[seed])[-1:] + _tokens(other[seed])[-1:], default=0.0)
-        reached = [_at(result, budget) for result in (mine[seed], other[seed])]
-        if None not in reached:
-            made.append(100 * (reached[0] - reached[1]))  # type: ignore[operator]
-    return interval(made) if made else None
-
-
-def _tokens(result: Result) -> list[float]:
-    """Tokens generated up to the end of each step."""
-    total, made = 0.0, []
-    for step in result.steps:
-        total += (step.get("tokens/sampled") or 0.0) + (step.get("tokens/critiques") or 0.0)
-        made.append(total)
-    return made
-
-
-def _at(result: Result, budget: float) -> float | None:
-    done = [step for step, spent in zip(result.steps, _tokens(result), strict=True) if spent <= budget]
-    recent = [step[BOTH] for step in done[-3:] if step.get(BOTH) is not None]
-    return fmean(recent) if recent else None
+def members(design: Design, group: str, results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The results of the arms in the table of `group`. Of arms that its own are compared with, those of the seeds that
+    its own have, so that means in one table are over the same seeds."""
+    own = design.own(group)
+    seeds = {result.seed for result in results if result.arm in own}
+    found = {
+        name: [result for result in results if result.arm == name and (name in own or result.seed in seeds)]
+        for name in design.members(group)
+    }
+    return {name: results for name, results in found.items() if results}
 
 
 def curves(design: Design, results: Sequence[Result], group: str) -> str:
-    """Right answer and process by step, mean and standard error over seeds, one line per arm of `group` and the
-    baseline: an SVG."""
+    """Right answer and process by step, mean and standard error over seeds, one line per arm in the table of `group`.
+    An SVG. A step that some seed has no value for is left out."""
     drawn = {}
-    for name in design.members(group):
-        found = [result for result in results if result.arm == name]
-        if found:
-            length = min(len(result.steps) for result in found)
-            shares = [[100 * (result.steps[s].get(BOTH) or 0.0) for result in found] for s in range(length)]
-            drawn[name] = [(step, fmean(share), _standard_error(share)) for step, share in enumerate(shares, start=1)]
+    for name, found in members(design, group, results).items():
+        points = []
+        for step, lines in enumerate(zip(*(result.steps for result in found), strict=False), start=1):
+            shares = [100 * line[BOTH] for line in lines if line.get(BOTH) is not None]
+            if len(shares) == len(found):
+                points.append((step, fmean(shares), _standard_error(shares)))
+        drawn[name] = points
     return plots.lines(drawn, x="step", y="right answer and process, %")
 
 

@@ -15,12 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from time import monotonic
+from traceback import format_exception
 from typing import TYPE_CHECKING
 
+import yaml
+
 from capo_ray import tracking
-from capo_ray.checkpoint import Checkpoints, claim
-from capo_ray.config.run import Config
+from capo_ray.checkpoint import Checkpoints, RunDirError, claim
+from capo_ray.config.run import Config, ConfigError
 from capo_ray.lab.design import Design
+from capo_ray.plan import refuse_unfit
 from capo_ray.types import JsonDict, Metrics
 
 if TYPE_CHECKING:
@@ -47,62 +51,118 @@ class Result:
         return sum(step.get(name) or 0.0 for step in self.steps)
 
 
+NO_MATTER = (
+    *("run_dir", "resume", "cluster.", "tracking.", "keep_checkpoints"),
+    *("rollout.workers", "critic.workers", "reward.aggregators"),
+)
+"""Settings, by the beginnings of their names, that change how a run goes and not what comes of it."""
+
+
 def folder(out: Path, arm: str, seed: int) -> Path:
     return out / arm / f"seed-{seed}"
 
 
-def read(out: Path, arm: str, seed: int, steps: int) -> Result | None:
-    """The result of a run; None unless it is finished."""
-    file = folder(out, arm, seed) / "metrics.jsonl"
+class RunFailed(RuntimeError):
+    """One of the runs ended with an error."""
+
+
+def read(config: Config, arm: str, seed: int) -> Result | None:
+    """The result of the run that `config` describes; None unless it is finished. Raises RunDirError."""
+    run_dir = _run_dir(config)
+    file = run_dir / "metrics.jsonl"
     if not file.is_file():
         return None
-    lines: list[JsonDict] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    refuse_other_settings(config, run_dir)
+    whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # the last line may be half written
+    lines: list[JsonDict] = [json.loads(line) for line in whole.splitlines()]
     evaluations = tracking.evaluations(lines)
-    if 0 not in evaluations or steps not in evaluations:
+    if 0 not in evaluations or config.steps not in evaluations:
         return None
     return Result(
         arm=arm,
         seed=seed,
         before=evaluations[0],
-        after=evaluations[steps],
+        after=evaluations[config.steps],
         steps=tuple(line for line in lines if not tracking.is_evaluation(line)),
     )
 
 
+def refuse_other_settings(config: Config, run_dir: Path) -> None:
+    """Raises RunDirError where a setting that matters was another in the run in `run_dir`."""
+    file = run_dir / "config.yaml"
+    then = _leaves(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    now = _leaves(config.model_dump(mode="json"))
+    for name in sorted(then.keys() & now.keys()):
+        if then[name] != now[name] and not name.startswith(NO_MATTER):
+            raise RunDirError(
+                f"{run_dir} was run with {name}={then[name]}, and this design has {now[name]}: choose another out=DIR, "
+                "or remove that folder"
+            )
+
+
+def _leaves(block: JsonDict, place: str = "") -> JsonDict:
+    """Dotted names of all values, and of blocks, which may be null."""
+    found: JsonDict = {}
+    for name, value in block.items():
+        found |= (
+            {f"{place}{name}": "set"} | _leaves(value, f"{place}{name}.")
+            if isinstance(value, dict)
+            else {f"{place}{name}": value}
+        )
+    return found
+
+
 def results(design: Design, out: Path) -> list[Result]:
-    """Of all runs that are finished."""
-    steps = {arm: design.config(arm, design.first_seed, out).steps for arm in design.arms}
-    found = (read(out, arm, seed, steps[arm]) for arm, seed in design.runs())
+    """Of all runs that are finished. Raises RunDirError."""
+    found = (read(design.config(arm, seed, folder(out, arm, seed)), arm, seed) for arm, seed in design.runs())
     return [result for result in found if result is not None]
 
 
 def run_all(design: Design, out: Path, runs: Sequence[tuple[str, int]]) -> None:
-    """Run what is not finished of `runs`. All configurations are checked before the first. Raises ConfigError."""
+    """Run what is not finished of `runs`. All configurations are checked before the first.
+
+    Raises ConfigError, RunDirError, RunFailed.
+    """
     configs = {(arm, seed): design.config(arm, seed, folder(out, arm, seed)) for arm, seed in runs}
-    left = [key for key, config in configs.items() if read(out, *key, config.steps) is None]
+    left = [key for key, config in configs.items() if read(config, *key) is None]
     print(f"{len(configs)} runs, {len(configs) - len(left)} of them finished before", flush=True)
     if not left:
         return
+    cluster = configs[left[0]].cluster
+    for arm, seed in left:
+        if configs[arm, seed].cluster != cluster:
+            raise ConfigError(f"arm {arm}: all arms run in one Ray session, so `cluster` must be the same in all")
+        refuse_unfit(configs[arm, seed])
+    from capo_ray.cluster.faults import cause_of
     from capo_ray.cluster.hiring import WarmEngines
     from capo_ray.cluster.session import ray_session
 
     warm = WarmEngines(out.name)
-    with ray_session(configs[left[0]].cluster, logs=out / "logs"):
+    with ray_session(cluster, logs=out / "logs"):
         try:
             for number, key in enumerate(left, start=1):
-                start = monotonic()
-                print(f"\n[{number}/{len(left)}] {key[0]}, seed {key[1]}", flush=True)
-                asyncio.run(_run(configs[key], warm))
-                print(f"[{number}/{len(left)}] {key[0]}, seed {key[1]}: {monotonic() - start:.0f} s", flush=True)
+                start, told = monotonic(), f"[{number}/{len(left)}] {key[0]}, seed {key[1]}"
+                print(f"\n{told}", flush=True)
+                try:
+                    asyncio.run(_run(configs[key], warm))
+                except Exception as error:
+                    story = _run_dir(configs[key]) / "error.log"
+                    story.write_text("".join(format_exception(error)), encoding="utf-8")
+                    raise RunFailed(f"{key[0]}, seed {key[1]}: {cause_of(error)}. The whole story: {story}") from error
+                print(f"{told}: {monotonic() - start:.0f} s", flush=True)
         finally:
             asyncio.run(warm.close())
+
+
+def _run_dir(config: Config) -> Path:
+    assert config.run_dir is not None
+    return Path(config.run_dir)
 
 
 async def _run(config: Config, warm: WarmEngines) -> None:
     from capo_ray.run import run
 
-    assert config.run_dir is not None
-    run_dir = Path(config.run_dir)
+    run_dir = _run_dir(config)
     resume = Checkpoints(run_dir, keep=1).newest() is not None
     if run_dir.exists() and not resume:
         shutil.rmtree(run_dir)  # it was cut off before its first checkpoint

@@ -175,7 +175,49 @@ def test_idle_engines_go_where_there_is_no_room_beside_them(
     asyncio.run(use())
 
 
-def test_rollout_workers_on_their_trainers_gpus_do_not_outlive_a_run() -> None:
+def test_a_held_engine_that_is_lost_is_started_anew(ray_here: Any, tmp_path: Path) -> None:
+    import ray
+
+    from capo_ray.cluster.hiring import Hire, WarmEngines
+
+    config = compose(["+experiment=tiny_cpu"])
+    warm = WarmEngines("a laboratory with losses")
+
+    async def use() -> None:
+        found = []
+        for _ in range(2):
+            async with Hire(config, critics=[partial(make_engine, tmp_path, {}, "critic")], warm=warm) as hire:
+                await hire.ready()
+                found.append(await hire.critics[0].ready.remote())
+            ray.kill(hire.critics[0])
+        await warm.close()
+        assert found == ["critic"] * 2
+
+    asyncio.run(use())
+    assert len(list(tmp_path.glob("made-critic-*"))) == 2
+
+
+def test_nothing_stays_placed_where_hiring_fails_on_the_way(ray_here: Any, tmp_path: Path) -> None:
+    from ray.util.placement_group import placement_group_table
+
+    from capo_ray.cluster.hiring import Hire, WarmEngines
+
+    config = compose(["+experiment=tiny_cpu"])
+    warm = WarmEngines("a laboratory that fails")
+    two = [partial(make_engine, tmp_path, {}, "rollout")] * 2  # the configuration has a seat for one
+
+    async def use() -> None:
+        async with Hire(config, rollouts=two, run="a run that cannot be hired", warm=warm):
+            raise AssertionError("it must not begin")
+
+    with pytest.raises(ValueError, match="argument"):
+        asyncio.run(use())
+    states = {group["name"]: group["state"] for group in placement_group_table().values()}
+    placed = ("a laboratory that fails: rollout", "a run that cannot be hired: trainer, aggregator")
+    assert [states[name] for name in placed] == ["REMOVED"] * 2
+
+
+def test_rollout_workers_outlive_a_run_only_where_a_second_trainer_can_reach_them() -> None:
     from capo_ray.cluster.hiring import can_outlive
 
     config = compose(["+experiment=tiny_cpu"])

@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+from contextlib import nullcontext
 from math import inf, sqrt
 from pathlib import Path
 
 import pytest
 
-from capo_ray.config.run import ConfigError
+from capo_ray.checkpoint import RunDirError
+from capo_ray.config.run import Config, ConfigError
 from capo_ray.lab import __main__ as program
 from capo_ray.lab.design import Arm, Design, designs, load
 from capo_ray.lab.intervals import interval, paired
-from capo_ray.lab.report import curves, equal_tokens, every_run, page
-from capo_ray.lab.runs import Result, folder, read
+from capo_ray.lab.report import curves, every_run, page
+from capo_ray.lab.runs import Result, read
+from capo_ray.run import write_config
 
 DESIGN = Design(
     title="A test",
@@ -24,16 +27,16 @@ DESIGN = Design(
     baseline="grpo",
     arms={
         "grpo": Arm(says="answers alone", overrides=("algorithm.advantage=grpo", "critic=null")),
-        "capo": Arm(says="with critiques", seeds=3, also=("bounds",)),
-        "truth": Arm(says="with the truth", seeds=1, group="bounds"),
+        "capo": Arm(says="with critiques", seeds=3),
+        "truth": Arm(says="with the truth", seeds=1, group="bounds", against=("capo",)),
     },
 )
 
 
-def result(arm: str, seed: int, gain: float, *, tokens: float = 10.0) -> Result:
+def result(arm: str, seed: int, gain: float) -> Result:
     """A run that rises from 0.3 by `gain` in two steps."""
     steps = [
-        {"truth/right_answer_and_process": 0.3 + part * gain, "tokens/sampled": tokens, "seconds/step": 2.0}
+        {"truth/right_answer_and_process": 0.3 + part * gain, "tokens/critiques": 10.0, "seconds/step": 2.0}
         for part in (0.5, 1.0)
     ]
     shares = {"outcome/accuracy": 0.5, "truth/step_accuracy": 0.8}
@@ -72,10 +75,11 @@ def test_runs_go_seed_by_seed() -> None:
 @pytest.mark.filterwarnings("ignore:reward.process_weight P")  # an arm is about it
 @pytest.mark.parametrize("name", designs())
 def test_every_design_composes(name: str) -> None:
+    """Into runs that differ: two arms that are the same would be one that is compared with itself."""
     design = load(name)
-    for arm in design.arms:
-        config = design.config(arm, 1, Path("/nowhere"))
-        assert (config.name, config.seed) == (arm, 1)
+    made = {arm: design.config(arm, 1, Path("/nowhere")) for arm in design.arms}
+    assert all((config.name, config.seed) == (arm, 1) for arm, config in made.items())
+    assert len({config.model_copy(update={"name": ""}).model_dump_json() for config in made.values()}) == len(made)
 
 
 def test_what_is_no_design_is_said(tmp_path: Path) -> None:
@@ -87,20 +91,48 @@ def test_what_is_no_design_is_said(tmp_path: Path) -> None:
         load(str(path))
 
 
-def write(out: Path, lines: list[dict[str, float]]) -> None:
-    run = folder(out, "capo", 1)
+def test_an_arm_is_compared_with_arms_that_there_are() -> None:
+    with pytest.raises(ValueError, match="arm grpo is compared with capo, which is none of the arms"):
+        Design(title="", common=(), seeds=1, baseline="grpo", arms={"grpo": Arm(says="", against=("capo",))})
+
+
+def write(run: Path, lines: list[dict[str, float]], settings: Config | None = None) -> None:
     run.mkdir(parents=True)
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "tor')
+    if settings is not None:
+        write_config(settings, run)
+
+
+LINES = [{"step": 0, "evaluation/a": 1.0}, {"step": 0, "b": 2.0}, {"step": 1, "b": 4.0}]
 
 
 def test_a_run_counts_when_it_was_evaluated_after_its_last_step(tmp_path: Path) -> None:
-    lines = [{"step": 0, "evaluation/a": 1.0}, {"step": 0, "b": 2.0}, {"step": 1, "b": 4.0}]
-    write(tmp_path / "cut", lines)
-    assert read(tmp_path / "cut", "capo", 1, 2) is None and read(tmp_path / "none", "capo", 1, 2) is None
-    write(tmp_path / "whole", [*lines, {"step": 2, "evaluation/a": 3.0}])
-    found = read(tmp_path / "whole", "capo", 1, 2)
-    assert found is not None and (found.before, found.after) == ({"a": 1.0}, {"a": 3.0})
-    assert (found.mean("b"), found.total("b"), found.mean("c")) == (3.0, 6.0, None)
+    for name, lines in {"cut": LINES, "whole": [*LINES, {"step": 2, "evaluation/a": 3.0}]}.items():
+        write(tmp_path / name, lines)
+    cut, whole, none = (read(DESIGN.config("capo", 1, tmp_path / name), "capo", 1) for name in ("cut", "whole", "none"))
+    assert cut is None and none is None
+    assert whole is not None and (whole.before, whole.after) == ({"a": 1.0}, {"a": 3.0})
+    assert (whole.mean("b"), whole.total("b"), whole.mean("c")) == (3.0, 6.0, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["critic.temperature=1.3"],
+            "was run with critic.temperature=0.7, and this design has 1.3: choose another",
+        ),
+        (["critic=truth"], "was run with critic.critiques=4, and this design has 1"),
+        (["critic.workers=2"], None),
+    ],
+)
+def test_a_run_with_other_settings_is_no_run_of_the_design(
+    tmp_path: Path, overrides: list[str], told: str | None
+) -> None:
+    write(tmp_path / "run", [*LINES, {"step": 2, "evaluation/a": 3.0}], DESIGN.config("capo", 1, tmp_path / "run"))
+    other = DESIGN.model_copy(update={"common": (*DESIGN.common, *overrides)}).config("capo", 1, tmp_path / "run")
+    with pytest.raises(RunDirError, match=told) if told else nullcontext():
+        assert read(other, "capo", 1) is not None
 
 
 def test_the_page_says_what_was_found() -> None:
@@ -111,7 +143,18 @@ def test_the_page_says_what_was_found() -> None:
     assert "* `capo` against `grpo`: right answer and process +10.2 points (+7.7 to +12.7); right answer +0.0" in text
     assert "## Bounds" not in text and "`truth`" not in text
     _, bounds = page(DESIGN, [*found, result("truth", 0, 0.3)]).split("## Bounds")
-    assert [row.split("`")[1] for row in bounds.splitlines() if row.startswith("| `")] == ["grpo", "capo", "truth"]
+    rows = [line for line in bounds.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == ["capo", "truth"]
+    assert "| with critiques | 1 | 50.0 |" in rows[0]  # of the seed that `truth` has too
+    assert "* `truth` against `capo`: right answer and process +10.0 points (one seed)" in bounds
+
+
+def test_what_a_point_cost_is_of_all_seeds_together() -> None:
+    """20 tokens and 4 s each, for gains of 10 and -6 points; and of -4, which cost nobody knows what."""
+    for gains, told in (((0.10, -0.06), "| 2.0 | 10.0 |"), ((0.02, -0.06), "|  |  |")):
+        text = page(DESIGN, [result("capo", seed, gain) for seed, gain in enumerate(gains)])
+        (row,) = [line for line in text.splitlines() if line.startswith("| `capo`")]
+        assert row.endswith(told)
 
 
 def test_a_difference_that_could_be_none_says_so() -> None:
@@ -121,16 +164,10 @@ def test_a_difference_that_could_be_none_says_so() -> None:
     assert page(DESIGN, []).endswith("No run is finished yet.\n")
 
 
-def test_equal_tokens_compares_where_the_thriftier_one_ended() -> None:
-    """The one that needs twice the tokens is looked at after its first step."""
-    found = equal_tokens([result("capo", 0, 0.4, tokens=20.0)], [result("grpo", 0, 0.1)])
-    assert found is not None and found.mean == pytest.approx(100 * (0.5 - 0.375))
-
-
 def test_every_run_is_a_row() -> None:
     (told,) = csv.DictReader(io.StringIO(every_run([result("grpo", 0, 0.1)])))
     assert (told["arm"], told["seed"], told["right answer and process before, %"]) == ("grpo", "0", "30")
-    assert (told["right answer and process, %"], told["critic precision, %"]) == ("40", "")
+    assert (told["right answer and process, %"], told["vote's precision, %"]) == ("40", "")
 
 
 def test_the_figure_has_a_line_per_arm() -> None:
