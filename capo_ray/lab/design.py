@@ -84,7 +84,13 @@ class Design(BaseModel):
     def config(self, arm: str, seed: int, run_dir: Path) -> Config:
         """The whole configuration of one run. Raises ConfigError."""
         own = (f"seed={seed}", f"run_dir={run_dir}", f"name={arm}")
-        return compose([*self.common, *self.arms[arm].overrides, *own])
+        config = compose([*self.common, *self.arms[arm].overrides, *own])
+        if config.data.kind != "arithmetic":
+            raise ConfigError(
+                f"arm {arm}: the laboratory measures by the truth of every step, which the tiny world alone has "
+                f"(data.kind=arithmetic, got {config.data.kind})"
+            )
+        return config
 
 
 def designs() -> list[str]:

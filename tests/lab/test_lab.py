@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from contextlib import nullcontext
 from math import inf, sqrt
 from pathlib import Path
@@ -20,6 +21,7 @@ from capo_ray.lab.report import curves, every_run, page
 from capo_ray.lab.runs import Result, read
 from capo_ray.run import write_config
 
+ROOT = Path(__file__).resolve().parents[2]
 DESIGN = Design(
     title="A test",
     common=("+experiment=tiny_cpu", "steps=2"),
@@ -89,6 +91,20 @@ def test_what_is_no_design_is_said(tmp_path: Path) -> None:
     path.write_text("title: x\ncommon: []\nseeds: 1\nbaseline: grpo\narms: {capo: {says: x}}\n")
     with pytest.raises(ConfigError, match="`baseline` grpo is none of the arms: capo"):
         load(str(path))
+
+
+def test_the_design_of_the_manual_is_one(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "lab.md").read_text(), re.M | re.S)
+    (tmp_path / "mine.yaml").write_text(block)
+    design = load(str(tmp_path / "mine.yaml"))
+    assert all(design.config(arm, seed, tmp_path).steps == 8 for arm, seed in design.runs())
+    assert [design.members(group) for group in design.groups()] == [["grpo"], ["grpo", "half", "full"]]
+
+
+def test_a_world_without_truth_is_refused() -> None:
+    other = DESIGN.model_copy(update={"common": ("+experiment=tiny_cpu", "data=math")})
+    with pytest.raises(ConfigError, match=r"arm capo: the laboratory measures by the truth of every step.*got math"):
+        other.config("capo", 0, Path("/nowhere"))
 
 
 def test_an_arm_is_compared_with_arms_that_there_are() -> None:
