@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from math import inf, isnan, nan, sqrt
 from statistics import fmean, stdev
@@ -69,7 +70,7 @@ PER_POINT = (("s per point", "seconds"), ("critique tokens per point", "critique
 
 def figure_of(group: str) -> str:
     """Name of the file that `page` shows for a group of arms; `curves` draws it."""
-    return f"{group.replace(' ', '-')}.svg"
+    return re.sub(r"\W+", "-", group.lower()) + ".svg"
 
 
 def page(design: Design, results: Sequence[Result]) -> str:
