@@ -79,13 +79,15 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
 
 def own_keys(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """What is given for a program's own keys, and the arguments that are configuration. Own keys may be spelled as
-    flags too: `--key=value`, `--key value`."""
+    flags too: `--key=value`, `--key value`. Raises ConfigError where such a flag has no value."""
     flags = {f"--{name}" for name in names}
     own, rest, left = {}, [], iter(arguments)
     for argument in left:
         key, equals, value = argument.partition("=")
         if key in flags:
-            own[key.removeprefix("--")] = value if equals else next(left, "")
+            if not equals and (value := next(left, "--")).startswith("--"):
+                raise ConfigError(f"{key} wants a value: {key}=VALUE")
+            own[key.removeprefix("--")] = value
         elif equals and key in names:
             own[key] = value
         else:

@@ -49,7 +49,8 @@ def quiet(log: Path) -> Iterator[None]:
         os.dup2(file.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
+            sys.stderr.flush()
             os.write(terminal, log.read_bytes()[begun:])
             raise
         finally:
@@ -110,12 +111,10 @@ async def sample(config: Config, work: Path, count: int, advance: Callable[[], N
     prepare(config, "rollout")
     policy = find_model(config.policy, "policy", work, seed=config.seed)
     encode = policy.encoder(config.policy.system_prompt, config.policy.chat_template)
+    sampling = sampling_of(config)
+    asked = problems(0, count, Difficulty(operations=config.data.operations), split="held_out")
     with quiet(work / ENGINE_LOG):
         engine = make_rollout(rollout_settings(config, policy), "rollout-0")
-    sampling, asked = (
-        sampling_of(config),
-        problems(0, count, Difficulty(operations=config.data.operations), split="held_out"),
-    )
 
     async def one(number: int, question: str) -> str:
         prompt = Prompt(id=f"held-out-{number}", question=question, token_ids=encode(question), answer="")

@@ -23,6 +23,7 @@ import yaml
 from capo_ray import tracking
 from capo_ray.checkpoint import Checkpoints, RunDirError, claim
 from capo_ray.config.run import Config, ConfigError
+from capo_ray.data.problem import DataError
 from capo_ray.lab.design import Design
 from capo_ray.plan import refuse_unfit
 from capo_ray.types import JsonDict, Metrics
@@ -121,7 +122,7 @@ def results(design: Design, out: Path) -> list[Result]:
 def run_all(design: Design, out: Path, runs: Sequence[tuple[str, int]]) -> None:
     """Run what is not finished of `runs`. All configurations are checked before the first.
 
-    Raises ConfigError, RunDirError, RunFailed.
+    Raises ConfigError, DataError, RunDirError, RunFailed.
     """
     configs = {(arm, seed): design.config(arm, seed, folder(out, arm, seed)) for arm, seed in runs}
     left = [key for key, config in configs.items() if read(config, *key) is None]
@@ -145,6 +146,8 @@ def run_all(design: Design, out: Path, runs: Sequence[tuple[str, int]]) -> None:
                 print(f"\n{told}", flush=True)
                 try:
                     asyncio.run(_run(configs[key], warm))
+                except (ConfigError, DataError, RunDirError):
+                    raise
                 except Exception as error:
                     story = _run_dir(configs[key]) / "error.log"
                     story.write_text("".join(format_exception(error)), encoding="utf-8")

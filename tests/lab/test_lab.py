@@ -18,7 +18,7 @@ from capo_ray.lab import __main__ as program
 from capo_ray.lab.design import Arm, Design, designs, load
 from capo_ray.lab.intervals import interval, paired
 from capo_ray.lab.report import curves, every_run, page
-from capo_ray.lab.runs import Result, read
+from capo_ray.lab.runs import Result, read, results, run_all
 from capo_ray.run import write_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,9 +208,66 @@ def test_own_keys_may_be_flags_and_the_rest_goes_to_every_run(tmp_path: Path) ->
     assert asked.arms == ("grpo", "truth") and asked.overrides == ("steps=3", "+experiment=tiny_cpu")
     with pytest.raises(ConfigError, match="arguments are key=value, got loud"):
         program.parse(["run=quick", "loud"])
+    for given in (["--run"], ["--run", "--report", "only"]):
+        with pytest.raises(ConfigError, match="--run wants a value: --run=VALUE"):
+            program.parse(given)
 
 
 def test_some_arms_alone_can_be_run() -> None:
     assert DESIGN.runs(["capo"]) == [(arm, seed) for arm, seed in DESIGN.runs() if arm == "capo"]
     with pytest.raises(ConfigError, match="grop: none of the arms, which are grpo, capo"):
         DESIGN.runs(["grop"])
+
+
+@pytest.fixture
+def runs_are_fakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No Ray and no engines; the folders of the runs that were started, and whether they went on from a checkpoint."""
+    started: list[str] = []
+
+    async def run(config: Config, run_dir: Path, *, warm: object) -> None:
+        resumed = (run_dir / "checkpoints").is_dir()
+        started.append(f"{run_dir.parent.name}/{run_dir.name}{' resumed' if resumed else ''}")
+        if config.name == "truth":
+            raise ValueError("the truth hurts")
+        lines = [*LINES, {"step": 2, "evaluation/a": 3.0}]
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    monkeypatch.setattr("capo_ray.run.run", run)
+    monkeypatch.setattr("capo_ray.cluster.session.ray_session", lambda cluster, logs: nullcontext())
+    return started
+
+
+def test_what_is_finished_is_not_run_again_and_what_was_cut_off_goes_on(
+    tmp_path: Path, runs_are_fakes: list[str]
+) -> None:
+    write(tmp_path / "grpo" / "seed-0", [*LINES, {"step": 2, "evaluation/a": 3.0}])
+    write(tmp_path / "grpo" / "seed-1", LINES)  # without a checkpoint: from its start
+    checkpoint = tmp_path / "capo" / "seed-2" / "checkpoints" / "step_000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text('{"step": 1}')
+    write_config(DESIGN.config("capo", 2, tmp_path), tmp_path / "capo" / "seed-2")
+    run_all(DESIGN, tmp_path, DESIGN.runs(["grpo", "capo"]))
+    assert runs_are_fakes == ["capo/seed-0", "capo/seed-1", "capo/seed-2 resumed", "grpo/seed-1"]
+    assert len(results(DESIGN, tmp_path)) == 5
+    run_all(DESIGN, tmp_path, DESIGN.runs(["grpo", "capo"]))
+    assert len(runs_are_fakes) == 4
+
+
+def test_a_run_that_fails_is_named(
+    tmp_path: Path, runs_are_fakes: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "load", lambda name: DESIGN)
+    assert program.main(["run=mine", f"out={tmp_path}", "arms=truth"]) == 1
+    story = tmp_path / "truth" / "seed-0" / "error.log"
+    assert capsys.readouterr().err == (
+        f"error: truth, seed 0: ValueError: the truth hurts. The whole story: {story}\n"
+        "The same command goes on from here.\n"
+    )
+    assert "ValueError: the truth hurts" in story.read_text()
+
+
+def test_all_arms_share_a_session(tmp_path: Path) -> None:
+    arms = {"a": Arm(says=""), "b": Arm(says="", overrides=("cluster.max_restarts=9",))}
+    design = Design(title="", common=("+experiment=tiny_cpu",), seeds=1, baseline="a", arms=arms)
+    with pytest.raises(ConfigError, match="arm b: all arms run in one Ray session, so `cluster` must be the same"):
+        run_all(design, tmp_path, design.runs())
