@@ -68,3 +68,25 @@ def test_an_engine_that_is_down_counts_once_however_many_shards_ask_it(tmp_path:
     crew: Any = Crew(tmp_path)
     crew._parts.aggregators = [shard(0.0), shard(2.0), shard(1.0)]
     assert asyncio.run(crew._judging()) == {"critic/engines_down": 2, "critic/retries": 6}
+
+
+def test_what_engines_did_for_another_run_before_is_not_counted(tmp_path: Path) -> None:
+    totals = {"busy_s": 10.0, "generated_tokens": 1000.0}
+
+    async def now() -> Metrics:
+        return dict(totals)
+
+    async def no_ranks() -> list[Metrics]:
+        return []
+
+    async def use() -> Metrics:
+        crew: Any = Crew(tmp_path)
+        crew._parts.workers = [SimpleNamespace(metrics=SimpleNamespace(remote=now))]
+        crew._parts.critics = crew._parts.aggregators = []
+        crew._parts.trainers = SimpleNamespace(metrics=no_ranks)
+        crew._parts.checkpoints = SimpleNamespace(newest=lambda: None)
+        assert await crew.restore() == 0
+        totals.update(busy_s=11.0, generated_tokens=1050.0)
+        return await crew._speeds.take()
+
+    assert asyncio.run(use())["speed/rollout_tokens_per_s"] == 50
