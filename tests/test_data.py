@@ -115,7 +115,8 @@ def test_held_out_problems_of_another_file_are_not_trained_on(file: Path, caplog
     assert (len(prompts.held_out), len(prompts)) == (2, 8)
     assert f"2 problems of {file} are held out too: they are not trained on" in caplog.text
     assert fault(file, evaluation={"path": str(file)}, evaluation_prompts=10).startswith("every problem of ")
-    assert load(file, evaluation={"path": str(other)}).held_out == []
+    with pytest.raises(ConfigError, match="`evaluation_prompts` is 0, so that none of them would be evaluated"):
+        load(file, evaluation={"path": str(other)})
 
 
 def test_held_out_problems_have_columns_of_their_own_where_they_are_named(file: Path) -> None:

@@ -130,6 +130,11 @@ class Data(Source):
             raise ValueError(
                 f"`path` must name a file or a data set when `kind` is {self.kind}; pass data.path=FILE_OR_ID"
             )
+        if self.evaluation is not None and not self.evaluation_prompts:
+            raise ValueError(
+                "`evaluation` names held-out problems and `evaluation_prompts` is 0, so that none of them would be "
+                "evaluated; set data.evaluation_prompts"
+            )
         if self.operations[0] < 1 or self.operations[0] > self.operations[1]:
             raise ValueError(
                 f"`operations` must be [fewest, most] with 1 <= fewest <= most, got {list(self.operations)}"

@@ -58,7 +58,8 @@ def options_of(arguments: Sequence[str]) -> Options:
     """Raises ConfigError."""
     own, rest = own_keys(arguments, OWN)
     named = any(argument.startswith("+experiment=") for argument in rest)
-    config = compose(rest if named else ["+experiment=llama3b_intersection", *rest])
+    # held-out problems are those of `against`, unless an experiment or the user names some
+    config = compose(rest if named else ["+experiment=llama3b_intersection", "data.evaluation=null", *rest])
     if config.data.kind == "arithmetic":
         raise ConfigError(f"data.kind: {config.data.kind} is made up, there is nothing to check; name a set with data=")
     show = own.get("show", "2")
