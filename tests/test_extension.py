@@ -15,9 +15,11 @@ import pytest
 
 from capo_ray import build, revote
 from capo_ray.build_critics import make_critics
+from capo_ray.cluster.actors import RolloutActor
 from capo_ray.config.run import ConfigError, compose
 from capo_ray.credit.advantage import algorithm_of
 from capo_ray.credit.critique import Reference
+from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
 from capo_ray.credit.vote import sealed, vote
 from capo_ray.critics.prompt import find_template
@@ -92,16 +94,26 @@ def test_the_critic_of_the_docs(here: Path) -> None:
 
 
 def test_the_engine_of_the_docs(here: Path) -> None:
-    """As a rollout engine is asked, and scored by what stands behind it."""
+    """In its actor, asked as a run asks it, and scored by what stands behind it."""
     engine: RolloutEngine = importlib.import_module("my_engine").Canned(str(TOKENIZER), (5, 6, 7))
+    actor = RolloutActor(lambda: engine)
     prompt = Prompt(id="a", question="?", token_ids=(0,), answer="")
 
-    async def sampled() -> list[Rollout]:
-        return [one async for one in engine.generate(prompt, Sampling(max_tokens=9), {0: 1, 1: 2})]
+    async def use() -> list[Rollout]:
+        assert await actor.ready() == "canned"
+        assert (await actor.receipt()).version == (await actor.metrics())["version"] == 0
+        made = [one async for one in actor.generate(prompt, Sampling(max_tokens=9), {0: 1, 1: 2})]
+        await actor.close()
+        return made
 
-    first, second = asyncio.run(sampled())
+    first, second = asyncio.run(use())
     assert (first.index, second.index, first.text) == (0, 1, second.text)
-    assert steps_of(first.text, first.char_ends)
+    members = [
+        Member(rollout=rollout, steps=steps_of(rollout.text, rollout.char_ends), critiques=(), answer=answer)
+        for rollout, answer in ((first, "correct"), (second, "wrong"))
+    ]
+    score = score_group(members, Scheme(advantage="grpo"))
+    assert score.advantages == (pytest.approx((1.0,) * 3, abs=1e-5), pytest.approx((-1.0,) * 3, abs=1e-5))
     for made in re.findall(r"`(make_\w+)`", PAGES):
         assert callable(getattr(build, made))
 

@@ -64,6 +64,15 @@ class EngineBusy(RuntimeError):
 class RolloutEngine(Protocol):
     """Samples responses from the policy."""
 
+    name: str
+    version: int
+    """Of the weights that it samples from."""
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine's own process ended without having been told to; its actor ends then too."""
+        ...
+
     def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
         """Sample one response per entry of `seeds` (index in the group -> sampling seed); yield each as it finishes."""
         ...
@@ -75,6 +84,8 @@ class RolloutEngine(Protocol):
     def metrics(self) -> Metrics:
         """Totals since the start; any thread may ask."""
         ...
+
+    def close(self) -> None: ...
 
 
 class CriticEngine(Protocol):
