@@ -197,6 +197,28 @@ def test_real_data_sets(test_data: Path, name: str, file: str, count: int, left_
     assert all(problem.question for problem in answered)
 
 
+def test_the_layouts_of_sets_that_are_not_at_hand(tmp_path: Path) -> None:
+    """DAPO-Math's and NuminaMath's columns, in rows of our own; a proof has no answer to reward."""
+    dapo = {
+        "prompt": "What is $2 + 3$?",
+        "solution": "5",
+        "data_source": "math_dapo",
+        "source_prompt": [{"content": "Solve the following problem. What is $2 + 3$?", "role": "user"}],
+        "ability": "MATH",
+        "reward_model": {"ground_truth": "5", "style": "rule"},
+        "extra_info": {"index": "a-b-c"},
+    }
+    numina = [
+        {"source": "ours", "problem": problem, "solution": solution, "messages": [{"role": "user", "content": problem}]}
+        for problem, solution in (("What is $2 + 3$?", "It is \\boxed{5}."), ("Prove it.", "It is clear."))
+    ]
+    for name, rows in (("dapo_math", [dapo]), ("numina_math_cot", numina)):
+        path = write(tmp_path / f"{name}.jsonl", rows)
+        (found,) = usable(of_conf(name, path))
+        assert (found.question, found.answer) == ("What is $2 + 3$?", "5")
+        assert bool(found.solution) == (name == "numina_math_cot")
+
+
 def test_the_boxed_answers_of_math_are_its_answers(test_data: Path) -> None:
     path = test_data / "math" / "math_train.jsonl.gz"
     boxed = usable(of_conf("math", path))
