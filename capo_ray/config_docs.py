@@ -1,7 +1,7 @@
 """`python -m capo_ray.config_docs > docs/configuration.md`: every field of the configuration, from its models.
 
-A field's meaning is its own description in `config`, or what stands here where its name and type say most of it. Leaves
-out the rules (config checks them, and its messages state them) and the YAML files of conf/.
+And of the settings of supervised training and of a benchmark. Leaves out the rules between fields (config checks them,
+and its messages state them) and the YAML files of conf/.
 """
 
 from __future__ import annotations
@@ -10,67 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from capo_ray.config.run import Config
-
-MEANINGS: dict[str, str] = {
-    "Config.name": "name of the run, and of its directory",
-    "Config.seed": "every random choice of the run is a function of it",
-    "Config.prompts_per_step": "problems of one rollout batch",
-    "Config.keep_checkpoints": "newest checkpoints that are kept",
-    "Config.policy": "the model that is trained",
-    **dict.fromkeys(
-        (f"Config.{name}" for name in ("data", "rollout", "reward", "algorithm", "trainer", "cluster", "tracking")),
-        "see below",
-    ),
-    "Model.dtype": "number format of the weights, in engines and trainer alike",
-    "Shape.layers": "decoder layers",
-    "Shape.hidden_size": "width of the residual stream",
-    "Shape.vocabulary": "entries of the embedding, padding included",
-    "Data.max_prompt_tokens": "tokens; longer prompts, chat template included, are left out and counted",
-    "Rollout.workers": "vLLM engines that sample",
-    "Rollout.max_response_tokens": "tokens after which a response is cut off",
-    "Rollout.temperature": "of sampling; the trainer scales its logits by it too",
-    "Rollout.top_p": "nucleus of sampling; 1: off",
-    "Rollout.gpu_memory_share": "share of a GPU that an engine may take",
-    "Critic.reference": "what the critic is shown of the right solution; where the data lacks it, the next best",
-    "Critic.max_critique_tokens": "tokens after which a critique is cut off",
-    "Critic.on_outage": "`wait`: training waits for a critic to come back; `outcome_only`: it goes on, and a group "
-    "with responses that nobody could judge gets outcome rewards alone",
-    "Critic.temperature": "of sampling; 0: greedy",
-    "Critic.top_p": "nucleus of sampling; 1: off",
-    "Reward.vote": "when a step counts as wrong; the table is in algorithm.md, section 4",
-    "Reward.min_valid_critiques": "a response with fewer is unjudged",
-    "Reward.unjudged": "`drop`: an unjudged response leaves its group; `outcome_only`: its whole group gets outcome "
-    "rewards alone",
-    "Reward.segmenter": "what stands between two steps: a blank line, a line break, or `segmenter_pattern`",
-    "Reward.error_set": "which of the steps found wrong pay: all, all from the first on, or the first alone",
-    "Reward.returns": "what a step's penalty becomes: itself, the sum of it and those after it, or the largest of them",
-    "Algorithm.advantage": "how rewards become advantages; only those called `capo...` see step penalties; the table "
-    "is in algorithm.md, section 6",
-    "Algorithm.surrogate": "what is made of ratio and advantage; the table is in algorithm.md, section 7",
-    "Algorithm.clip_low": "the ratio is clipped at 1 - this",
-    "Algorithm.clip_high": "the ratio is clipped at 1 + this",
-    "Algorithm.aggregation": "mean over a response's tokens, then over responses; over all tokens; or over responses x "
-    "`rollout.max_response_tokens`",
-    "Algorithm.kl_estimator": "of the KL to the reference; r = log reference - log policy: -r, r^2/2, e^r - r - 1, |r|",
-    "Algorithm.old_logprobs": "what the ratio is taken against",
-    "Trainer.ranks": "DeepSpeed processes; on GPU each has one GPU",
-    "Trainer.zero_stage": "what DeepSpeed shards over the ranks: nothing, optimizer, gradients too, weights too",
-    "Trainer.learning_rate": "peak rate of AdamW",
-    "Trainer.schedule": "of the rate, over all optimizer steps of the run",
-    "Trainer.weight_decay": "of AdamW, on matrices alone",
-    "Trainer.betas": "of AdamW",
-    "Trainer.max_grad_norm": "the gradient is clipped to this norm",
-    "Trainer.gradient_checkpointing": "recompute activations instead of keeping them",
-    "Cluster.device": "where engines and ranks run",
-    "Cluster.dashboard": "start Ray's dashboard",
-    "Cluster.placement": "fill machines one after the other, or spread over them",
-    "Cluster.weight_transfer": "`shm`: a file in shared memory, on CPU; `nccl`: between GPUs; `ipc`: trainer rank n "
-    "and rollout worker n share a GPU",
-    "Tracking.wandb_project": "project of the wandb run",
-    "Tracking.tensorboard": "write event files to `tensorboard/` of the run directory",
-    "Tracking.samples_per_step": "responses per step written to `samples/` of the run directory",
-}
-"""Model.field -> meaning, where `config` has none or says less."""
+from capo_ray.evaluate.suites import Benchmark
+from capo_ray.sft import Sft
 
 HEAD = """\
 # Configuration
@@ -92,7 +33,9 @@ value, `GROUP=null` leaves a block out. A model is the group `model` under the p
 would really have. An unknown key, a wrong type or a broken rule ends the launch with the field, the value and what to
 do.
 
-In the tables *required* means that there is no default, and a range stands beside the type.
+In the tables *required* means that there is no default, and a range stands beside the type. The source of a setting, or
+of its default, is a paper (CAPO is [arXiv 2508.02298](https://arxiv.org/abs/2508.02298)), or the library that it is
+handed to, with the name that it has there; *own* is this project.
 """
 
 BLOCKS: dict[str, str] = {
@@ -106,39 +49,39 @@ BLOCKS: dict[str, str] = {
     "Reward": "`reward`",
     **{name.capitalize(): f"`{name}`" for name in ("algorithm", "trainer", "cluster", "tracking")},
 }
-"""Model -> title of its table."""
+"""Model -> title of its table, of a run."""
 _BAR = "\\|"
 RANGES = {"minimum": ">= {}", "exclusiveMinimum": "> {}", "maximum": "<= {}", "exclusiveMaximum": "< {}"}
 
 
+BENCHMARKS = {"Benchmark": "A benchmark: `suite.NAME`", "Options": "`suite.NAME.options`"}
+
+
 def page() -> str:
     """The whole of docs/configuration.md."""
-    schema = Config.model_json_schema()
-    blocks = {"Config": schema, **schema["$defs"]}
+    run, sft, benchmark = (model.model_json_schema() for model in (Config, Sft, Benchmark))
     parts = [HEAD]
-    for name, title in BLOCKS.items():
-        about = blocks[name]["description"].replace("docs/algorithm.md", "[algorithm.md](algorithm.md)")
-        parts.append(f"## {title}\n\n{about}\n\n" + "\n".join(_table(blocks[name])) + "\n")
+    parts += _section({"Config": run, **run["$defs"]}, BLOCKS)
+    parts += _section({"Sft": sft}, {"Sft": "Supervised training: `python -m capo_ray.sft`"})
+    parts += _section({"Benchmark": benchmark, **benchmark["$defs"]}, BENCHMARKS)
     return "\n".join(parts)
+
+
+def _section(blocks: dict[str, Any], titles: dict[str, str]) -> Iterator[str]:
+    for name, title in titles.items():
+        about = blocks[name]["description"].replace("docs/algorithm.md", "[algorithm.md](algorithm.md)")
+        yield f"## {title}\n\n{about}\n\n" + "\n".join(_table(blocks[name])) + "\n"
 
 
 def _table(block: dict[str, Any]) -> Iterator[str]:
     required = block.get("required", [])
-    yield "| field | type | default | meaning |"
-    yield "|---|---|---|---|"
+    yield "| field | type | unit | default | source | meaning |"
+    yield "|---|---|---|---|---|---|"
     for name, spec in block["properties"].items():
         default = "*required*" if name in required else _default(spec)
-        cells = (f"`{name}`", _type(spec), default, meaning(block["title"], name, spec))
+        source = spec["source"] if spec["source"] != "own" else "*own*"
+        cells = (f"`{name}`", _type(spec), spec["unit"], default, source, spec["description"])
         yield f"| {' | '.join(cell.replace('|', _BAR) for cell in cells)} |"
-
-
-def meaning(model: str, field: str, spec: dict[str, Any]) -> str:
-    """What a field means. Raises KeyError for one that nobody has said anything of."""
-    inherited = "$ref" in spec  # then the description is that of the block
-    said = MEANINGS.get(f"{model}.{field}") or (None if inherited else spec.get("description"))
-    if said is None:
-        raise KeyError(f"{model}.{field} has no description in capo_ray/config")
-    return str(said)
 
 
 def _default(spec: dict[str, Any]) -> str:

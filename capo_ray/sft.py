@@ -26,9 +26,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
-from capo_ray.config.blocks import Block, Data, Model, Trainer
+from capo_ray.config.blocks import Block, Data, Model, Trainer, setting
 from capo_ray.config.run import ConfigError, composed
 from capo_ray.conversations import EXAMPLE, encode, length, read, tokenizer_of, write_tokenizer
 from capo_ray.machine import shape_of
@@ -43,34 +43,51 @@ if TYPE_CHECKING:
 class Sft(Block):
     """Settings; given as key=value."""
 
-    model: Model = Field(description="what is trained: weights, or with a config.json as `path` random ones")
-    data: Data = Field(description="what is learnt from")
-    messages_field: str | None = Field(
-        "messages", description="column of conversations; null: `data.question_field` and `data.solution_field`"
+    model: Model = setting("what is trained: weights, or with a config.json as `path` random ones")
+    data: Data = setting("what is learnt from")
+    messages_field: str | None = setting(
+        "column of conversations; null: `data.question_field` and `data.solution_field`",
+        "messages",
+        source="OpenAI API `messages`",
     )
-    out: str = Field(description="folder that the trained model is written to")
-    epochs: float = Field(1.0, gt=0, description="passes over the data, unless `steps` is set")
-    steps: int | None = Field(None, gt=0, description="optimizer steps")
-    sequences_per_update: int = Field(32, gt=0, description="conversations per optimizer step, over all ranks")
-    tokens_per_micro_batch: int = Field(4096, gt=0, description="tokens, padding included, in one forward pass")
-    max_tokens: int | None = Field(None, gt=1, description="longer conversations are dropped; null: the model's window")
-    learning_rate: float = Field(1e-5, gt=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
-    final_lr_share: float = Field(0.0, ge=0, le=1, description="share of the rate left when the cosine ends")
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = Field(1.0, gt=0)
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    ranks: int = Field(1, ge=1, description="processes on this machine")
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    gradient_checkpointing: bool = False
-    seed: int = Field(0, ge=0)
-    evaluation_share: float = Field(0.0, ge=0, lt=1, description="share of the conversations held out")
-    report_every: int = Field(20, gt=0, description="steps between progress lines")
-    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints in OUT/checkpoint; 0: none")
-    resume: bool = Field(False, description="continue from OUT/checkpoint")
-    dry_run: bool = Field(False, description="print settings, plan and an example, then stop")
+    out: str = setting("folder that the trained model is written to")
+    epochs: float = setting("passes over the data, unless `steps` is set", 1.0, unit="passes", gt=0)
+    steps: int | None = setting("optimizer steps", None, unit="optimizer steps", gt=0)
+    sequences_per_update: int = setting(
+        "conversations per optimizer step, over all ranks", 32, unit="conversations", source="CAPO: 80", gt=0
+    )
+    tokens_per_micro_batch: int = setting("tokens, padding included, in one forward pass", 4096, unit="tokens", gt=0)
+    max_tokens: int | None = setting(
+        "longer conversations are dropped; null: the model's window", None, unit="tokens", gt=1
+    )
+    learning_rate: float = setting("peak rate of AdamW", 1e-5, unit="none", source="torch `AdamW`; CAPO: 1e-5", gt=0)
+    schedule: Literal["cosine", "constant"] = setting("of the rate, over all optimizer steps of the run", "cosine")
+    warmup_steps: int = setting("of linear warm-up", 0, unit="optimizer steps", ge=0)
+    final_lr_share: float = setting("share of the rate left when the cosine ends", 0.0, unit="share", ge=0, le=1)
+    weight_decay: float = setting("of AdamW, on matrices alone", 0.0, unit="none", source="torch `AdamW`", ge=0)
+    betas: tuple[float, float] = setting("of AdamW", (0.9, 0.999), unit="none", source="torch `AdamW`")
+    max_grad_norm: float = setting(
+        "the gradient is clipped to this norm", 1.0, unit="none", source="DeepSpeed `gradient_clipping`", gt=0
+    )
+    zero_stage: Literal[0, 1, 2, 3] = setting(
+        "what DeepSpeed shards over the ranks: nothing, optimizer, gradients too, weights too",
+        0,
+        unit="none",
+        source="DeepSpeed `zero_optimization.stage`",
+    )
+    ranks: int = setting("processes on this machine", 1, unit="processes", source="DeepSpeed", ge=1)
+    device: Literal["auto", "cpu", "gpu"] = setting("where it runs; auto: on GPUs where there are any", "auto")
+    gradient_checkpointing: bool = setting(
+        "recompute activations instead of keeping them", False, source="transformers `gradient_checkpointing_enable`"
+    )
+    seed: int = setting("every random choice of the run is a function of it", 0, unit="none", ge=0)
+    evaluation_share: float = setting("share of the conversations held out", 0.0, unit="share", ge=0, lt=1)
+    report_every: int = setting("steps between progress lines", 20, unit="optimizer steps", gt=0)
+    checkpoint_every: int = setting(
+        "steps between checkpoints in OUT/checkpoint; 0: none", 0, unit="optimizer steps", ge=0
+    )
+    resume: bool = setting("continue from OUT/checkpoint", False)
+    dry_run: bool = setting("print settings, plan and an example, then stop", False)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,7 +1,7 @@
 """What every run has, as frozen models: its model, data, engines, trainer, cluster and tracking.
 
-Each field says its meaning and unit beside it. Leaves out the critics (see `config.critic`), the choices of the method
-(see `config.method`), and rules between blocks (see `config.rules`).
+Each field says its meaning, unit and source beside it. Leaves out the critics (see `config.critic`), the choices of the
+method (see `config.method`), and rules between blocks (see `config.rules`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,35 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
 
 from capo_ray import extension
 
 
 class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def setting(
+    meaning: str,
+    default: Any = ...,
+    *,
+    unit: str = "",
+    source: str = "own",
+    gt: float | None = None,
+    ge: float | None = None,
+    lt: float | None = None,
+    le: float | None = None,
+    pattern: str | None = None,
+) -> Any:
+    """A field of a block, with what docs/configuration.md says of it.
+
+    `unit` is that of a number, or none. `source` says where the setting, or its default, is from: a paper, or the
+    library that it is handed to and its name there.
+    """
+    noted: dict[str, JsonValue] = {"unit": unit, "source": source}
+    limits: dict[str, Any] = {"gt": gt, "ge": ge, "lt": lt, "le": le, "pattern": pattern}
+    return Field(default, description=meaning, json_schema_extra=noted, **limits)
 
 
 def or_own(known: Any) -> tuple[AfterValidator, WithJsonSchema]:
@@ -34,27 +56,45 @@ def or_own(known: Any) -> tuple[AfterValidator, WithJsonSchema]:
 class Shape(Block):
     """Shape of a decoder, so that plans and dry runs need no download."""
 
-    parameters: int = Field(gt=0, description="number of parameters")
-    layers: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
-    key_value_size: int = Field(gt=0, description="key heads times head size: what one token stores per layer, halved")
-    vocabulary: int = Field(gt=0)
-    window: int = Field(gt=0, description="tokens of prompt and response together")
+    parameters: int = setting("number of parameters", unit="weights", gt=0)
+    layers: int = setting("decoder layers", unit="layers", source="transformers `num_hidden_layers`", gt=0)
+    hidden_size: int = setting(
+        "width of the residual stream", unit="numbers", source="transformers `hidden_size`", gt=0
+    )
+    key_value_size: int = setting(
+        "key heads times head size: what one token stores per layer, halved",
+        unit="numbers",
+        source="transformers `num_key_value_heads` x `head_dim`",
+        gt=0,
+    )
+    vocabulary: int = setting(
+        "entries of the embedding, padding included", unit="tokens", source="transformers `vocab_size`", gt=0
+    )
+    window: int = setting(
+        "tokens of prompt and response together", unit="tokens", source="transformers `max_position_embeddings`", gt=0
+    )
 
 
 class Model(Block):
     """A policy or a critic: where its weights are and what shape they have."""
 
-    path: str = Field(
-        description="folder, Hugging Face id, `asset:NAME` (shipped with the package) or `random` (of `shape`)"
+    path: str = setting(
+        "folder, Hugging Face id, `asset:NAME` (shipped with the package) or `random` (of `shape`)",
+        source="transformers `from_pretrained`",
     )
-    tokenizer: str | None = Field(None, description="folder or id of the tokenizer; null: the model's own")
-    shape: Shape | None = Field(None, description="null: read from the model's folder")
-    system_prompt: str | None = Field(None, description="system message put before each question")
-    chat_template: str | None = Field(
-        None, description="Jinja template that conversations are rendered with; null: the tokenizer's own"
+    tokenizer: str | None = setting(
+        "folder or id of the tokenizer; null: the model's own", None, source="transformers `AutoTokenizer`"
     )
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    shape: Shape | None = setting("null: read from the model's folder", None)
+    system_prompt: str | None = setting("system message put before each question", None, source="CAPO")
+    chat_template: str | None = setting(
+        "Jinja template that conversations are rendered with; null: the tokenizer's own",
+        None,
+        source="transformers `apply_chat_template`",
+    )
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "number format of the weights, in engines and trainer alike", "bfloat16", source="vLLM `dtype`"
+    )
 
 
 class Source(Block):
@@ -63,20 +103,21 @@ class Source(Block):
     place: ClassVar[str] = "data"
     """Of these fields in the configuration."""
 
-    path: str | None = Field(
+    path: str | None = setting(
+        ".jsonl, .jsonl.gz or .parquet file, folder with a data set, or Hugging Face id",
         None,
-        description=".jsonl, .jsonl.gz or .parquet file, folder with a data set, or Hugging Face id",
+        source="datasets `load_dataset`",
     )
-    subset: str | None = Field(None, description="configuration of a Hugging Face data set; null: its only one")
-    split: str = Field("train", description="split of a Hugging Face data set")
-    question_field: str = Field(
-        "question", description="column of the question, or of chat messages; `a.b` is column b inside a"
+    subset: str | None = setting(
+        "configuration of a Hugging Face data set; null: its only one", None, source="datasets `name`"
     )
-    answer_field: str = Field("answer", description="gold final answer, or a text that holds it")
-    answer_boxed: bool = Field(False, description="the gold answer is in the last \\boxed{} of `answer_field`")
-    answer_pattern: str | None = Field(None, description="regular expression whose first group is the gold answer")
-    solution_field: str | None = Field(None, description="reference solution shown to the critic; null: none")
-    id_field: str | None = Field(None, description="column of names that differ; null: FILE:NUMBER")
+    split: str = setting("split of a Hugging Face data set", "train", source="datasets `split`")
+    question_field: str = setting("column of the question, or of chat messages; `a.b` is column b inside a", "question")
+    answer_field: str = setting("gold final answer, or a text that holds it", "answer")
+    answer_boxed: bool = setting("the gold answer is in the last \\boxed{} of `answer_field`", False)
+    answer_pattern: str | None = setting("regular expression whose first group is the gold answer", None)
+    solution_field: str | None = setting("reference solution shown to the critic; null: none", None, source="CAPO")
+    id_field: str | None = setting("column of names that differ; null: FILE:NUMBER", None)
 
     @model_validator(mode="after")
     def _check_pattern(self) -> Self:
@@ -103,18 +144,23 @@ class HeldOut(Source):
 class Data(Source):
     """Where prompts come from."""
 
-    kind: Annotated[str, *or_own(Literal["math", "arithmetic"])] = Field(
+    kind: Annotated[str, *or_own(Literal["math", "arithmetic"])] = setting(
+        "`math`: problems of `path`, verified by math-verify; `arithmetic`: the tiny world, made up; "
+        "`module:name`: problems of `path`, verified by a task of your own, see "
+        "[extending.md](extending.md#a-task)",
         "math",
-        description="`math`: problems of `path`, verified by math-verify; `arithmetic`: the tiny world, made up; "
-        "`module:name`: problems of `path`, verified by a task of your own, see [extending.md](extending.md#a-task)",
     )
-    limit: int | None = Field(None, gt=0, description="keep the first so many problems")
-    operations: tuple[int, int] = Field((2, 4), description="arithmetic only: fewest and most operations of a problem")
-    evaluation_prompts: int = Field(0, ge=0, description="held-out problems evaluated before and after the run")
-    evaluation: HeldOut | None = Field(
-        None, description="the data set of the held-out problems; null: they are drawn from those of training"
+    limit: int | None = setting("keep the first so many problems", None, unit="problems", gt=0)
+    operations: tuple[int, int] = setting(
+        "arithmetic only: fewest and most operations of a problem", (2, 4), unit="operations"
     )
-    max_prompt_tokens: int = Field(256, gt=0)
+    evaluation_prompts: int = setting("held-out problems evaluated before and after the run", 0, unit="problems", ge=0)
+    evaluation: HeldOut | None = setting(
+        "the data set of the held-out problems; null: they are drawn from those of training", None
+    )
+    max_prompt_tokens: int = setting(
+        "tokens; longer prompts, chat template included, are left out and counted", 256, unit="tokens", gt=0
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -145,65 +191,112 @@ class Data(Source):
 class Rollout(Block):
     """The rollout pool: vLLM engines that sample from the policy."""
 
-    workers: int = Field(1, ge=1)
-    tensor_parallel: int = Field(1, ge=1, description="GPUs per worker")
-    max_response_tokens: int = Field(gt=0)
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(-1, description="-1: off")
-    max_sequences: int = Field(256, gt=0, description="sequences in flight per worker")
-    gpu_memory_share: float = Field(0.85, gt=0, le=1)
-    kv_cache_gib: int = Field(1, gt=0, description="KV cache of a worker on CPU, GiB")
-    eager: bool = Field(False, description="no CUDA graphs and no compilation")
+    workers: int = setting("vLLM engines that sample", 1, unit="engines", ge=1)
+    tensor_parallel: int = setting("GPUs per worker", 1, unit="GPUs", source="vLLM `tensor_parallel_size`", ge=1)
+    max_response_tokens: int = setting(
+        "tokens after which a response is cut off", unit="tokens", source="vLLM `max_tokens`", gt=0
+    )
+    temperature: float = setting(
+        "of sampling; the trainer scales its logits by it too",
+        1.0,
+        unit="none",
+        source="vLLM `temperature`; CAPO: 0.7",
+        ge=0,
+    )
+    top_p: float = setting(
+        "nucleus of sampling; 1: off", 1.0, unit="probability", source="vLLM `top_p`; CAPO: 0.9", gt=0, le=1
+    )
+    top_k: int = setting("most likely tokens that are sampled from; -1: off", -1, unit="tokens", source="vLLM `top_k`")
+    max_sequences: int = setting(
+        "sequences in flight per worker", 256, unit="sequences", source="vLLM `max_num_seqs`", gt=0
+    )
+    gpu_memory_share: float = setting(
+        "share of a GPU that an engine may take", 0.85, unit="share", source="vLLM `gpu_memory_utilization`", gt=0, le=1
+    )
+    kv_cache_gib: int = setting(
+        "KV cache of a worker on CPU, GiB", 1, unit="GiB", source="vLLM `VLLM_CPU_KVCACHE_SPACE`", gt=0
+    )
+    eager: bool = setting("no CUDA graphs and no compilation", False, source="vLLM `enforce_eager`")
 
 
 class Trainer(Block):
     """The trainer group: DeepSpeed ranks."""
 
-    ranks: int = Field(1, ge=1)
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    learning_rate: float = Field(gt=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
-    final_lr_share: float = Field(0.0, ge=0, le=1, description="share of the rate left when the cosine ends")
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = Field(1.0, gt=0)
-    optimisation_passes: int = Field(
-        1, ge=1, description="passes over a rollout batch; old log-probabilities stay frozen"
+    ranks: int = setting("DeepSpeed processes; on GPU each has one GPU", 1, unit="processes", source="DeepSpeed", ge=1)
+    zero_stage: Literal[0, 1, 2, 3] = setting(
+        "what DeepSpeed shards over the ranks: nothing, optimizer, gradients too, weights too",
+        2,
+        unit="none",
+        source="DeepSpeed `zero_optimization.stage`",
     )
-    responses_per_update: int | None = Field(None, gt=0, description="responses per optimizer step; null: all")
-    tokens_per_micro_batch: int = Field(gt=0, description="tokens, prompt included, in one forward pass of one rank")
-    gradient_checkpointing: bool = False
+    learning_rate: float = setting("peak rate of AdamW", unit="none", source="torch `AdamW`; CAPO: 2e-8 to 1e-7", gt=0)
+    schedule: Literal["cosine", "constant"] = setting(
+        "of the rate, over all optimizer steps of the run", "cosine", source="CAPO"
+    )
+    warmup_steps: int = setting("optimizer steps of linear warm-up", 0, unit="optimizer steps", ge=0)
+    final_lr_share: float = setting("share of the rate left when the cosine ends", 0.0, unit="share", ge=0, le=1)
+    weight_decay: float = setting("of AdamW, on matrices alone", 0.0, unit="none", source="torch `AdamW`", ge=0)
+    betas: tuple[float, float] = setting("of AdamW", (0.9, 0.999), unit="none", source="torch `AdamW`")
+    max_grad_norm: float = setting(
+        "the gradient is clipped to this norm", 1.0, unit="none", source="DeepSpeed `gradient_clipping`", gt=0
+    )
+    optimisation_passes: int = setting(
+        "passes over a rollout batch; old log-probabilities stay frozen", 1, unit="passes", source="CAPO: 4", ge=1
+    )
+    responses_per_update: int | None = setting("responses per optimizer step; null: all", None, unit="responses", gt=0)
+    tokens_per_micro_batch: int = setting(
+        "tokens, prompt included, in one forward pass of one rank", unit="tokens", gt=0
+    )
+    gradient_checkpointing: bool = setting(
+        "recompute activations instead of keeping them", False, source="transformers `gradient_checkpointing_enable`"
+    )
 
 
 class Cluster(Block):
     """What is asked of Ray."""
 
-    address: str | None = Field(None, description="null: start Ray here; auto or host:port: join a cluster")
-    device: Literal["cpu", "gpu"] = "gpu"
-    cpus: float | None = Field(None, gt=0, description="cores that a Ray started here offers; null: what is there")
-    object_store_gib: float | None = Field(
-        None, gt=0, description="object store of a Ray started here; null: Ray's choice"
+    address: str | None = setting(
+        "null: start Ray here; auto or host:port: join a cluster", None, source="Ray `address`"
     )
-    dashboard: bool = True
-    placement: Literal["spread", "pack"] = "pack"
-    max_restarts: int = Field(
-        3, ge=0, description="how often a run goes on from its last checkpoint after an actor was lost for good"
+    device: Literal["cpu", "gpu"] = setting("where engines and ranks run", "gpu")
+    cpus: float | None = setting(
+        "cores that a Ray started here offers; null: what is there", None, unit="cores", source="Ray `num_cpus`", gt=0
     )
-    weight_transfer: Literal["shm", "nccl", "ipc"] = "nccl"
+    object_store_gib: float | None = setting(
+        "object store of a Ray started here; null: Ray's choice",
+        None,
+        unit="GiB",
+        source="Ray `object_store_memory`",
+        gt=0,
+    )
+    dashboard: bool = setting("start Ray's dashboard", True, source="Ray `include_dashboard`")
+    placement: Literal["spread", "pack"] = setting(
+        "fill machines one after the other, or spread over them", "pack", source="Ray placement groups"
+    )
+    max_restarts: int = setting(
+        "how often a run goes on from its last checkpoint after an actor was lost for good", 3, unit="restarts", ge=0
+    )
+    weight_transfer: Literal["shm", "nccl", "ipc"] = setting(
+        "`shm`: a file in shared memory, on CPU; `nccl`: between GPUs; `ipc`: trainer rank n and rollout "
+        "worker n share a GPU",
+        "nccl",
+    )
 
 
 class Tracking(Block):
     """Where a run is written down."""
 
-    wandb: Literal["off", "offline", "online", "auto"] = Field("auto", description="auto: online when logged in")
-    wandb_project: str = "capo_ray"
-    wandb_samples: int = Field(
-        8, ge=0, description="responses per step in wandb's table `samples`, of those of `samples_per_step`"
+    wandb: Literal["off", "offline", "online", "auto"] = setting(
+        "auto: online when logged in", "auto", source="wandb `mode`"
     )
-    tensorboard: bool = True
-    samples_per_step: int = Field(32, ge=0, description="responses per step written to samples/STEP-SHARD.jsonl")
-    ledger: bool = Field(
-        True, description="write every critique to `critiques/` and every judged response to `responses/`"
+    wandb_project: str = setting("project of the wandb run", "capo_ray", source="wandb `project`")
+    wandb_samples: int = setting(
+        "responses per step in wandb's table `samples`, of those of `samples_per_step`", 8, unit="responses", ge=0
     )
+    tensorboard: bool = setting(
+        "write event files to `tensorboard/` of the run directory", True, source="torch `SummaryWriter`"
+    )
+    samples_per_step: int = setting(
+        "responses per step written to `samples/` of the run directory", 32, unit="responses", ge=0
+    )
+    ledger: bool = setting("write every critique to `critiques/` and every judged response to `responses/`", True)

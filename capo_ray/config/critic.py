@@ -7,42 +7,61 @@ from itertools import pairwise
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from capo_ray import extension
-from capo_ray.config.blocks import Block, Model, or_own
+from capo_ray.config.blocks import Block, Model, or_own, setting
 
 
 class Voter(Block):
     """A critic: the frozen model that judges, and what runs it. Either vLLM engines of this run or servers; the tiny
     world has one that knows the truth and one that knows nothing, to compare with."""
 
-    kind: Annotated[str, *or_own(Literal["vllm", "http", "truth", "placebo"])] = Field(
+    kind: Annotated[str, *or_own(Literal["vllm", "http", "truth", "placebo"])] = setting(
+        "`vllm`: engines that this run starts; `http`: servers that speak OpenAI's chat completions; "
+        "`truth`: flags what is wrong and nothing else, `placebo`: flags steps at random (both for the "
+        "tiny world); `module:name`: an engine of your own, see [extending.md](extending.md#a-critic)",
         "vllm",
-        description="`vllm`: engines that this run starts; `http`: servers that speak OpenAI's chat completions; "
-        "`truth`: flags what is wrong and nothing else, `placebo`: flags steps at random (both for the tiny world); "
-        "`module:name`: an engine of your own, see [extending.md](extending.md#a-critic)",
     )
-    flag_share: float = Field(0.2, ge=0, le=1, description="share of the steps that a `placebo` flags")
-    model: Model | None = Field(None, description="the frozen model that judges (vllm only)")
-    workers: int = Field(1, ge=1, description="engines that judge (vllm only)")
-    tensor_parallel: int = Field(1, ge=1, description="GPUs per worker (vllm only)")
-    endpoints: tuple[str, ...] = Field(
-        (), description="base addresses of the servers, such as http://host:8000/v1 (http only)"
+    flag_share: float = setting("share of the steps that a `placebo` flags", 0.2, unit="share", ge=0, le=1)
+    model: Model | None = setting("the frozen model that judges (vllm only)", None, source="CAPO")
+    workers: int = setting("engines that judge (vllm only)", 1, unit="engines", ge=1)
+    tensor_parallel: int = setting(
+        "GPUs per worker (vllm only)", 1, unit="GPUs", source="vLLM `tensor_parallel_size`", ge=1
     )
-    served_model: str | None = Field(None, description="name that the servers have for the model (http only)")
-    api_key_env: str | None = Field(
-        "OPENAI_API_KEY", description="environment variable of the key; null, or unset: no key is sent (http only)"
+    endpoints: tuple[str, ...] = setting(
+        "base addresses of the servers, such as http://host:8000/v1 (http only)", (), source="OpenAI API"
     )
-    max_sequences: int = Field(256, gt=0, description="sequences in flight per worker or server")
-    window: int | None = Field(None, gt=0, description="context window in tokens; null: the model's own")
-    gpu_memory_share: float = Field(0.9, gt=0, le=1, description="share of a GPU that an engine may take (vllm only)")
-    kv_cache_gib: int = Field(1, gt=0, description="KV cache of a worker on CPU, GiB (vllm only)")
-    eager: bool = Field(False, description="no CUDA graphs and no compilation (vllm only)")
-    same_critic: bool = Field(
-        False,
-        description="more engines for the critic before this one: they run the same model, share its critiques and "
+    served_model: str | None = setting(
+        "name that the servers have for the model (http only)", None, source="OpenAI API `model`"
+    )
+    api_key_env: str | None = setting(
+        "environment variable of the key; null, or unset: no key is sent (http only)",
+        "OPENAI_API_KEY",
+        source="OpenAI API",
+    )
+    max_sequences: int = setting(
+        "sequences in flight per worker or server", 256, unit="sequences", source="vLLM `max_num_seqs`", gt=0
+    )
+    window: int | None = setting(
+        "context window in tokens; null: the model's own", None, unit="tokens", source="vLLM `max_model_len`", gt=0
+    )
+    gpu_memory_share: float = setting(
+        "share of a GPU that an engine may take (vllm only)",
+        0.9,
+        unit="share",
+        source="vLLM `gpu_memory_utilization`",
+        gt=0,
+        le=1,
+    )
+    kv_cache_gib: int = setting(
+        "KV cache of a worker on CPU, GiB (vllm only)", 1, unit="GiB", source="vLLM `VLLM_CPU_KVCACHE_SPACE`", gt=0
+    )
+    eager: bool = setting("no CUDA graphs and no compilation (vllm only)", False, source="vLLM `enforce_eager`")
+    same_critic: bool = setting(
+        "more engines for the critic before this one: they run the same model, share its critiques and "
         "stand in for one another (`others` only)",
+        False,
     )
 
     @model_validator(mode="after")
@@ -98,62 +117,82 @@ def _check_http(voter: Voter) -> None:
 class Canaries(Block):
     """Responses with known wrong steps that are judged beside the run's own, to see what its critics are worth."""
 
-    source: str = Field(
-        description="`arithmetic`: of the tiny world, labelled exactly; else a file or folder in ProcessBench's layout"
+    source: str = setting(
+        "`arithmetic`: of the tiny world, labelled exactly; else a file or folder in ProcessBench's layout",
+        source="ProcessBench",
     )
-    rate: float = Field(0.02, gt=0, le=1, description="canaries per response of the run")
-    min_precision: float = Field(
-        0.0, ge=0, le=1, description="the run warns when precision over the last canaries is lower; 0: never"
+    rate: float = setting("canaries per response of the run", 0.02, unit="share", gt=0, le=1)
+    min_precision: float = setting(
+        "the run warns when precision over the last canaries is lower; 0: never", 0.0, unit="share", ge=0, le=1
     )
-    min_recall: float = Field(0.0, ge=0, le=1, description="the same of recall")
+    min_recall: float = setting("the same of recall", 0.0, unit="share", ge=0, le=1)
 
 
 class Critic(Voter):
     """The critic pool: frozen models that write critiques (docs/algorithm.md section 3)."""
 
-    others: tuple[Voter, ...] = Field(
-        (),
-        description="more critics, which vote beside this one: of m critics critique i is written by number i mod m; "
+    others: tuple[Voter, ...] = setting(
+        "more critics, which vote beside this one: of m critics critique i is written by number i mod m; "
         "or, with `same_critic`, more engines of one",
+        (),
     )
-    critiques: int = Field(4, ge=1, description="k: critiques per response")
-    adaptive: bool = Field(False, description="stop asking for critiques when the vote is decided whatever they say")
-    first_round: int = Field(
-        2, ge=1, description="adaptive: critiques to ask for at first; more where so few can decide nothing"
+    critiques: int = setting("k: critiques per response", 4, unit="critiques", source="CAPO", ge=1)
+    adaptive: bool = setting("stop asking for critiques when the vote is decided whatever they say", False)
+    first_round: int = setting(
+        "adaptive: critiques to ask for at first; more where so few can decide nothing", 2, unit="critiques", ge=1
     )
-    full_share: float = Field(
-        0.05, ge=0, le=1, description="adaptive: share of responses judged in full, on which agreement is measured"
+    full_share: float = setting(
+        "adaptive: share of responses judged in full, on which agreement is measured", 0.05, unit="share", ge=0, le=1
     )
-    cache: int = Field(
+    cache: int = setting(
+        "responses whose critiques are kept per aggregator shard, for equal ones that come later; 0: none",
         0,
+        unit="responses",
         ge=0,
-        description="responses whose critiques are kept per aggregator shard, for equal ones that come later; 0: none",
     )
-    tokens_per_step: int | None = Field(
-        None, gt=0, description="tokens that critics may write in a step, about; null: no bound"
+    tokens_per_step: int | None = setting(
+        "tokens that critics may write in a step, about; null: no bound", None, unit="tokens", gt=0
     )
-    template: str = Field(
-        "paper",
-        description="`paper`: the full instructions; `brief`: what the tiny critic was taught; else a Jinja file of "
+    template: str = setting(
+        "`paper`: the full instructions; `brief`: what the tiny critic was taught; else a Jinja file of "
         "your own, see [operations.md](operations.md#your-own-critic-prompt)",
+        "paper",
+        source="CAPO",
     )
-    reference: Literal["solution", "answer", "none"] = "solution"
-    max_critique_tokens: int = Field(2048, gt=0)
-    temperature: float = Field(0.7, ge=0)
-    top_p: float = Field(0.9, gt=0, le=1)
-    deadline_s: float = Field(
-        600.0, gt=0, description="most seconds that one try may take; less once the engine's speed has been measured"
+    reference: Literal["solution", "answer", "none"] = setting(
+        "what the critic is shown of the right solution; where the data lacks it, the next best",
+        "solution",
+        source="CAPO",
     )
-    deadline_floor_s: float = Field(30.0, gt=0, description="least seconds that one try is given, however fast it was")
-    attempts: int = Field(3, ge=1, description="engines that one request is tried on before it fails")
-    outage_s: float = Field(60.0, gt=0, description="seconds that every engine may be down before `on_outage` acts")
-    on_outage: Literal["wait", "outcome_only"] = "wait"
-    outage_limit_s: float = Field(
-        3600.0, gt=0, description="seconds after which an outage that is waited for stops the run"
+    max_critique_tokens: int = setting(
+        "tokens after which a critique is cut off", 2048, unit="tokens", source="CAPO", gt=0
     )
-    max_failed_share: float = Field(0.5, gt=0, le=1, description="failed critiques above this share stop the run")
-    failure_window: int = Field(256, ge=1, description="critiques over which the failed share is taken")
-    canaries: Canaries | None = Field(None, description="see below; null: none are judged")
+    temperature: float = setting("of sampling; 0: greedy", 0.7, unit="none", source="CAPO", ge=0)
+    top_p: float = setting("nucleus of sampling; 1: off", 0.9, unit="probability", source="CAPO", gt=0, le=1)
+    deadline_s: float = setting(
+        "most seconds that one try may take; less once the engine's speed has been measured",
+        600.0,
+        unit="seconds",
+        gt=0,
+    )
+    deadline_floor_s: float = setting(
+        "least seconds that one try is given, however fast it was", 30.0, unit="seconds", gt=0
+    )
+    attempts: int = setting("engines that one request is tried on before it fails", 3, unit="engines", ge=1)
+    outage_s: float = setting(
+        "seconds that every engine may be down before `on_outage` acts", 60.0, unit="seconds", gt=0
+    )
+    on_outage: Literal["wait", "outcome_only"] = setting(
+        "`wait`: training waits for a critic to come back; `outcome_only`: it goes on, and a group with "
+        "responses that nobody could judge gets outcome rewards alone",
+        "wait",
+    )
+    outage_limit_s: float = setting(
+        "seconds after which an outage that is waited for stops the run", 3600.0, unit="seconds", gt=0
+    )
+    max_failed_share: float = setting("failed critiques above this share stop the run", 0.5, unit="share", gt=0, le=1)
+    failure_window: int = setting("critiques over which the failed share is taken", 256, unit="critiques", ge=1)
+    canaries: Canaries | None = setting("see below; null: none are judged", None)
 
     @model_validator(mode="after")
     def _check_others(self) -> Self:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import warnings
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from capo_ray.config.blocks import Block, or_own
+from capo_ray.config.blocks import Block, or_own, setting
 
 Vote = Literal["intersection", "majority", "strict_majority", "union", "average", "greedy"]
 ErrorSet = Literal["all", "from_first", "first"]
@@ -23,27 +23,52 @@ Surrogate = Literal["clip", "cispo", "gspo", "gspo_token"]
 class Reward(Block):
     """From votes and outcomes to token rewards (docs/algorithm.md sections 4 and 5)."""
 
-    vote: Annotated[str, *or_own(Vote)] = "intersection"
-    outcome_weight: float = Field(2.0, ge=0, description="C")
-    process_weight: float = Field(1.0, ge=0, description="P")
-    error_set: ErrorSet = "all"
-    returns: Returns = "none"
-    outcome: OutcomeSource = Field(
-        "verifier", description="`critic`: GenORM, the share of critiques that say Yes in place of the verifier"
+    vote: Annotated[str, *or_own(Vote)] = setting(
+        "when a step counts as wrong; the table is in algorithm.md, section 4", "intersection", source="CAPO"
     )
-    format_weight: float = Field(0.0, ge=0, description="reward of a response in which `format_pattern` is found")
-    format_pattern: str = Field(r"\boxed\{", description="regular expression")
-    overlong_tokens: int = Field(
-        0, ge=0, description="tokens before the limit on which a response is punished for its length; 0: off"
+    outcome_weight: float = setting("C: what a right answer is worth", 2.0, unit="reward", source="CAPO, Eq. 1", ge=0)
+    process_weight: float = setting(
+        "P: what a wrong step costs each of its tokens", 1.0, unit="reward", source="CAPO, Eq. 1", ge=0
     )
-    overlong_weight: float = Field(1.0, ge=0, description="punishment of a response of full length")
-    min_valid_critiques: int = Field(1, ge=1)
-    unjudged: Literal["drop", "outcome_only"] = "drop"
-    segmenter: Literal["blank_line", "line", "regex"] = "blank_line"
-    segmenter_pattern: str | None = Field(None, description="regular expression of a delimiter (segmenter regex only)")
-    aggregators: int = Field(1, ge=1, description="reward aggregator shards; prompts are spread over them")
-    verifiers: int = Field(1, ge=1, description="child processes that verify answers, per shard")
-    verify_timeout_s: float = Field(5.0, gt=0, description="seconds until a verification is killed: unverifiable")
+    error_set: ErrorSet = setting(
+        "which of the steps found wrong pay: all, all from the first on, or the first alone", "all", source="VPPO, own"
+    )
+    returns: Returns = setting(
+        "what a step's penalty becomes: itself, the sum of it and those after it, or the largest of them",
+        "none",
+        source="PURE, arXiv 2504.15275",
+    )
+    outcome: OutcomeSource = setting(
+        "`critic`: GenORM, the share of critiques that say Yes in place of the verifier",
+        "verifier",
+        source="GenORM, CAPO's baseline",
+    )
+    format_weight: float = setting(
+        "reward of a response in which `format_pattern` is found", 0.0, unit="reward", source="CAPO: 0.2", ge=0
+    )
+    format_pattern: str = setting("regular expression, sought in the response", r"\boxed\{")
+    overlong_tokens: int = setting(
+        "tokens before the limit on which a response is punished for its length; 0: off",
+        0,
+        unit="tokens",
+        source="DAPO, arXiv 2503.14476, Eq. 13",
+        ge=0,
+    )
+    overlong_weight: float = setting(
+        "punishment of a response of full length", 1.0, unit="reward", source="DAPO, arXiv 2503.14476, Eq. 13", ge=0
+    )
+    min_valid_critiques: int = setting("a response with fewer is unjudged", 1, unit="critiques", ge=1)
+    unjudged: Literal["drop", "outcome_only"] = setting(
+        "`drop`: an unjudged response leaves its group; `outcome_only`: its whole group gets outcome rewards alone",
+        "drop",
+    )
+    segmenter: Literal["blank_line", "line", "regex"] = setting(
+        "what stands between two steps: a blank line, a line break, or `segmenter_pattern`", "blank_line", source="CAPO"
+    )
+    segmenter_pattern: str | None = setting("regular expression of a delimiter (segmenter regex only)", None)
+    aggregators: int = setting("reward aggregator shards; prompts are spread over them", 1, unit="actors", ge=1)
+    verifiers: int = setting("child processes that verify answers, per shard", 1, unit="processes", ge=1)
+    verify_timeout_s: float = setting("seconds until a verification is killed: unverifiable", 5.0, unit="seconds", gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -62,31 +87,67 @@ class Reward(Block):
 class Algorithm(Block):
     """From token rewards to a gradient (docs/algorithm.md sections 6 and 7)."""
 
-    advantage: Annotated[str, *or_own(Advantage)] = "capo"
-    surrogate: Annotated[str, *or_own(Surrogate)] = "clip"
-    clip_low: float = Field(0.2, gt=0, le=1)
-    clip_high: float = Field(0.2, gt=0)
-    clip_dual: float | None = Field(
-        None, gt=1, description="where the advantage is negative no token loses more than this times it; null: no bound"
+    advantage: Annotated[str, *or_own(Advantage)] = setting(
+        "how rewards become advantages; only those called `capo...` see step penalties; the table is in "
+        "algorithm.md, section 6",
+        "capo",
+        source="CAPO, Eq. 2",
     )
-    aggregation: Literal["response_mean", "token_mean", "constant"] = "response_mean"
-    kl_weight: float = Field(0.01, ge=0, description="beta; 0 loads no reference model")
-    kl_estimator: Literal["k1", "k2", "k3", "abs"] = "k3"
-    kl_place: Literal["loss", "reward"] = Field(
-        "loss", description="`reward`: the KL of a token lowers its advantage, before the first pass"
+    surrogate: Annotated[str, *or_own(Surrogate)] = setting(
+        "what is made of ratio and advantage; the table is in algorithm.md, section 7", "clip", source="CAPO"
     )
-    entropy_weight: float = Field(0.0, ge=0, description="weight of an entropy bonus; 0: none")
-    refills: int = Field(
+    clip_low: float = setting(
+        "the ratio is clipped at 1 - this", 0.2, unit="ratio", source="PPO, arXiv 1707.06347", gt=0, le=1
+    )
+    clip_high: float = setting(
+        "the ratio is clipped at 1 + this", 0.2, unit="ratio", source="DAPO, arXiv 2503.14476", gt=0
+    )
+    clip_dual: float | None = setting(
+        "where the advantage is negative no token loses more than this times it; null: no bound",
+        None,
+        unit="ratio",
+        source="arXiv 1912.09729",
+        gt=1,
+    )
+    aggregation: Literal["response_mean", "token_mean", "constant"] = setting(
+        "mean over a response's tokens, then over responses; over all tokens; or over responses x "
+        "`rollout.max_response_tokens`",
+        "response_mean",
+        source="CAPO; DAPO; Dr.GRPO",
+    )
+    kl_weight: float = setting("beta; 0 loads no reference model", 0.01, unit="none", source="CAPO", ge=0)
+    kl_estimator: Literal["k1", "k2", "k3", "abs"] = setting(
+        "of the KL to the reference; r = log reference - log policy: -r, r^2/2, e^r - r - 1, |r|",
+        "k3",
+        source="GRPO, arXiv 2402.03300",
+    )
+    kl_place: Literal["loss", "reward"] = setting(
+        "`reward`: the KL of a token lowers its advantage, before the first pass", "loss", source="CAPO"
+    )
+    entropy_weight: float = setting(
+        "weight of an entropy bonus; 0: none", 0.0, unit="none", source="PPO, arXiv 1707.06347", ge=0
+    )
+    refills: int = setting(
+        "dynamic sampling: how often the groups of a batch in which no token has an advantage are "
+        "replaced by groups of other problems",
         0,
+        unit="times",
+        source="DAPO, arXiv 2503.14476",
         ge=0,
-        description="dynamic sampling: how often the groups of a batch in which no token has an advantage are replaced "
-        "by groups of other problems",
     )
-    mask_cut_off: bool = Field(
-        False, description="responses that were cut off are compared with the others and not trained on"
+    mask_cut_off: bool = setting(
+        "responses that were cut off are compared with the others and not trained on",
+        False,
+        source="DAPO, arXiv 2503.14476",
     )
-    old_logprobs: Literal["trainer", "sampler"] = "trainer"
-    importance_cap: float | None = Field(
-        None, gt=0, description="truncated importance correction: weight min(pi_trainer / pi_sampler, cap) per token"
+    old_logprobs: Literal["trainer", "sampler"] = setting("what the ratio is taken against", "trainer")
+    importance_cap: float | None = setting(
+        "truncated importance correction: weight min(pi_trainer / pi_sampler, cap) per token",
+        None,
+        unit="ratio",
+        source="truncated importance sampling",
+        gt=0,
     )
-    max_staleness: int = Field(0, ge=0, description="policy versions that a sample may be behind; 0 is on-policy")
+    max_staleness: int = setting(
+        "policy versions that a sample may be behind; 0 is on-policy", 0, unit="policy versions", ge=0
+    )

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
-from capo_ray.config.blocks import Block, Cluster, Data, Model, Rollout, Tracking, Trainer
+from capo_ray.config.blocks import Block, Cluster, Data, Model, Rollout, Tracking, Trainer, setting
 from capo_ray.config.critic import Critic
 from capo_ray.config.method import Algorithm, Reward
 
@@ -24,35 +24,34 @@ class ConfigError(ValueError):
 class Config(Block):
     """One run."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
-    run_dir: str | None = Field(None, description="null: runs/NAME-TIME below the working directory")
-    resume: bool = Field(False, description="continue the run in `run_dir` from its last checkpoint")
-    dry_run: bool = Field(
-        False,
-        description="print the resolved configuration, the placement plan and what a critic would read, then stop",
+    name: str = setting("name of the run, and of its directory", "run", pattern=r"^[A-Za-z0-9._-]+$")
+    run_dir: str | None = setting("null: runs/NAME-TIME below the working directory", None)
+    resume: bool = setting("continue the run in `run_dir` from its last checkpoint", False)
+    dry_run: bool = setting(
+        "print the resolved configuration, the placement plan and what a critic would read, then stop", False
     )
-    seed: int = Field(0, ge=0)
-    steps: int = Field(gt=0, description="rollout batches to train on")
-    prompts_per_step: int = Field(gt=0)
-    responses_per_prompt: int = Field(gt=1, description="n: the size of a group")
-    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end")
-    keep_checkpoints: int = Field(2, ge=1)
-    evaluate_every: int = Field(
-        0, ge=0, description="steps between evaluations; 0: only before the first and at the end"
+    seed: int = setting("every random choice of the run is a function of it", 0, unit="none", ge=0)
+    steps: int = setting("rollout batches to train on", unit="steps", gt=0)
+    prompts_per_step: int = setting("problems of one rollout batch", unit="prompts", gt=0)
+    responses_per_prompt: int = setting("n: the size of a group", unit="responses", source="CAPO: 16", gt=1)
+    checkpoint_every: int = setting("steps between checkpoints; 0: only at the end", 0, unit="steps", ge=0)
+    keep_checkpoints: int = setting("newest checkpoints that are kept", 2, unit="checkpoints", ge=1)
+    evaluate_every: int = setting(
+        "steps between evaluations; 0: only before the first and at the end", 0, unit="steps", ge=0
     )
-    max_dropped_share: float = Field(
-        0.5, gt=0, le=1, description="dropped groups of a step above this share stop the run"
+    max_dropped_share: float = setting(
+        "dropped groups of a step above this share stop the run", 0.5, unit="share", gt=0, le=1
     )
 
-    policy: Model
-    data: Data
-    rollout: Rollout
-    critic: Critic | None = Field(None, description="null: no critiques, outcome rewards only")
-    reward: Reward = Reward()
-    algorithm: Algorithm = Algorithm()
-    trainer: Trainer
-    cluster: Cluster = Cluster()
-    tracking: Tracking = Tracking()
+    policy: Model = setting("the model that is trained")
+    data: Data = setting("see below")
+    rollout: Rollout = setting("see below")
+    critic: Critic | None = setting("null: no critiques, outcome rewards only", None)
+    reward: Reward = setting("see below", Reward())
+    algorithm: Algorithm = setting("see below", Algorithm())
+    trainer: Trainer = setting("see below")
+    cluster: Cluster = setting("see below", Cluster())
+    tracking: Tracking = setting("see below", Tracking())
 
     @model_validator(mode="after")
     def _check(self) -> Self:

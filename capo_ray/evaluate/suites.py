@@ -14,9 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from capo_ray.config.blocks import Block, Data
+from capo_ray.config.blocks import Block, Data, setting
 from capo_ray.config.run import ConfigError, composed, conf_dir
 from capo_ray.data.problem import DataError, Problem, problem_of, value_of
 from capo_ray.data.prompts import arithmetic_problems
@@ -35,18 +35,20 @@ HELD_OUT = 1000
 class Options(Block):
     """Where the options of a question are."""
 
-    field: str | tuple[str, ...] = Field(description="column with the list of them, or one column per option")
-    labels_field: str | None = Field(None, description="column with the list of their labels; null: A, B, C ...")
-    shuffle: bool = Field(False, description="in an order drawn by the seed, for data whose right option comes first")
+    field: str | tuple[str, ...] = setting("column with the list of them, or one column per option")
+    labels_field: str | None = setting("column with the list of their labels; null: A, B, C ...", None)
+    shuffle: bool = setting("in an order drawn by the seed, for data whose right option comes first", False)
 
 
 class Benchmark(Block):
     """One set of problems. The gold answer of a choice is a label, the number of an option from 0, or its text."""
 
-    data: Data
-    answer: Literal["math", "choice", "arithmetic"] = "math"
-    options: Options | None = Field(None, description="null: the question holds its options itself (choice only)")
-    prompt: str | None = Field(None, description="what is asked, with {question} and {options} put in; null: the usual")
+    data: Data = setting("where its problems are")
+    answer: Literal["math", "choice", "arithmetic"] = setting(
+        "what is compared: expressions, by math-verify; the label of an option; or numbers of the tiny world", "math"
+    )
+    options: Options | None = setting("null: the question holds its options itself (choice only)", None)
+    prompt: str | None = setting("what is asked, with {question} and {options} put in; null: the usual", None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
