@@ -3,14 +3,16 @@
 
     python launch/job.py submit +experiment=llama3b_intersection run_dir=/shared/runs/first [key=value ...]
     python launch/job.py submit --program doctor +experiment=llama3b_intersection
+    python launch/job.py submit --program evaluate model=/shared/runs/first/policy suite=paper out=/shared/scores
+    python launch/job.py submit --program sft --gpus 8 +experiment=qwen7b_sft out=/shared/models/sft
     python launch/job.py follow JOB          its output from the beginning; Ctrl-C leaves the job alone
     python launch/job.py stop JOB            as Ctrl-C would: the run closes its engines and says where to go on
     python launch/job.py resume JOB [key=value ...]
     python launch/job.py list
 
 RAY_ADDRESS, or --address, names the cluster's dashboard (http://127.0.0.1:8265 when unset). Needs `ray[default]` alone.
-This checkout is sent along, so the nodes need the environment of requirements/gpu.lock and not this package; run_dir
-must be on storage that every node sees. Ends with the exit code of the run. Leaves out starting clusters.
+This checkout is sent along, so the nodes need the environment of requirements/gpu.lock and not this package; what is
+written must be on storage that every node sees. Ends with the exit code of the run. Leaves out starting clusters.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +40,34 @@ STARTING_S = 60
 """Seconds that a cluster has, whose dashboard answers already, before it must take jobs."""
 STOP_S = 60
 """Seconds that a run has to close its engines; Ray's own patience is three."""
-PROGRAMS = ("launch", "doctor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """How a program of capo_ray is as a job."""
+
+    writes: str = ""
+    """Its argument that names the folder it writes; none: it writes none."""
+    reads: tuple[str, ...] = ()
+    """Its arguments that may name files."""
+    joins: bool = True
+    """Whether it starts actors on the cluster."""
+    own_gpus: bool = True
+    """Whether its own process uses GPUs, those of the node that the job is put on: to train, or for a critic."""
+    again: tuple[str, ...] | None = ()
+    """What its command is to have besides to go on where it was stopped; None: it cannot."""
+
+
+RUN_READS = ("policy.path", "critic.model.path", "data.path")
+PROGRAMS = {
+    "launch": Program(writes="run_dir", reads=RUN_READS, own_gpus=False, again=("resume=true",)),
+    "evaluate": Program(writes="out", reads=("model", "suite", "data_dir", "critic.model.path")),
+    "critic_bench": Program(writes="out", reads=("path", *RUN_READS), joins=False),
+    "sft": Program(
+        writes="out", reads=("model", "model.path", "data", "data.path"), joins=False, again=("resume=true",)
+    ),
+    "doctor": Program(reads=RUN_READS, own_gpus=False, again=None),
+}
 ASKED = "capo_ray"
 """Under which name a job keeps what it was asked, for `resume`."""
 
@@ -68,23 +98,26 @@ def connect(address: str) -> JobSubmissionClient:
         ) from error
 
 
-def submit(
-    client: JobSubmissionClient, program: str, arguments: Sequence[str], environment: dict[str, str], name: str | None
-) -> str:
+def submit(client: JobSubmissionClient, asked: Asked, environment: dict[str, str], name: str | None) -> str:
     """Id of the job."""
-    check(program, arguments)
-    entrypoint = shlex.join(["python", "-m", f"capo_ray.{program}", "cluster.address=auto", *arguments])
+    joined = ["cluster.address=auto"] if PROGRAMS[asked.program].joins else []
+    entrypoint = shlex.join(["python", "-m", f"capo_ray.{asked.program}", *joined, *asked.arguments])
     runtime = {
         "working_dir": str(ROOT),
         "excludes": LEFT_OUT,
         "env_vars": environment | {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), "PYTHONUNBUFFERED": "1"},
     }
-    asked = {ASKED: json.dumps([program, *arguments])}
     deadline = time.monotonic() + STARTING_S
     while True:
         try:
             return str(
-                client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime, metadata=asked)
+                client.submit_job(
+                    entrypoint=entrypoint,
+                    submission_id=name,
+                    runtime_env=runtime,
+                    metadata={ASKED: json.dumps([asked.program, asked.gpus, *asked.arguments])},
+                    entrypoint_num_gpus=asked.gpus or None,
+                )
             )
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > deadline:
@@ -93,25 +126,51 @@ def submit(
         time.sleep(2)
 
 
-def check(program: str, arguments: Sequence[str]) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a job runs."""
+
+    program: str
+    arguments: tuple[str, ...]
+    gpus: int = 0
+    """Of the job's own process."""
+
+
+def check(asked: Asked) -> None:
     """A job's working directory goes away with it, so what a run writes needs a place of its own."""
-    if program not in PROGRAMS:
-        raise JobError(f"--program must be one of {', '.join(PROGRAMS)}, got {program!r}")
-    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if program == "launch" and given.get("dry_run") != "true" and not given.get("run_dir", "").startswith("/"):
+    if asked.program not in PROGRAMS:
+        raise JobError(f"--program must be one of {', '.join(PROGRAMS)}, got {asked.program!r}")
+    program = PROGRAMS[asked.program]
+    if asked.gpus and not program.own_gpus:
+        takers = ", ".join(name for name, one in PROGRAMS.items() if one.own_gpus)
         raise JobError(
-            f"run_dir must be an absolute path on storage that every node sees, got {given.get('run_dir', 'none')}: a "
-            "job's own folder is removed with it; pass run_dir=/shared/runs/NAME"
+            f"--gpus is for programs with GPUs of their own ({takers}); {asked.program} asks Ray for its own"
         )
+    given = dict(argument.split("=", 1) for argument in asked.arguments if "=" in argument)
+    place = given.get(program.writes, "")
+    if program.writes and given.get("dry_run") != "true" and not place.startswith("/"):
+        raise JobError(
+            f"{program.writes} must be an absolute path on storage that every node sees, got {place or 'none'}: a "
+            f"job's own folder is removed with it; pass {program.writes}=/shared/runs/NAME"
+        )
+    for name in program.reads:
+        path = given.get(name, "")
+        if path and not path.startswith("/") and Path(path).exists():
+            raise JobError(
+                f"{name}={path} is a path of this machine, and the job runs on another: pass the absolute path of a "
+                "copy on storage that every node sees"
+            )
 
 
-def resumed(asked: str | None, changes: Sequence[str]) -> list[str]:
-    """The arguments of a job, with `changes` in place of what they repeat, and resume=true."""
-    program, *arguments = json.loads(asked or "[null]")
-    if program != "launch":
-        raise JobError("only jobs that `submit` started as runs of capo_ray.launch can be resumed")
-    new = {change.split("=", 1)[0] for change in changes} | {"resume"}
-    return [*(old for old in arguments if old.split("=", 1)[0] not in new), *changes, "resume=true"]
+def resumed(metadata: str | None, changes: Sequence[str]) -> Asked:
+    """What a job was asked, with `changes` in place of what they repeat, and what it takes to go on."""
+    name, gpus, *arguments = json.loads(metadata or "[null, 0]")
+    if name not in PROGRAMS or (more := PROGRAMS[name].again) is None:
+        going_on = [name for name, program in PROGRAMS.items() if program.again is not None]
+        raise JobError(f"only jobs that `submit` started can be resumed, of: {', '.join(going_on)}")
+    new = {change.split("=", 1)[0] for change in (*changes, *more)}
+    kept = [old for old in arguments if old.split("=", 1)[0] not in new]
+    return Asked(program=name, arguments=(*kept, *changes, *more), gpus=gpus)
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:
@@ -186,6 +245,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     starting.add_argument("--id", help="name of the new job; else Ray makes one up")
     first = commands.add_parser("submit", parents=[starting])
     first.add_argument("--program", default="launch", help=f"capo_ray.PROGRAM: {', '.join(PROGRAMS)}")
+    first.add_argument(
+        "--gpus",
+        type=int,
+        default=0,
+        metavar="N",
+        help="GPUs of the program's own process: sft, or a critic of evaluate",
+    )
     first.add_argument("arguments", nargs="+")
     again = commands.add_parser("resume", parents=[starting])
     again.add_argument("job")
@@ -198,7 +264,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     if options.command == "submit":
-        check(options.program, options.arguments)
+        asked = Asked(program=options.program, arguments=tuple(options.arguments), gpus=options.gpus)
+        check(asked)
     client = connect(options.address)
     if options.command == "follow":
         return follow(client, options.job)
@@ -207,12 +274,10 @@ def run(options: argparse.Namespace) -> int:
     if options.command == "list":
         print(table(client.list_jobs()))
         return 0
-    program, arguments = "launch", options.arguments
     if options.command == "resume":
-        arguments = resumed((details(client, options.job).metadata or {}).get(ASKED), arguments)
-    else:
-        program = options.program
-    job = submit(client, program, arguments, environment_of(options.env), options.id)
+        asked = resumed((details(client, options.job).metadata or {}).get(ASKED), options.arguments)
+        check(asked)
+    job = submit(client, asked, environment_of(options.env), options.id)
     if options.detach:
         print(job)
         return 0

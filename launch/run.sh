@@ -3,11 +3,18 @@
 # run_dir was stopped.
 #
 #   NODES=2 launch/run.sh +experiment=llama3b_intersection run_dir=/shared/runs/first [key=value ...]
+#   NODES=2 PROGRAM=evaluate launch/run.sh model=/shared/runs/first/policy suite=paper out=/shared/scores
 #
 # RAY_ADDRESS names the cluster (HOST:PORT); unset, the one on this machine. WAIT_S (600): seconds to wait for nodes.
+# PROGRAM (launch): launch or evaluate; the others use no cluster and are started by themselves.
 set -euo pipefail
 if [[ $# -eq 0 || $1 == -h || $1 == --help ]]; then
-    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
+    exit 2
+fi
+program=${PROGRAM:-launch}
+if [[ ! $program =~ ^(launch|evaluate)$ ]]; then
+    echo "run.sh: PROGRAM must be launch or evaluate, got $program" >&2
     exit 2
 fi
 address=${RAY_ADDRESS:-auto}
@@ -19,4 +26,4 @@ for argument in "$@"; do
     esac
 done
 python "$(dirname "$0")/wait_for_nodes.py" "$address" "${NODES:-1}" "${WAIT_S:-600}"
-exec python -m capo_ray.launch cluster.address="$address" "$@" "${more[@]}"
+exec python -m "capo_ray.$program" cluster.address="$address" "$@" "${more[@]}"

@@ -17,11 +17,12 @@ from typing import get_args
 
 import pytest
 
-from capo_ray import config_docs, sft
+from capo_ray import config_docs
 from capo_ray.config.run import Config, compose, conf_dir
 from capo_ray.data import __main__ as data_check
 from capo_ray.tally import RATES
 from capo_ray.types import CritiqueOutcome
+from tests.commands import CHECKS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -130,24 +131,26 @@ def overrides() -> Iterator[list[str]]:
                 yield ["+experiment=tiny_cpu", *demo[1].split()]
 
 
-def commands_of(program: str) -> Iterator[list[str]]:
-    """Arguments of every command of the documentation that runs capo_ray.PROGRAM and stands in a block."""
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """(program, arguments) of every command of the documentation that stands in a block, those of `overrides` apart."""
     for page in PAGES:
         for _, block in BLOCK.findall(text(page)):
             for line in block.replace("\\\n", " ").splitlines():
-                found = re.match(rf"python -m capo_ray\.{program} ([^#]*)", line)
-                if found and "$" not in line:  # see test_tutorial
-                    yield found[1].split()
+                found = re.match(r"(?:\$ )?python -m capo_ray\.(\w+) ([^#<>|]*)", line)
+                if found and found[1] in CHECKS and found[1] != "launch" and not re.search(r"\$\w|=my_", found[2]):
+                    yield found[1], found[2].split()  # for the others see test_tutorial and test_extension
 
 
-@pytest.mark.parametrize("command", list(commands_of("sft")), ids=" ".join)
-def test_commands_of_supervised_training_are_sound(command: list[str]) -> None:
-    assert sft.parse(command).out
+@pytest.mark.parametrize(("program", "arguments"), commands(), ids=lambda part: part if isinstance(part, str) else "")
+def test_commands_are_sound(
+    program: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where nothing is that happens to be called the same
+    CHECKS[program](arguments)
 
 
-@pytest.mark.parametrize("command", list(commands_of("data check")), ids=" ".join)
-def test_commands_that_look_at_data_are_sound(command: list[str]) -> None:
-    assert data_check.options_of(command).config.data.path
+def test_there_are_commands_of_every_program() -> None:
+    assert {program for program, _ in commands()} == CHECKS.keys() - {"launch"}
 
 
 @pytest.mark.parametrize("command", list(overrides()), ids=" ".join)
@@ -282,7 +285,7 @@ def test_the_data_page_shows_what_the_check_prints(
     (tmp_path / "math500.jsonl").write_bytes((test_data / "math" / "math500.jsonl").read_bytes())
     (shown,) = (block for _, block in BLOCK.findall(text(ROOT / "docs" / "data.md")) if block.startswith("data "))
     os.chdir(tmp_path)
-    (command,) = commands_of("data check")
+    (command,) = (arguments for program, arguments in commands() if program == "data")
     arguments = [part.replace("FOLDER", ".") for part in command]
-    assert data_check.main(["check", *arguments, "model@policy=qwen2_5_7b", "show=0"]) == 0
+    assert data_check.main([*arguments, "model@policy=qwen2_5_7b", "show=0"]) == 0
     assert capsys.readouterr().out == shown

@@ -1,4 +1,5 @@
-"""The engine of an evaluation: the policy with frozen weights, in this process or, with several workers, on Ray.
+"""The engine of an evaluation: the policy with frozen weights, in this process or, with several workers or on a cluster
+that is joined, on Ray.
 
 Leaves out what is asked (responses) and the critics (critic_bench.engines).
 """
@@ -22,7 +23,7 @@ from capo_ray.models import ModelFiles
 async def policy_of(config: Config, policy: ModelFiles, *, window: int, logs: Path) -> AsyncIterator[Sampler]:
     """An engine over all of `rollout.workers`; `window` is the longest prompt and response together, in tokens."""
     settings: dict[str, Any] = {**rollout_settings(config, policy), "window": window, "weight_transfer": None}
-    if config.rollout.workers == 1:
+    if config.rollout.workers == 1 and config.cluster.address is None:
         prepare(config, "rollout")
         engine = make_rollout(settings, "rollout-0")
         try:

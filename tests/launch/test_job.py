@@ -21,31 +21,61 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = ROOT / "launch" / "job.py"
+SCORED = ["model=asset:tiny_policy", "suite=arithmetic", "count=20", "runs=1", "+experiment=tiny_cpu"]
 
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
     spec = importlib.util.spec_from_file_location("job", JOB)
     assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules["job"] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
-def test_a_run_needs_a_place_that_stays(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    for given, shown in (([], "none"), (["run_dir=runs/x"], "runs/x")):
-        assert job.main(["submit", "+experiment=tiny_cpu", *given]) == 2
+@pytest.mark.parametrize(("program", "key"), [("launch", "run_dir"), ("evaluate", "out"), ("sft", "out")])
+def test_what_is_written_needs_a_place_that_stays(
+    job: ModuleType, capsys: pytest.CaptureFixture[str], program: str, key: str
+) -> None:
+    for place, shown in (("", "none"), ("runs/x", "runs/x")):
+        assert job.main(["submit", "--program", program, "+experiment=tiny_cpu", f"{key}={place}"]) == 2
         assert capsys.readouterr().err.startswith(
-            f"error: run_dir must be an absolute path on storage that every node sees, got {shown}: a job's own"
+            f"error: {key} must be an absolute path on storage that every node sees, got {shown}: a job's own"
         )
-    job.check("launch", ["dry_run=true"])
-    job.check("launch", ["run_dir=/shared/x"])
-    job.check("doctor", [])
+    for given in (f"{key}=/shared/x", "dry_run=true"):
+        job.check(job.Asked(program=program, arguments=(given,)))
+
+
+def test_the_doctor_writes_nothing(job: ModuleType) -> None:
+    job.check(job.Asked(program="doctor", arguments=()))
+
+
+def test_a_file_of_this_machine(job: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Under another folder it would not be found, or be another; a name of the hub is no file."""
+    here = os.path.relpath(tmp_path)
+    assert job.main(["submit", "--program", "evaluate", f"model={here}", "suite=math", "out=/shared/x"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: model={here} is a path of this machine, and the job runs on another: pass the absolute path of a copy "
+        "on storage that every node sees\n"
+    )
+    job.check(job.Asked(program="evaluate", arguments=("model=Qwen/Qwen2.5-7B", "out=/shared/x")))
+
+
+def test_gpus_are_for_a_program_that_asks_the_cluster_for_none(
+    job: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job.main(["submit", "--gpus", "8", "run_dir=/shared/x"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --gpus is for programs with GPUs of their own (evaluate, critic_bench, sft); "
+        "launch asks Ray for its own\n"
+    )
 
 
 def test_a_program_that_is_none(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert job.main(["submit", "--program", "rm", "x"]) == 2
-    assert capsys.readouterr().err == "error: --program must be one of launch, doctor, got 'rm'\n"
+    assert capsys.readouterr().err == (
+        "error: --program must be one of launch, evaluate, critic_bench, sft, doctor, got 'rm'\n"
+    )
 
 
 def test_no_dashboard(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,10 +94,15 @@ def test_a_variable_that_is_not_set(job: ModuleType, monkeypatch: pytest.MonkeyP
 
 
 def test_what_a_resumed_job_is_asked(job: ModuleType) -> None:
-    asked = '["launch", "+experiment=tiny_cpu", "run_dir=/r", "steps=2", "resume=false"]'
-    assert job.resumed(asked, ["steps=9"]) == ["+experiment=tiny_cpu", "run_dir=/r", "steps=9", "resume=true"]
-    for other in (None, '["doctor"]'):
-        with pytest.raises(job.JobError, match="only jobs that `submit` started as runs"):
+    asked = '["launch", 0, "+experiment=tiny_cpu", "run_dir=/r", "steps=2", "resume=false"]'
+    assert job.resumed(asked, ["steps=9"]) == job.Asked(
+        program="launch", arguments=("+experiment=tiny_cpu", "run_dir=/r", "steps=9", "resume=true")
+    )
+    trained = job.resumed('["sft", 8, "+experiment=qwen7b_sft", "out=/o"]', [])
+    assert trained.gpus == 8 and trained.arguments[-1] == "resume=true"
+    assert job.resumed('["evaluate", 0, "suite=math", "out=/o"]', []).arguments == ("suite=math", "out=/o")
+    for other in (None, '["doctor", 0]'):
+        with pytest.raises(job.JobError, match="only jobs that `submit` started can be resumed, of: launch, evaluate"):
             job.resumed(other, [])
 
 
@@ -173,6 +208,11 @@ def test_submit_follow_stop_and_resume(tmp_path: Path) -> None:
         assert (run_dir / "checkpoints" / f"step_{done + 1:06d}").is_dir()
         listed = call(environment, "list").stdout
         assert re.search(r"^long +stopped .* run_dir=", listed, re.MULTILINE)
+
+        scored = call(environment, "submit", "--program", "evaluate", *SCORED, f"out={tmp_path / 'scores'}")
+        assert "greedy" in scored.stdout and (tmp_path / "scores" / "responses.jsonl").is_file(), scored.stdout
+        taught = call(environment, "submit", "--program", "sft", "+experiment=qwen7b_sft", "dry_run=true")
+        assert "sequences_per_update" in taught.stdout, taught.stdout
 
         waited = subprocess.run(
             [str(ROOT / "launch" / "run.sh"), *tiny, "dry_run=true"],

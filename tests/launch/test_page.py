@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config.run import compose
+from tests.commands import CHECKS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
@@ -19,35 +19,41 @@ SOURCES = "\n".join(
     if path.suffix in (".py", ".sh")
 )
 PLACES = ("Jobs", "Plain machines", "Slurm", "ray up", "Kubernetes", "Images")
-STARTS = r"(?:job\.py submit|run\.sh|slurm\.sh|capo_ray\.doctor|capo_ray\.launch) (.*)"
+STARTS = re.compile(
+    r"(?:PROGRAM=(?P<set>\w+) )?(?:sbatch )?(?:launch/)?"
+    r"(?:job\.py submit(?: --program (?P<given>\w+))?|run\.sh|slurm\.sh|capo_ray\.(?P<named>\w+)) (?P<arguments>.*)"
+)
 
 
-def commands() -> list[list[str]]:
-    """Arguments of every command of the page, and of the headers of files, that ends in a run's own."""
+def commands() -> list[tuple[str, list[str]]]:
+    """(program, arguments) of every command of the page, and of the headers of files, that ends in a run's own."""
     headers = [
         re.sub(r"^# ?", "", line)
         for folder in ("launch", "docker")
         for path in sorted((ROOT / folder).rglob("*"))
-        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts
         for line in path.read_text(encoding="utf-8").splitlines()
-        if line.startswith("#  ")
+        if line.startswith(("#  ", "    python launch/job.py"))
     ]
     blocks = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     found = []
     for line in "\n".join([*blocks, *headers]).replace("\\\n", " ").splitlines():
-        if started := re.search(STARTS, re.sub(r"\s+#.*", "", line)):
-            given = [part for part in shlex.split(started[1].replace("[key=value ...]", "")) if "=" in part]
-            found.append([part for part in given if not part.startswith("--")])
+        if started := STARTS.search(re.sub(r"\s+#.*", "", line)):
+            program = started["set"] or started["given"] or started["named"] or "launch"
+            given = [part for part in shlex.split(started["arguments"].replace("[key=value ...]", "")) if "=" in part]
+            found.append((program, [part for part in given if not part.startswith("--")]))
     return found
 
 
 def test_there_are_commands() -> None:
-    assert len(commands()) >= 12
+    assert len(commands()) >= 20
+    assert {program for program, _ in commands()} == {"launch", "evaluate", "sft", "critic_bench", "doctor"}
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_commands_compose(command: list[str]) -> None:
-    assert not command or compose(command).steps > 0
+@pytest.mark.parametrize(("program", "arguments"), commands(), ids=str)
+def test_commands_are_sound(program: str, arguments: list[str]) -> None:
+    if arguments:
+        CHECKS[program](arguments)
 
 
 def test_files_exist() -> None:

@@ -161,6 +161,17 @@ def test_a_run_waits_for_its_nodes(stage: Stage) -> None:
     ]
 
 
+def test_another_program(stage: Stage) -> None:
+    stage.run("run.sh", "model=/m", "suite=math", "out=/o", PROGRAM="evaluate", RAY_ADDRESS="h:1")
+    assert stage.calls()[1] == "python -m capo_ray.evaluate cluster.address=h:1 model=/m suite=math out=/o"
+
+
+def test_a_program_that_uses_no_cluster(stage: Stage) -> None:
+    code, told = stage.run("run.sh", "out=/o", PROGRAM="sft")
+    assert (code, told) == (2, "run.sh: PROGRAM must be launch or evaluate, got sft\n")
+    assert stage.calls() == []
+
+
 def test_a_run_without_its_nodes_does_not_start(stage: Stage) -> None:
     assert stage.run("run.sh", "+experiment=tiny_cpu", WAITED="1")[0] == 1
     assert stage.calls() == ["python ./launch/wait_for_nodes.py auto 1 600"]
