@@ -35,7 +35,12 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
     environment = worker_environment()
     if cluster.address is not None:
         with sigterm_as_it_was():
-            ray.init(address=cluster.address, runtime_env={"env_vars": environment}, log_to_driver=False)
+            ray.init(
+                address=cluster.address,
+                runtime_env={"env_vars": environment},
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
         try:
             yield
         finally:
