@@ -62,6 +62,8 @@ def _schemas() -> dict[str, pyarrow.Schema]:
     ]
     response = [
         ("answer", name),
+        ("extracted", pa.string()),
+        ("reason", name),
         ("finish", name),
         ("versions", ints),
         ("num_tokens", pa.int32()),
@@ -151,6 +153,8 @@ def _response(member: Member) -> JsonDict:
     rollout = member.rollout
     return {
         "answer": member.answer,
+        "extracted": member.extracted,
+        "reason": member.reason,
         "finish": rollout.finish,
         "versions": rollout.versions,
         "num_tokens": len(rollout.token_ids),
@@ -278,6 +282,8 @@ def _member(row: JsonDict, critiques: Sequence[JsonDict]) -> Member:
             for critique in critiques
         ),
         answer=row["answer"],
+        extracted=row.get("extracted"),
+        reason=row.get("reason"),
     )
 
 

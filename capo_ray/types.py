@@ -119,6 +119,16 @@ class Critique:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was found out about one response. `reason` says why, unless it is correct."""
+
+    answer: Answer
+    extracted: str | None = None
+    """What was taken for its final answer."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """The critiques of one response, voted. Step s pays the share `weights[s]` in [0, 1] of the process penalty."""
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from commands import CHECKS
 
 from capo_ray import config_docs
 from capo_ray.config.run import Config, compose, conf_dir
 from capo_ray.data import __main__ as data_check
 from capo_ray.tally import RATES
 from capo_ray.types import CritiqueOutcome
-from tests.commands import CHECKS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

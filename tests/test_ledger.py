@@ -1,6 +1,7 @@
 """The ledger: what was judged comes back as it was, whole or not at all."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -47,7 +48,7 @@ GROUP = (
     member("a\n\n", "b", index=0),
     member("a\n\n", "b\n\n", "c", index=1, answer="unverifiable"),  # dropped, and recorded all the same
     member("", index=3, answer="wrong", critiques=()),
-    member("a\n\n", "b", index=4, answer="wrong"),
+    replace(member("a\n\n", "b", index=4, answer="wrong"), extracted="5", reason="5 is not 4"),
 )
 
 
@@ -74,7 +75,8 @@ def test_what_is_read_is_what_was_recorded(tmp_path: Path) -> None:
     assert scheme == SCHEME
     assert [(group.step, group.prompt_id, len(group.members)) for group in groups] == [(3, "p", 4), (3, "q", 1)]
     for recorded, original in zip(groups[0].members, GROUP, strict=True):
-        assert (recorded.critiques, recorded.answer) == (original.critiques, original.answer)
+        for name in ("critiques", "answer", "extracted", "reason"):
+            assert getattr(recorded, name) == getattr(original, name)
         assert [(s.chars, s.tokens) for s in recorded.steps] == [(s.chars, s.tokens) for s in original.steps]
         for name in ("prompt_id", "index", "text", "finish", "versions", "char_ends"):
             assert getattr(recorded.rollout, name) == getattr(original.rollout, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from responses import response
@@ -16,6 +17,10 @@ SCHEME = Scheme(vote="majority")
 EVIL = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
 """What a model may write."""
 UNREADABLE = Critique(text="?", outcome="unreadable", critic="critic-1")
+
+
+SAID = "5 <b>"
+"""Read from a response, which may say anything."""
 
 
 def ok(*wrong: int, text: str = "") -> Critique:
@@ -44,7 +49,9 @@ def write_step(run_dir: Path, step: int, scheme: Scheme = SCHEME) -> None:
     group = [
         member(two, 0, fine, "correct", ok(), ok(), version=step),
         member(two, 1, slip, "correct", ok(1), ok(1), UNREADABLE, version=step),
-        member(two, 2, slip, "wrong", ok(1), ok(), ok(), version=step),
+        replace(
+            member(two, 2, slip, "wrong", ok(1), ok(), ok(), version=step), extracted=SAID, reason=f"{SAID} is not 4"
+        ),
         member(two, 3, ["no"], "unverifiable", UNREADABLE, version=step),
     ]
     ledger.add(step, two, group, [(True, True), (True, False, True), (True, False, True), None])

@@ -26,9 +26,20 @@ from capo_ray.critics.service import Critics
 from capo_ray.ledger import Ledger
 from capo_ray.seeds import seed_of
 from capo_ray.tally import Truth, count_group, count_response
-from capo_ray.types import Answer, Critique, GroupSummary, JsonDict, Metrics, Prompt, Rollout, Step, TrainSequence
+from capo_ray.types import (
+    Answer,
+    Critique,
+    GroupSummary,
+    JsonDict,
+    Metrics,
+    Prompt,
+    Rollout,
+    Step,
+    TrainSequence,
+    Verification,
+)
 
-Verify = Callable[[Prompt, str], Awaitable[Answer]]
+Verify = Callable[[Prompt, str], Awaitable[Answer | Verification]]
 """(prompt, response) -> verdict; never raises for what a response says."""
 FindTruth = Callable[[Prompt, str], Truth]
 """(prompt, response) -> the truth, for tasks that know it."""
@@ -80,17 +91,31 @@ class Aggregator:
         """Verify and judge one response; its index in the group. `seed` is the run's."""
         steps = steps_of(rollout.text, rollout.char_ends, self._parts.between)
         with self._open:
-            answer, critiques = await asyncio.gather(
-                self._parts.verify(prompt, rollout.text), self._judge(prompt, rollout, steps, seed, step)
+            member, critiques = await asyncio.gather(
+                self._verified(prompt, rollout, steps), self._judge(prompt, rollout, steps, seed, step)
             )
-        return self._keep(prompt, Member(rollout=rollout, steps=steps, critiques=critiques, answer=answer))
+        return self._keep(prompt, replace(member, critiques=critiques))
 
     async def verify(self, prompt: Prompt, rollout: Rollout) -> int:
         """Verify one response alone, for `judge_group` or `leave_group` later; its index in the group."""
         steps = steps_of(rollout.text, rollout.char_ends, self._parts.between)
         with self._open:
-            answer = await self._parts.verify(prompt, rollout.text)
-        return self._keep(prompt, Member(rollout=rollout, steps=steps, critiques=(), answer=answer))
+            member = await self._verified(prompt, rollout, steps)
+        return self._keep(prompt, member)
+
+    async def _verified(self, prompt: Prompt, rollout: Rollout, steps: tuple[Step, ...]) -> Member:
+        """The response as nobody has judged it yet."""
+        found = await self._parts.verify(prompt, rollout.text)
+        if not isinstance(found, Verification):
+            found = Verification(answer=found)
+        return Member(
+            rollout=rollout,
+            steps=steps,
+            critiques=(),
+            answer=found.answer,
+            extracted=found.extracted,
+            reason=found.reason,
+        )
 
     def _keep(self, prompt: Prompt, member: Member) -> int:
         self._members.setdefault(prompt.id, {})[member.rollout.index] = member
@@ -140,7 +165,7 @@ class Aggregator:
         if self._ledger is not None:
             self._ledger.add(step, prompt, ordered, [truth.steps_right if truth else None for truth in truths])
         score = score_group(ordered, self._parts.scheme)
-        kept = [_sample(prompt, step, score, truths, m) for m in range(min(num_samples, len(members)))]
+        kept = [_sample(prompt, step, ordered, score, truths, m) for m in range(min(num_samples, len(members)))]
         self._samples.setdefault(step, []).extend(kept)
         sequences = _sequences(prompt, score)
         return GroupSummary(
@@ -157,8 +182,7 @@ class Aggregator:
         """For an evaluation: the index of a response and its counts, unjudged and not kept."""
         steps = steps_of(rollout.text, rollout.char_ends, self._parts.between)
         with self._open:
-            answer = await self._parts.verify(prompt, rollout.text)
-        member = Member(rollout=rollout, steps=steps, critiques=(), answer=answer)
+            member = await self._verified(prompt, rollout, steps)
         score = score_group([member], replace(self._parts.scheme, advantage="grpo"))
         return rollout.index, count_response(score.members[0], self._truth(prompt, member))
 
@@ -226,8 +250,10 @@ def _sequences(prompt: Prompt, score: GroupScore) -> tuple[TrainSequence, ...]:
     )
 
 
-def _sample(prompt: Prompt, step: int, score: GroupScore, truths: Sequence[Truth | None], m: int) -> JsonDict:
-    """One response with its credit, as a line of the samples' file."""
+def _sample(
+    prompt: Prompt, step: int, members: Sequence[Member], score: GroupScore, truths: Sequence[Truth | None], m: int
+) -> JsonDict:
+    """Response m of a group with its credit, as a line of the samples' file."""
     scored, truth, advantages = score.members[m], truths[m], score.advantages[m]
     verdict, rollout = scored.verdict, scored.rollout
     return {
@@ -241,6 +267,8 @@ def _sample(prompt: Prompt, step: int, score: GroupScore, truths: Sequence[Truth
         "finish": rollout.finish,
         "versions": rollout.versions,
         "answer": scored.answer,
+        "extracted": members[m].extracted,
+        "reason": members[m].reason,
         "steps": [{"start": s.chars[0], "end": s.chars[1], "tokens": s.tokens} for s in scored.steps],
         "steps_right": truth.steps_right if truth else None,
         "critiques": [

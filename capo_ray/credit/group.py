@@ -57,6 +57,10 @@ class Member:
     steps: tuple[Step, ...]
     critiques: tuple[Critique, ...]
     answer: Answer
+    extracted: str | None = None
+    """What the verifier took for its final answer."""
+    reason: str | None = None
+    """Why it is not correct, as the verifier says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ import random
 import re
 from collections.abc import Sequence
 
-from capo_ray.tasks.math import Verification, last_boxed, plain
+from capo_ray.tasks.math import last_boxed, plain
+from capo_ray.types import Verification
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DIGITS = "123456789"

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from capo_ray.evaluate.choices import verify_choice
 from capo_ray.evaluate.suites import Question, Suite
-from capo_ray.tasks.math import Verification, plain, verify_integer
+from capo_ray.tasks.math import plain, verify_integer
 from capo_ray.tasks.verify import Verifier
+from capo_ray.types import Verification
 
 if TYPE_CHECKING:
     from capo_ray.evaluate.responses import Response

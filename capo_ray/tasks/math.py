@@ -9,11 +9,10 @@ can be killed (verify_worker); leaves that out.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from capo_ray.types import Answer
+from capo_ray.types import Verification
 
 TAIL = 4000
 """Characters at the end of a response in which an answer without a box is looked for."""
@@ -26,15 +25,6 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d*)?|-?\.\d+")
 _TWICE = re.compile(rf"\s*({_NUMBER.pattern})\s*=\s*({_NUMBER.pattern})\s*")
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|!|,|;|:| |quad)(?![a-zA-Z])|[\s$]")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf)\{([^{}]*)\}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """What was found out about one response. `reason` says why, unless it is correct."""
-
-    answer: Answer
-    extracted: str | None = None
-    reason: str | None = None
 
 
 def last_boxed(text: str) -> str | None:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from capo_ray import extension
 from capo_ray.config.run import Config
 from capo_ray.tally import Truth
-from capo_ray.types import Answer, Prompt
+from capo_ray.types import Answer, Prompt, Verification
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    verify: Callable[[Prompt, str], Awaitable[Answer]]
-    """(prompt, response) -> verdict; never raises for what a response says."""
+    verify: Callable[[Prompt, str], Awaitable[Answer | Verification]]
+    """(prompt, response) -> verdict, with what it is about or without; never raises for what a response says."""
     find_truth: Callable[[Prompt, str], Truth] | None = None
     """(prompt, response) -> the truth of every step; None where nobody knows."""
     close: Callable[[], Awaitable[None]] | None = None
@@ -26,10 +26,10 @@ class Task:
 
 
 def arithmetic(config: Config) -> Task:
-    from capo_ray.tasks.arithmetic.world import check
+    from capo_ray.tasks.arithmetic.world import check, verify_answer
 
-    async def verify(prompt: Prompt, response: str) -> Answer:
-        return "correct" if check(prompt.question, response).answer_right else "wrong"
+    async def verify(prompt: Prompt, response: str) -> Verification:
+        return verify_answer(prompt.question, response)
 
     def find_truth(prompt: Prompt, response: str) -> Truth:
         return check(prompt.question, response)
@@ -42,8 +42,8 @@ def mathematics(config: Config) -> Task:
 
     verifier = Verifier(processes=config.reward.verifiers, timeout_s=config.reward.verify_timeout_s)
 
-    async def verify(prompt: Prompt, response: str) -> Answer:
-        return (await verifier.verify(prompt.answer, response)).answer
+    async def verify(prompt: Prompt, response: str) -> Verification:
+        return await verifier.verify(prompt.answer, response)
 
     return Task(verify, None, verifier.close)
 

@@ -14,7 +14,7 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import Any
 
-from capo_ray.tasks.math import Verification
+from capo_ray.types import Verification
 
 _START_S = 120.0
 """Seconds that a child may take to start; they do not count for the answer that waits for it."""

@@ -14,7 +14,8 @@ import resource
 import signal
 import sys
 
-from capo_ray.tasks.math import Verification, judge
+from capo_ray.tasks.math import judge
+from capo_ray.types import Verification
 
 MEMORY_GIB = 4
 _PR_SET_PDEATHSIG = 1

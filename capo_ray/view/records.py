@@ -66,6 +66,10 @@ class Response:
     weights: tuple[float, ...] | None = None  # [S]
     """The share of the process penalty that each step pays; None where it is not known."""
     vote: str = ""
+    extracted: str | None = None
+    """What the verifier took for its final answer."""
+    reason: str | None = None
+    """Why it is not correct, as the verifier says."""
 
 
 class Source(Protocol):

@@ -122,6 +122,8 @@ class Ledger:
             advantages=score.advantages[at],
             weights=scored.verdict.weights if scored.verdict else None,
             vote=scheme.vote,
+            extracted=group.members[at].extracted,
+            reason=group.members[at].reason,
         )
 
     def _score(self, name: str, prompt_id: str) -> ScoredGroup:
@@ -200,6 +202,8 @@ class Samples:
             ),
             rewards=tuple(line["token_rewards"]),
             advantages=None if line["advantages"] is None else tuple(line["advantages"]),
+            extracted=line.get("extracted"),
+            reason=line.get("reason"),
         )
 
 

@@ -23,7 +23,7 @@ from capo_ray.engines.protocols import Completion, Message, Replies
 from capo_ray.ledger import Ledger, read
 from capo_ray.seeds import seed_of
 from capo_ray.tally import Truth
-from capo_ray.types import Answer, GroupSummary, Metrics, Prompt, Rollout, Sampling
+from capo_ray.types import Answer, GroupSummary, Metrics, Prompt, Rollout, Sampling, Verification
 
 PROMPT = Prompt(id="p@3", question="What is 6 x 7?", token_ids=(5, 6, 7), answer="42", solution="6 x 7 = 42.")
 GOOD = ("fine\n\n", "so 42")
@@ -56,11 +56,13 @@ class Critic:
         return {}
 
 
-async def verify(prompt: Prompt, text: str) -> Answer:
+async def verify(prompt: Prompt, text: str) -> Answer | Verification:
     await asyncio.sleep(0)
     if "?" in text:
         return "unverifiable"
-    return "correct" if text.endswith(prompt.answer) else "wrong"
+    if text.endswith(prompt.answer):
+        return Verification(answer="correct", extracted=prompt.answer)
+    return Verification(answer="wrong", extracted=text[-2:], reason=f"{text[-2:]} is not {prompt.answer}")
 
 
 def find_truth(prompt: Prompt, text: str) -> Truth:
@@ -300,6 +302,8 @@ def test_a_sample_has_all_there_is_to_know(tmp_path: Path) -> None:
         "finish": "stop",
         "versions": [3],
         "answer": "correct",
+        "extracted": "42",
+        "reason": None,
         "steps": [{"start": 0, "end": 8, "tokens": [0, 1]}, {"start": 8, "end": 13, "tokens": [1, 2]}],
         "steps_right": [False, True],
         "critiques": [critique, critique],
@@ -333,7 +337,7 @@ def test_samples_are_written_whole_and_by_step(tmp_path: Path) -> None:
 
 def test_the_ledger_has_dropped_responses_too(tmp_path: Path) -> None:
     shard = Shard(tmp_path)
-    shard.score(group_of(GOOD, ("how long", " is 42"), ("fine\n\n", "or not?")))
+    shard.score(group_of(GOOD, ("how long", " is 41"), ("fine\n\n", "or not?")))
     shard.aggregator.close(PROMPT, 3, num_samples=0)
     assert not (tmp_path / "responses").exists()
     shard.aggregator.write_samples(3)
@@ -341,7 +345,9 @@ def test_the_ledger_has_dropped_responses_too(tmp_path: Path) -> None:
     assert scheme == CAPO
     assert (group.question, group.gold, group.solution) == (PROMPT.question, PROMPT.answer, PROMPT.solution)
     assert len(group.steps_right) == 3 and all(group.steps_right)
-    assert [member.answer for member in group.members] == ["correct", "correct", "unverifiable"]
+    assert [(member.answer, member.extracted, member.reason) for member in group.members] == [
+        ("correct", "42", None), ("wrong", "41", "41 is not 42"), ("unverifiable", None, None),
+    ]  # fmt: skip
     assert [[c.outcome for c in member.critiques] for member in group.members] == [
         ["ok"] * 2, ["unreadable"] * 2, ["ok"] * 2,
     ]  # fmt: skip

@@ -7,8 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-
-from tests.commands import CHECKS
+from commands import CHECKS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")

@@ -25,7 +25,9 @@ from capo_ray.tasks.arithmetic.world import (
     parse,
     problems,
     split_of,
+    verify_answer,
 )
+from capo_ray.types import Verification
 
 QUESTION = "Start with 17. Add 5, subtract 8, then add 9."
 BOX = "The answer is \\boxed{%d}."
@@ -178,6 +180,16 @@ def test_the_world_needs_no_engine() -> None:
         "import capo_ray.tasks.arithmetic.world, capo_ray.tasks.arithmetic.flaws"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_verifier_says_what_it_read_and_why_that_is_wrong() -> None:
+    assert verify_answer(QUESTION, response("17 + 5 = 22.", BOX % 23)) == Verification(answer="correct", extracted="23")
+    assert verify_answer(QUESTION, response(BOX % 22, BOX % 24)) == Verification(
+        answer="wrong", extracted="24", reason="24 is not 23"
+    )
+    assert verify_answer(QUESTION, "I guess \\boxed{23} or so") == Verification(
+        answer="wrong", reason="no step closes with \\boxed{NUMBER}"
+    )
 
 
 def test_a_step_is_told_what_it_should_have_stated() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from view_run import EVIL, write_run
+from view_run import EVIL, SAID, write_run
 
 from capo_ray.view import markup
 from capo_ray.view.colours import DARK, LEVELS, LIGHT, legend, level, stylesheet, token_spans
@@ -106,6 +106,13 @@ def test_flags_votes_and_truth_stand_beside_each_step(tmp_path: Path) -> None:
     (row,) = re.findall(r'<div class="step flagged">.*?(?=<div class="step|$)', html, re.S)
     assert re.findall(r">([^<]+)</(?:a|span)>", row) == ["✗", "✗", "?", "2/2 wrong", "wrong"]
     assert 'href="#critique-2" title="critique 2 unreadable"' in row
+
+
+def test_the_verifier_says_what_it_read_and_why_that_is_wrong(tmp_path: Path) -> None:
+    html = markup.verdict_box(shown(tmp_path, "two", 2))
+    assert f"The answer is wrong. {SAID} is not 4.read from the response: {SAID}" in plain(html)
+    assert SAID not in html
+    assert plain(markup.verdict_box(shown(tmp_path, "two", 0))).startswith("VerifierThe answer is right.Vote")
 
 
 def test_a_dropped_response_says_so(tmp_path: Path) -> None:

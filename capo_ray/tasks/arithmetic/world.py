@@ -29,11 +29,13 @@ from __future__ import annotations
 import random
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from capo_ray.credit.steps import segment
 from capo_ray.tally import Truth
+from capo_ray.types import Verification
 
 Split = Literal["train", "held_out"]
 Sign = Literal["+", "-"]
@@ -224,5 +226,19 @@ def check(problem: Problem | str, response: str) -> Truth:
     """The truth about a response to a problem, or to the text of its question. Rules: see the module."""
     problem = parse(problem) if isinstance(problem, str) else problem
     steps = judge(problem, response)
-    boxed = [step.said for step in steps if step.closing]
-    return Truth(bool(boxed) and boxed[-1] == problem.values[-1], tuple(step.right for step in steps))
+    return Truth(_boxed(steps) == problem.values[-1], tuple(step.right for step in steps))
+
+
+def _boxed(steps: Sequence[Judged]) -> int | None:
+    return next((step.said for step in reversed(steps) if step.closing), None)
+
+
+def verify_answer(question: str, response: str) -> Verification:
+    """The truth about a response's final answer alone."""
+    problem = parse(question)
+    boxed, wanted = _boxed(judge(problem, response)), problem.values[-1]
+    if boxed is None:
+        return Verification(answer="wrong", reason="no step closes with \\boxed{NUMBER}")
+    if boxed != wanted:
+        return Verification(answer="wrong", extracted=str(boxed), reason=f"{boxed} is not {wanted}")
+    return Verification(answer="correct", extracted=str(boxed))

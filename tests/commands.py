@@ -1,0 +1,62 @@
+"""What the programs of this package make of their arguments, so that commands of the documentation can be checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from capo_ray import revote, sft
+from capo_ray.config.run import compose
+from capo_ray.credit import __main__ as credit
+from capo_ray.critic_bench import __main__ as critic_bench
+from capo_ray.data import __main__ as data
+from capo_ray.doctor.__main__ import DEFAULT
+from capo_ray.evaluate import settings
+from capo_ray.evaluate.suites import find_suite
+from capo_ray.lab import __main__ as lab
+from capo_ray.lab.design import load
+from capo_ray.program import own_keys
+from capo_ray.view import __main__ as view
+
+Arguments = Sequence[str]
+
+
+def _evaluate(arguments: Arguments) -> None:
+    options = settings.options_of(arguments)
+    settings.configuration(options)
+    find_suite(options.suite, options.suite_overrides)
+
+
+def _critic_bench(arguments: Arguments) -> None:
+    options = critic_bench.options_of(arguments)
+    if options.replay is None:
+        critic_bench.configuration(options)
+
+
+def _data(arguments: Arguments) -> None:
+    assert arguments[0] == "check"
+    data.options_of(arguments[1:])
+
+
+def _doctor(arguments: Arguments) -> None:
+    _, overrides = own_keys(arguments, ("out",))
+    compose(overrides if any(given.startswith("+experiment=") for given in overrides) else [*overrides, DEFAULT])
+
+
+def _lab(arguments: Arguments) -> None:
+    asked = lab.parse(arguments)
+    load(asked.design).runs(asked.arms)
+
+
+CHECKS: dict[str, Callable[[Arguments], object]] = {
+    "launch": compose,
+    "sft": sft.parse,
+    "evaluate": _evaluate,
+    "critic_bench": _critic_bench,
+    "data": _data,
+    "doctor": _doctor,
+    "lab": _lab,
+    "credit": lambda arguments: credit.arguments(list(arguments)),
+    "revote": revote.arguments,
+    "view": lambda arguments: view.arguments(list(arguments)),
+}
+"""Program -> what raises, or ends the process, where its arguments are wrong."""
