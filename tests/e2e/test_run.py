@@ -11,7 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import uuid
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,9 @@ import psutil
 import pytest
 from aiohttp import web
 from openai_server import chat, serving_in_thread
+from prometheus_server import Prometheus, dashboard_queries
 
+from capo_ray.cluster.gauges import SERIES
 from capo_ray.credit.critique import render_reply
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
@@ -271,9 +277,39 @@ def test_a_run_directory_is_never_mixed(whole: Ran) -> None:
     assert f"the run directory {whole.run_dir} exists and is not empty: pass resume=true" in ran.output
 
 
+def watch(running: Running, folder: Path) -> None:
+    """Have a Prometheus find the run's Ray by the file that Ray writes for it, and ask all that the dashboard would."""
+    if shutil.which("prometheus") is None:
+        warnings.warn("nobody watches: Prometheus is not installed (Debian's package `prometheus`)", stacklevel=2)
+        return
+    (told,) = folder_of(running.mark).glob("capo_ray-*/prom_metrics_service_discovery.json")
+    prometheus = Prometheus({"file_sd_configs": [{"files": [str(told)]}]}, folder)
+    try:
+        assert unanswered(prometheus, dashboard_queries("tiny_cpu"), seconds=90) == []
+        published = [f"count by (role) (ray_{series.name})" for series in SERIES]
+        assert unanswered(prometheus, published, seconds=10) == []
+        answers = prometheus.ask("count by (role, actor) (ray_capo_actor_busy_seconds_total)")
+    finally:
+        prometheus.end()
+    assert {(answer["metric"]["role"], answer["metric"]["actor"]) for answer in answers} >= {
+        (role, f"{role}-{number}") for role in ("rollout", "critic", "aggregator", "trainer") for number in range(2)
+    }
+
+
+def unanswered(prometheus: Prometheus, queries: Sequence[str], *, seconds: float) -> list[str]:
+    """Those of `queries` that nothing came of in so many seconds."""
+    left, deadline = list(queries), time.monotonic() + seconds
+    while left and time.monotonic() < deadline:
+        time.sleep(1)
+        with suppress(ConnectionError, urllib.error.URLError):
+            left = [query for query in left if not prometheus.ask(query)]
+    return left
+
+
 def test_two_of_everything_one_step_behind_until_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two critics that vote in turn too, one behind a server that wants a key, and an advantage and a surrogate out of
-    a file in the folder that it is started from."""
+    a file in the folder that it is started from. A Prometheus that watches has an answer to whatever the dashboard
+    asks."""
     keys: set[str | None] = set()
 
     async def answer(body: dict[str, Any], request: web.Request) -> web.Response:
@@ -293,6 +329,7 @@ def test_two_of_everything_one_step_behind_until_ctrl_c(tmp_path: Path, monkeypa
             "rollout.workers=2",
             "critic.workers=2",
             f"critic.others=[{{kind:http,endpoints:['{endpoint}'],served_model:judge,api_key_env:JUDGE_KEY}}]",
+            "critic.canaries={source:arithmetic,rate:0.2}",
             "critic.tokens_per_step=3072",  # two groups, as long as nobody knows what critiques cost
             "reward.aggregators=2",
             "trainer.zero_stage=3",
@@ -305,6 +342,7 @@ def test_two_of_everything_one_step_behind_until_ctrl_c(tmp_path: Path, monkeypa
             "reward.vote=average",
         )
         running.read_until("step   4/400")
+        watch(running, tmp_path)
         ran = running.interrupt(signal.SIGINT)
     assert [line["staleness"] for line in ran.steps[:4]] == [0, 1, 1, 1]
     assert [line["critic/over_budget_share"] for line in ran.steps[:2]] == [0.5, 0.5]
