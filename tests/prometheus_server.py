@@ -23,12 +23,12 @@ def dashboard_queries(run: str) -> list[str]:
 
 
 class Prometheus:
-    def __init__(self, target: dict[str, Any], folder: Path) -> None:
-        """`target` says what is scraped, as in a scrape_config; the rest is kept in `folder`."""
+    def __init__(self, target: str, folder: Path) -> None:
+        """`target` is the address that is scraped; what it keeps is kept in `folder`."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._at = f"127.0.0.1:{probe.getsockname()[1]}"
-        scraped = [{"job_name": "ray", "scrape_interval": "1s", **target}]
+        scraped = [{"job_name": "ray", "scrape_interval": "1s", "static_configs": [{"targets": [target]}]}]
         (folder / "prometheus.yml").write_text(json.dumps({"scrape_configs": scraped}))  # JSON is YAML
         self._process = subprocess.Popen(
             [

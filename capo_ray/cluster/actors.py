@@ -33,12 +33,23 @@ def loading() -> Iterator[None]:
         gc.enable()
 
 
-class RolloutActor:
+class Shown:
+    """What Ray's dashboard shows of an actor beside its name."""
+
+    _badge: Badge | None
+
+    def __repr__(self) -> str:
+        badge = self._badge
+        return f"{badge.actor}: {badge.duty}" if badge and badge.duty else type(self).__name__
+
+
+class RolloutActor(Shown):
     def __init__(self, factory: Callable[[], Any], badge: Badge | None = None) -> None:
         with loading():
             self._engine = factory()
         self._alive = Lifeline(self._engine)
         self._stages = {"sync": Busy()}
+        self._badge = badge
         publish(badge, self._totals)
 
     async def ready(self) -> str:
@@ -79,11 +90,12 @@ class RolloutActor:
         self._engine.close()
 
 
-class CriticActor:
+class CriticActor(Shown):
     def __init__(self, factory: Callable[[], Any], badge: Badge | None = None) -> None:
         with loading():
             self._engine = factory()
         self._alive = Lifeline(self._engine)
+        self._badge = badge
         publish(badge, self._engine.metrics)
 
     async def ready(self) -> str:
@@ -100,7 +112,7 @@ class CriticActor:
         self._engine.close()
 
 
-class TrainerActor:
+class TrainerActor(Shown):
     """One rank. `start` is apart from the constructor, since rank 0's address must be known to all before."""
 
     def __init__(
@@ -118,6 +130,7 @@ class TrainerActor:
         self._stages = {stage: Busy() for stage in ("update", "publish", "save", "restore")}
         self._tokens = 0
         self._version = -1
+        self._badge = badge
         publish(badge, self.metrics)
 
     def address(self) -> tuple[str, int]:
@@ -188,11 +201,12 @@ class TrainerActor:
             self._engine.close()
 
 
-class AggregatorActor:
+class AggregatorActor(Shown):
     def __init__(self, factory: Callable[..., Any], shard: int, badge: Badge | None = None) -> None:
         import ray
 
         self._aggregator = factory(shard=shard, put=ray.put)
+        self._badge = badge
         if badge is not None:
             publish_always(partial(self._all_totals, badge))
 

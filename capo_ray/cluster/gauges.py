@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from capo_ray.types import Metrics
@@ -28,9 +28,15 @@ class Badge:
     run: str
     role: str
     actor: str
+    duty: str = field(default="", compare=False)
+    """What it does and with what, for Ray's dashboard."""
 
     def __str__(self) -> str:
         return f"{self.actor}@{self.run}"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {"run": self.run, "role": self.role, "actor": self.actor}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,7 @@ class ActorGauges:
     def publish(self, badge: Badge, totals: Mapping[str, float]) -> None:
         for series in SERIES:
             for total, tags in _found(series, totals):
-                self._publish(series, (badge, total), totals[total], asdict(badge) | tags)
+                self._publish(series, (badge, total), totals[total], badge.labels | tags)
 
     def _publish(self, series: Series, key: tuple[Badge, str], value: float, tags: dict[str, str]) -> None:
         if series.name not in self._made:

@@ -64,6 +64,18 @@ def environment(config: Config, role: Role) -> dict[str, str]:
     return variables
 
 
+def duty(config: Config, role: Role, number: int) -> str:
+    """What an actor does and with what."""
+    if role == "rollout":
+        return f"samples from {config.policy.path}"
+    if role == "trainer":
+        return f"trains {config.policy.path}, ZeRO {config.trainer.zero_stage}"
+    if role == "aggregator":
+        return f"verifies {config.data.kind}, votes by {config.reward.vote}"
+    models = [voter.model.path for _, voter in critics_here(config) for _ in range(voter.workers) if voter.model]
+    return f"judges with {models[number]}"
+
+
 class Team:
     """The actors of some roles of a run, on one placement group: placed, started, waited for, dismissed."""
 
@@ -94,7 +106,7 @@ class Team:
         mine = [seat for seat in self._seats if seat.role == role]
         hired: list[Any] = []
         for number, (seat, given) in enumerate(zip(mine, arguments, strict=True)):
-            badge = Badge(self._run, role, f"{role}-{number}")
+            badge = Badge(self._run, role, f"{role}-{number}", duty(self._config, role, number))
             actor = (
                 ray.remote(_CLASSES[role])
                 .options(

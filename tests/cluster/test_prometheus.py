@@ -33,8 +33,7 @@ def prometheus(ray_here: Any, tmp_path: Path) -> Iterator[Prometheus]:
     if shutil.which("prometheus") is None:
         pytest.skip("Prometheus is not installed (Debian's package `prometheus`)")
     (node,) = ray_here.nodes()
-    target = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
-    started = Prometheus({"static_configs": [{"targets": [target]}]}, tmp_path)
+    started = Prometheus(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}", tmp_path)
     try:
         yield started
     finally:

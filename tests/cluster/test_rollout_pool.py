@@ -177,7 +177,7 @@ def test_workers_with_frozen_weights_are_one_engine_that_outlives_a_death(ray_he
     fuse.touch()
 
     async def use() -> list[list[tuple[int, str]]]:
-        config = compose(["+experiment=tiny_cpu"])
+        config = compose(["+experiment=tiny_cpu", "rollout.workers=2"])
         async with frozen_pool(config, [partial(make, "a", str(fuse)), partial(make, "b")]) as pool:
 
             async def one(seeds: Mapping[int, int]) -> list[tuple[int, str]]:
@@ -185,6 +185,8 @@ def test_workers_with_frozen_weights_are_one_engine_that_outlives_a_death(ray_he
                     [(rollout.index, rollout.text) async for rollout in pool.generate(PROMPT, SAMPLING, seeds)]
                 )
 
+            shown = await asyncio.gather(*(worker.__ray_call__.remote(repr) for worker in pool._workers))
+            assert shown == [f"rollout-{n}: samples from asset:tiny_policy" for n in range(2)]
             return [*await asyncio.gather(*(one({0: n, 1: n, 2: n}) for n in range(4))), await one({0: 9})]
 
     found = [sorted(set(responses)) for responses in asyncio.run(use())]

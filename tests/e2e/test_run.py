@@ -278,12 +278,13 @@ def test_a_run_directory_is_never_mixed(whole: Ran) -> None:
 
 
 def watch(running: Running, folder: Path) -> None:
-    """Have a Prometheus find the run's Ray by the file that Ray writes for it, and ask all that the dashboard would."""
+    """Have a Prometheus find the run's Ray as launch/grafana/up.sh does, and ask all that the dashboard would."""
     if shutil.which("prometheus") is None:
         warnings.warn("nobody watches: Prometheus is not installed (Debian's package `prometheus`)", stacklevel=2)
         return
-    (told,) = folder_of(running.mark).glob("capo_ray-*/prom_metrics_service_discovery.json")
-    prometheus = Prometheus({"file_sd_configs": [{"files": [str(told)]}]}, folder)
+    session = Path((running.run_dir / "ray_session").read_text().strip()) / "session_latest"
+    (port,) = session.glob("metrics_export_port_*")
+    prometheus = Prometheus(f"127.0.0.1:{port.read_text().strip()}", folder)
     try:
         assert unanswered(prometheus, dashboard_queries("tiny_cpu"), seconds=90) == []
         published = [f"count by (role) (ray_{series.name})" for series in SERIES]
