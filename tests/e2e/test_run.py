@@ -286,7 +286,7 @@ def watch(running: Running, folder: Path) -> None:
     (port,) = session.glob("metrics_export_port_*")
     prometheus = Prometheus(f"127.0.0.1:{port.read_text().strip()}", folder)
     try:
-        assert unanswered(prometheus, dashboard_queries("tiny_cpu"), seconds=90) == []
+        assert unanswered(prometheus, dashboard_queries(running.run_dir.name), seconds=90) == []
         published = [f"count by (role) (ray_{series.name})" for series in SERIES]
         assert unanswered(prometheus, published, seconds=10) == []
         answers = prometheus.ask("count by (role, actor) (ray_capo_actor_busy_seconds_total)")

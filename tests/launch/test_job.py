@@ -21,7 +21,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = ROOT / "launch" / "job.py"
-SCORED = ["model=asset:tiny_policy", "suite=arithmetic", "count=20", "runs=1", "+experiment=tiny_cpu"]
+SCORED = [
+    "model=asset:tiny_policy",
+    "suite=arithmetic",
+    "count=20",
+    "runs=1",
+    "rollout.workers=2",
+    "+experiment=tiny_cpu",
+]
 
 
 @pytest.fixture(scope="module")

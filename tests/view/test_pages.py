@@ -1,5 +1,6 @@
 """The pages in a headless browser: what a reader sees, does and is spared."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from time import sleep
@@ -98,14 +99,26 @@ def test_what_a_model_wrote_runs_nothing(page: browser.Page, base: str) -> None:
         assert page.run("document.title") != "taken"
 
 
-@pytest.mark.parametrize("path", ["/", "/responses", "/response?step=0&prompt=two@0&index=1", "/problem?id=two"])
-def test_narrow_and_dark(page: browser.Page, base: str, path: str) -> None:
-    """Nothing sticks out of a telephone; dark is what the system says."""
-    page.look(width=400, height=900, dark=True)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize(
+    "path", ["/", "/responses", "/response?step=0&prompt=two@0&index=1", "/problem?id=two", "/flagged"]
+)
+def test_narrow_and_wide_light_and_dark(page: browser.Page, base: str, path: str, width: int, dark: bool) -> None:
+    """Nothing sticks out of a telephone; dark is what the system says, and letters can be told from what is behind."""
+    page.look(width=width, height=900, dark=dark)
     page.open(base + path)
     page.wait_for("12 responses")
-    page.wait("document.body.classList.contains('body--dark')")
-    page.wait("document.documentElement.scrollWidth <= 400")
+    page.wait(f"document.body.classList.contains('body--dark') == {str(dark).lower()}")
+    page.wait(f"document.documentElement.scrollWidth <= {width}")
+    letters, behind = (page.run(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
+    assert (brightness(letters) > 0.7, brightness(behind) < 0.3) == (dark, dark), (letters, behind)
+
+
+def brightness(colour: str) -> float:
+    """Of `rgb(r, g, b)`: 0 black, 1 white."""
+    red, green, blue = map(int, re.findall(r"\d+", colour)[:3])
+    return (0.21 * red + 0.72 * green + 0.07 * blue) / 255
 
 
 def test_a_live_run_renews_the_page_and_leaves_the_reader_where_he_is(tmp_path: Path) -> None:
