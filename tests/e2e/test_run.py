@@ -91,6 +91,18 @@ class Running:
             start_new_session=True,  # so that an interrupt reaches it and not this process
         )
 
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """A test that failed on the way leaves no run behind."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGINT)
+            try:
+                self.process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+
     def read_until(self, first: str) -> None:
         """To the next line that begins with `first`."""
         assert self.process.stdout is not None
@@ -199,16 +211,16 @@ class Disturbed:
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     before = ours("/dev/shm")
     run_dir = tmp_path_factory.mktemp("disturbed") / "run"
-    running = Running(run_dir, *QUICK, "steps=6")
-    running.read_until("step 4/6")
-    running.kill("CriticActor", "VLLM::")
-    running.wait_for("CriticActor")
-    running.kill("RolloutActor", "VLLM::")
-    running.read_until("step 5/6")
-    passes = [steps_in(run_dir)[3:5]]
-    running.kill("TrainerActor")
-    running.read_until("step 5/6")
-    interrupted = running.interrupt(signal.SIGTERM)
+    with Running(run_dir, *QUICK, "steps=6") as running:
+        running.read_until("step 4/6")
+        running.kill("CriticActor", "VLLM::")
+        running.wait_for("CriticActor")
+        running.kill("RolloutActor", "VLLM::")
+        running.read_until("step 5/6")
+        passes = [steps_in(run_dir)[3:5]]
+        running.kill("TrainerActor")
+        running.read_until("step 5/6")
+        interrupted = running.interrupt(signal.SIGTERM)
     passes.append(interrupted.steps[3:5])
     ended = run(run_dir, *QUICK, "steps=6", "resume=true")
     assert ended.code == 0, ended.output
@@ -323,8 +335,7 @@ def test_two_of_everything_one_step_behind_until_ctrl_c(tmp_path: Path, monkeypa
         "CAPO = ALGORITHMS['capo']\n"
     )
     with serving_in_thread(answer) as endpoint:
-        running = Running(
-            tmp_path / "run",
+        settings = (
             *QUICK,
             "steps=400",
             "rollout.workers=2",
@@ -342,9 +353,10 @@ def test_two_of_everything_one_step_behind_until_ctrl_c(tmp_path: Path, monkeypa
             "algorithm.kl_weight=0.01",
             "reward.vote=average",
         )
-        running.read_until("step   4/400")
-        watch(running, tmp_path)
-        ran = running.interrupt(signal.SIGINT)
+        with Running(tmp_path / "run", *settings) as running:
+            running.read_until("step   4/400")
+            watch(running, tmp_path)
+            ran = running.interrupt(signal.SIGINT)
     assert [line["staleness"] for line in ran.steps[:4]] == [0, 1, 1, 1]
     assert [line["critic/over_budget_share"] for line in ran.steps[:2]] == [0.5, 0.5]
     assert all(line["critic/over_budget_share"] < 0.5 for line in ran.steps[2:])
