@@ -44,6 +44,11 @@ QUICK = (
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "CAPO_RAY_TEST_RUN"
 KEY = "sk-a-secret"
+OWN_LINES = re.compile(
+    r"W waiting for |step +\d+/|evaluation after |Held-out problems |[┏┃┡│└]|Everything of this run: |Look inside it: "
+    r"|Then try |docs/tutorial|\s*$"
+)
+"""How the lines begin that a run prints when nothing is amiss and nobody asked for more."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +254,7 @@ def test_a_run_says_what_it_does_and_leaves_its_files(whole: Ran) -> None:
     assert "step 6/6" in whole.output
     assert f"Everything of this run: {whole.run_dir}" in whole.output
     assert f"Look inside it: python -m capo_ray.view {whole.run_dir}\n" in whole.output
+    assert [line for line in whole.output.splitlines() if not OWN_LINES.match(line)] == []  # no library's
     for name in (
         "config.yaml",
         "critic_prompt.jinja",
