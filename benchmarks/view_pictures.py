@@ -26,6 +26,8 @@ WINDOWS = {1280: 760, 400: 900}
 def shown(run_dir: Path) -> Entry:
     index = Index(run_dir)
     index.refresh()
+    if not index.entries:
+        sys.exit(f"{run_dir} holds no response that can be shown")
     newest = sorted(index.entries, key=lambda entry: entry.key, reverse=True)
     return next((entry for entry in newest if entry.answer == "correct" and entry.flagged), newest[0])
 
@@ -38,7 +40,7 @@ def main() -> None:
     pages = {
         "curves": ("/", "Tokens per second"),
         "responses": ("/responses", "page 1 of"),
-        "response": (f"/response?{one}", "Critique 0"),
+        "response": (f"/response?{one}", "Tokens by step"),
         "problem": (f"/problem?{urlencode({'id': entry.problem})}", "was sampled"),
         "flagged": ("/flagged", "flagged by the vote"),
     }

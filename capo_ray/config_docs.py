@@ -16,8 +16,8 @@ from capo_ray.sft import Sft
 HEAD = """\
 # Configuration
 
-Made by `python -m capo_ray.config_docs > docs/configuration.md` from the models of `capo_ray/config/`; not edited by
-hand.
+Made by `python -m capo_ray.config_docs > docs/configuration.md` from the models of `capo_ray/config/`, `sft.py` and
+`evaluate/suites.py`; not edited by hand.
 
 A run is composed by Hydra from the files of `conf/` and the command line, and checked once, before anything starts. An
 experiment is a file in `conf/experiment/`; whatever it sets can be overridden:

@@ -25,7 +25,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +49,9 @@ class Program:
     writes: str = ""
     """Its argument that names the folder it writes; none: it writes none."""
     reads: tuple[str, ...] = ()
-    """Its arguments that may name files."""
+    """Arguments of its own that may name files, beside those of `FILES`."""
+    plans: bool = False
+    """Whether dry_run=true has it write nothing."""
     joins: bool = True
     """Whether it starts actors on the cluster."""
     own_gpus: bool = True
@@ -58,18 +60,17 @@ class Program:
     """What its command is to have besides to go on where it was stopped; None: it cannot."""
 
 
-RUN_READS = ("policy.path", "critic.model.path", "data.path")
 PROGRAMS = {
-    "launch": Program(writes="run_dir", reads=RUN_READS, own_gpus=False, again=("resume=true",)),
-    "evaluate": Program(writes="out", reads=("model", "suite", "data_dir", "critic.model.path")),
-    "critic_bench": Program(writes="out", reads=("path", *RUN_READS), joins=False),
-    "sft": Program(
-        writes="out", reads=("model", "model.path", "data", "data.path"), joins=False, again=("resume=true",)
-    ),
-    "doctor": Program(reads=RUN_READS, own_gpus=False, again=None),
+    "launch": Program(writes="run_dir", plans=True, own_gpus=False, again=("resume=true",)),
+    "evaluate": Program(writes="out", reads=("model", "suite")),
+    "critic_bench": Program(writes="out", joins=False),
+    "sft": Program(writes="out", reads=("model", "data"), plans=True, joins=False, again=("resume=true",)),
+    "doctor": Program(own_gpus=False, again=None),
 }
-ASKED = "capo_ray"
-"""Under which name a job keeps what it was asked, for `resume`."""
+FILES = ("path", "tokenizer", "template", "source", "data_dir", "replay")
+"""How arguments end that may name files, whatever the program."""
+ASKED, GPUS = "capo_ray", "capo_ray_gpus"
+"""Under which names a job keeps what it was asked, for `resume`."""
 
 
 class JobError(RuntimeError):
@@ -98,10 +99,24 @@ def connect(address: str) -> JobSubmissionClient:
         ) from error
 
 
-def submit(client: JobSubmissionClient, asked: Asked, environment: dict[str, str], name: str | None) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a job runs."""
+
+    program: str
+    arguments: tuple[str, ...]
+    gpus: int = 0
+    """Of the job's own process."""
+
+    def metadata(self) -> dict[str, str]:
+        """What a job keeps of it, for `resume`."""
+        return {ASKED: json.dumps([self.program, *self.arguments]), GPUS: str(self.gpus)}
+
+
+def submit(client: JobSubmissionClient, request: Request, environment: dict[str, str], name: str | None) -> str:
     """Id of the job."""
-    joined = ["cluster.address=auto"] if PROGRAMS[asked.program].joins else []
-    entrypoint = shlex.join(["python", "-m", f"capo_ray.{asked.program}", *joined, *asked.arguments])
+    joined = ["cluster.address=auto"] if PROGRAMS[request.program].joins else []
+    entrypoint = shlex.join(["python", "-m", f"capo_ray.{request.program}", *joined, *request.arguments])
     runtime = {
         "working_dir": str(ROOT),
         "excludes": LEFT_OUT,
@@ -115,8 +130,8 @@ def submit(client: JobSubmissionClient, asked: Asked, environment: dict[str, str
                     entrypoint=entrypoint,
                     submission_id=name,
                     runtime_env=runtime,
-                    metadata={ASKED: json.dumps([asked.program, asked.gpus, *asked.arguments])},
-                    entrypoint_num_gpus=asked.gpus or None,
+                    metadata=request.metadata(),
+                    entrypoint_num_gpus=request.gpus or None,
                 )
             )
         except RuntimeError as error:
@@ -126,51 +141,56 @@ def submit(client: JobSubmissionClient, asked: Asked, environment: dict[str, str
         time.sleep(2)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What a job runs."""
-
-    program: str
-    arguments: tuple[str, ...]
-    gpus: int = 0
-    """Of the job's own process."""
-
-
-def check(asked: Asked) -> None:
-    """A job's working directory goes away with it, so what a run writes needs a place of its own."""
-    if asked.program not in PROGRAMS:
-        raise JobError(f"--program must be one of {', '.join(PROGRAMS)}, got {asked.program!r}")
-    program = PROGRAMS[asked.program]
-    if asked.gpus and not program.own_gpus:
-        takers = ", ".join(name for name, one in PROGRAMS.items() if one.own_gpus)
-        raise JobError(
-            f"--gpus is for programs with GPUs of their own ({takers}); {asked.program} asks Ray for its own"
-        )
-    given = dict(argument.split("=", 1) for argument in asked.arguments if "=" in argument)
+def check(request: Request) -> None:
+    """A job's working directory goes away with it, so what it writes needs a place of its own."""
+    if request.program not in PROGRAMS:
+        raise JobError(f"--program must be one of {', '.join(PROGRAMS)}, got {request.program!r}")
+    program = PROGRAMS[request.program]
+    given = dict(argument.lstrip("-").split("=", 1) for argument in request.arguments if "=" in argument)
+    planned = program.plans and given.get("dry_run") == "true"
+    _check_gpus(request, given, planned)
     place = given.get(program.writes, "")
-    if program.writes and given.get("dry_run") != "true" and not place.startswith("/"):
+    if program.writes and not planned and not place.startswith("/"):
         raise JobError(
             f"{program.writes} must be an absolute path on storage that every node sees, got {place or 'none'}: a "
             f"job's own folder is removed with it; pass {program.writes}=/shared/runs/NAME"
         )
-    for name in program.reads:
-        path = given.get(name, "")
-        if path and not path.startswith("/") and Path(path).exists():
+    for name, value in given.items():
+        if (name in program.reads or name.split(".")[-1] in FILES) and _is_left_here(value):
             raise JobError(
-                f"{name}={path} is a path of this machine, and the job runs on another: pass the absolute path of a "
+                f"{name}={value} is a path of this machine, and the job runs on another: pass the absolute path of a "
                 "copy on storage that every node sees"
             )
 
 
-def resumed(metadata: str | None, changes: Sequence[str]) -> Asked:
+def _check_gpus(request: Request, given: Mapping[str, str], planned: bool) -> None:
+    program = PROGRAMS[request.program]
+    if request.gpus < 0:
+        raise JobError(f"--gpus must be at least 0, got {request.gpus}")
+    if request.gpus and not program.own_gpus:
+        takers = ", ".join(name for name, one in PROGRAMS.items() if one.own_gpus)
+        raise JobError(
+            f"--gpus is for programs with GPUs of their own ({takers}); {request.program} asks Ray for its own"
+        )
+    if request.program == "sft" and not request.gpus and not planned and given.get("device") != "cpu":
+        raise JobError("sft trains on the GPUs of one node: pass --gpus N, or device=cpu")
+
+
+def _is_left_here(value: str) -> bool:
+    """Whether it is a path from here that the checkout, which is sent along, does not hold."""
+    sent = (ROOT / value).exists() and Path(value).parts[:1] not in [(folder,) for folder in LEFT_OUT]
+    return bool(value) and not value.startswith("/") and Path(value).exists() and not sent
+
+
+def resumed(metadata: Mapping[str, str], changes: Sequence[str]) -> Request:
     """What a job was asked, with `changes` in place of what they repeat, and what it takes to go on."""
-    name, gpus, *arguments = json.loads(metadata or "[null, 0]")
+    name, *arguments = json.loads(metadata.get(ASKED, "[null]"))
     if name not in PROGRAMS or (more := PROGRAMS[name].again) is None:
         going_on = [name for name, program in PROGRAMS.items() if program.again is not None]
         raise JobError(f"only jobs that `submit` started can be resumed, of: {', '.join(going_on)}")
     new = {change.split("=", 1)[0] for change in (*changes, *more)}
     kept = [old for old in arguments if old.split("=", 1)[0] not in new]
-    return Asked(program=name, arguments=(*kept, *changes, *more), gpus=gpus)
+    return Request(program=name, arguments=(*kept, *changes, *more), gpus=int(metadata.get(GPUS, "0")))
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:
@@ -208,12 +228,15 @@ def details(client: JobSubmissionClient, job: str) -> JobDetails:
 
 
 def stop(client: JobSubmissionClient, job: str) -> int:
-    if details(client, job).status.is_terminal():
-        raise JobError(f"{job} has ended already: {details(client, job).status.value.lower()}")
+    found = details(client, job)
+    if found.status.is_terminal():
+        raise JobError(f"{job} has ended already: {found.status.value.lower()}")
     client.stop_job(job)
     done = wait(client, job)
     print("\n".join(client.get_job_logs(job).rstrip().splitlines()[-3:]))
-    print(f"{job}: {done.status.value.lower()}. Go on with: resume {job}", file=sys.stderr)
+    name = json.loads((found.metadata or {}).get(ASKED, "[null]"))[0]
+    further = f" Go on with: resume {job}" if name in PROGRAMS and PROGRAMS[name].again is not None else ""
+    print(f"{job}: {done.status.value.lower()}.{further}", file=sys.stderr)
     return 0
 
 
@@ -250,7 +273,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="N",
-        help="GPUs of the program's own process: sft, or a critic of evaluate",
+        help="GPUs of the program's own process: sft, or the critic of evaluate and critic_bench",
     )
     first.add_argument("arguments", nargs="+")
     again = commands.add_parser("resume", parents=[starting])
@@ -264,8 +287,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     if options.command == "submit":
-        asked = Asked(program=options.program, arguments=tuple(options.arguments), gpus=options.gpus)
-        check(asked)
+        request = Request(program=options.program, arguments=tuple(options.arguments), gpus=options.gpus)
+        check(request)
     client = connect(options.address)
     if options.command == "follow":
         return follow(client, options.job)
@@ -275,9 +298,9 @@ def run(options: argparse.Namespace) -> int:
         print(table(client.list_jobs()))
         return 0
     if options.command == "resume":
-        asked = resumed((details(client, options.job).metadata or {}).get(ASKED), options.arguments)
-        check(asked)
-    job = submit(client, asked, environment_of(options.env), options.id)
+        request = resumed(details(client, options.job).metadata or {}, options.arguments)
+        check(request)
+    job = submit(client, request, environment_of(options.env), options.id)
     if options.detach:
         print(job)
         return 0

@@ -9,7 +9,7 @@
 # PROGRAM (launch): launch or evaluate; the others use no cluster and are started by themselves.
 set -euo pipefail
 if [[ $# -eq 0 || $1 == -h || $1 == --help ]]; then
-    sed -n '2,10s/^# \{0,1\}//p' "$0"
+    sed -n '2,9s/^# \{0,1\}//p' "$0"
     exit 2
 fi
 program=${PROGRAM:-launch}

@@ -186,6 +186,7 @@ def test_every_field_says_what_it_means_where_it_is_from_and_each_number_its_uni
         number = re.match(r"\[?(integer|number)", kind)
         assert bool(unit) or not number, f"{field} is a number without a unit"
     assert len(rows) > 150
+    assert config_docs.BLOCKS.keys() == Config.model_json_schema()["$defs"].keys() | {"Config"}
 
 
 def test_metrics_of_the_manual_are_complete() -> None:

@@ -87,6 +87,14 @@ def test_what_is_read_is_what_was_recorded(tmp_path: Path) -> None:
     assert [m.token_rewards for m in scored.members] == [m.token_rewards for m in wanted.members]
 
 
+def test_one_that_does_not_have_the_verifiers_view_is_read(tmp_path: Path) -> None:
+    write(tmp_path)
+    (path,) = (tmp_path / "responses").iterdir()
+    pq.write_table(pq.read_table(path).drop_columns(["extracted", "reason"]), path)
+    ((_, groups),) = read(tmp_path)
+    assert {(m.extracted, m.reason) for group in groups for m in group.members} == {(None, None)}
+
+
 def test_one_group_is_read_alone(tmp_path: Path) -> None:
     write(tmp_path)
     ((_, groups),) = read(tmp_path)

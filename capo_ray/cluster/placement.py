@@ -71,7 +71,7 @@ def duty(config: Config, role: Role, number: int) -> str:
     if role == "trainer":
         return f"trains {config.policy.path}, ZeRO {config.trainer.zero_stage}"
     if role == "aggregator":
-        return f"verifies {config.data.kind}, votes by {config.reward.vote}"
+        return f"verifies {config.data.kind}" + (f", votes by {config.reward.vote}" if config.critic else "")
     models = [voter.model.path for _, voter in critics_here(config) for _ in range(voter.workers) if voter.model]
     return f"judges with {models[number]}"
 

@@ -294,7 +294,7 @@ class Tracking(Block):
         "responses per step in wandb's table `samples`, of those of `samples_per_step`", 8, unit="responses", ge=0
     )
     tensorboard: bool = setting(
-        "write event files to `tensorboard/` of the run directory", True, source="torch `SummaryWriter`"
+        "write event files to `tensorboard/` of the run directory", True, source="tensorboard `EventFileWriter`"
     )
     samples_per_step: int = setting(
         "responses per step written to `samples/` of the run directory", 32, unit="responses", ge=0

@@ -246,7 +246,7 @@ def work(arguments: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    failures = (CriticsFailed, RuntimeError, ExceptionGroup)
+    failures = (CriticsFailed, RuntimeError, ConnectionError, ExceptionGroup)
     return run_program(work, argv, USAGE, failures=failures, afterwards=GOES_ON)
 
 

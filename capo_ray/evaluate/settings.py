@@ -96,7 +96,8 @@ def configuration(options: Options) -> Config:
     if options.model.startswith("asset:"):
         return compose(["+experiment=tiny_cpu", *model, *options.overrides])
     base = ["+evaluation=default", *model]
-    if not any(given.startswith("cluster=") for given in options.overrides) and not gpu_sizes():
+    placed = any(given.startswith(("cluster=", "cluster.address=")) for given in options.overrides)
+    if not placed and not gpu_sizes():
         base.append("cluster=cpu")
     run = Path(options.model).expanduser().parent / "config.yaml"
     if run.is_file():
@@ -116,7 +117,7 @@ def _of_run(path: Path, base: Sequence[str], options: Options) -> Config:
     world = f"data.kind={theirs['data']['kind']}"  # some critics know one kind alone
     ours = compose([*base, world, *options.overrides]).model_dump(mode="json")
     keys = [given.lstrip("+").split("=", 1)[0] for given in options.overrides]
-    for key in ["policy.path", "policy.tokenizer", UNUSED.split("=")[0], *keys]:
+    for key in ["policy.path", "policy.tokenizer", "cluster.address", UNUSED.split("=")[0], *keys]:
         _copy(ours, theirs, key.split("@")[-1].split(".") if key not in groups else [key])
     try:
         return validate(theirs)

@@ -116,7 +116,7 @@ def verdict_box(response: Response) -> str:
     """What the verifier and the vote say."""
     entry = response.entry
     said = {"correct": "is right", "wrong": "is wrong"}.get(entry.answer, "cannot be verified")
-    why = f" {escape(_sentence(response.reason))}" if response.reason else ""
+    why = f": {escape(response.reason)}" if response.reason else "."
     read = ""
     if response.extracted is not None:
         read = f'<div class="faint">read from the response: <code>{escape(response.extracted)}</code></div>'
@@ -124,15 +124,11 @@ def verdict_box(response: Response) -> str:
     invalid = f", {entry.num_failed} failed" if entry.num_failed else ""
     dropped = "" if response.advantages is not None else " Dropped from its group: nothing is learnt from it."
     return (
-        f'<div class="box"><h3>Verifier</h3><span class="{_kind_of(entry.answer)}">The answer {said}.</span>'
+        f'<div class="box"><h3>Verifier</h3><span class="{_kind_of(entry.answer)}">The answer {said}</span>'
         f"{why}{read}</div>"
         f'<div class="box"><h3>Vote</h3>{escape(how)}{entry.num_valid} valid critiques{invalid}: '
         f"{_outcome_of_vote(entry)}{dropped}</div>"
     )
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
 
 
 def _outcome_of_vote(entry: Entry) -> str:

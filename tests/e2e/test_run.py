@@ -107,6 +107,8 @@ class Running:
                 self.process.communicate(timeout=60)
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.communicate()
+        shutil.rmtree(folder_of(self.mark), ignore_errors=True)
 
     def read_until(self, first: str) -> None:
         """To the next line that begins with `first`."""
@@ -327,8 +329,10 @@ def unanswered(prometheus: Prometheus, queries: Sequence[str], *, seconds: float
     left, deadline = list(queries), time.monotonic() + seconds
     while left and time.monotonic() < deadline:
         time.sleep(1)
-        with suppress(ConnectionError, urllib.error.URLError):
-            left = [query for query in left if not prometheus.ask(query)]
+        for query in tuple(left):
+            with suppress(ConnectionError, urllib.error.URLError):
+                if prometheus.ask(query):
+                    left.remove(query)
     return left
 
 

@@ -70,6 +70,19 @@ def test_without_arguments_it_says_how(capsys: pytest.CaptureFixture[str]) -> No
     assert "model=FOLDER_OR_ID suite=SUITE_OR_FILE" in capsys.readouterr().out
 
 
+def test_a_cluster_that_is_joined_has_the_gpus() -> None:
+    asked = ["model=Qwen/Qwen2.5-7B-Instruct", "suite=math"]
+    assert configuration(options_of([*asked, "cluster.address=auto"])).cluster.device == "gpu"
+    assert configuration(options_of([*asked, "cluster=cpu", "cluster.address=auto"])).cluster.device == "cpu"
+
+
+def test_a_run_on_a_cluster_does_not_send_its_evaluations_there(tmp_path: Path) -> None:
+    write_config(compose(["+experiment=tiny_cpu", "cluster.address=10.0.0.1:6379"]), tmp_path)
+    asked = [f"model={tmp_path / 'policy'}", "suite=arithmetic"]
+    assert configuration(options_of(asked)).cluster.address is None
+    assert configuration(options_of([*asked, "cluster.address=auto"])).cluster.address == "auto"
+
+
 def test_the_configuration_of_the_run_that_made_the_model(tmp_path: Path) -> None:
     """What is named takes the place of the run's own, and nothing else does."""
     run = compose(["+experiment=tiny_cpu", "policy.system_prompt=Think.", "rollout.max_response_tokens=48", "seed=3"])

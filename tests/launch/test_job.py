@@ -40,42 +40,89 @@ def job() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize(("program", "key"), [("launch", "run_dir"), ("evaluate", "out"), ("sft", "out")])
+@pytest.mark.parametrize(
+    ("program", "key", "more"), [("launch", "run_dir", []), ("evaluate", "out", []), ("sft", "out", ["device=cpu"])]
+)
 def test_what_is_written_needs_a_place_that_stays(
-    job: ModuleType, capsys: pytest.CaptureFixture[str], program: str, key: str
+    job: ModuleType, capsys: pytest.CaptureFixture[str], program: str, key: str, more: list[str]
 ) -> None:
     for place, shown in (("", "none"), ("runs/x", "runs/x")):
-        assert job.main(["submit", "--program", program, "+experiment=tiny_cpu", f"{key}={place}"]) == 2
+        assert job.main(["submit", "--program", program, "+experiment=tiny_cpu", *more, f"{key}={place}"]) == 2
         assert capsys.readouterr().err.startswith(
             f"error: {key} must be an absolute path on storage that every node sees, got {shown}: a job's own"
         )
-    for given in (f"{key}=/shared/x", "dry_run=true"):
-        job.check(job.Asked(program=program, arguments=(given,)))
+    job.check(job.Request(program=program, arguments=(*more, f"{key}=/shared/x")))
+
+
+def test_a_plan_writes_nothing_where_there_are_plans(job: ModuleType) -> None:
+    for program in ("launch", "sft"):
+        job.check(job.Request(program=program, arguments=("dry_run=true",)))
+    with pytest.raises(job.JobError, match="out must be an absolute path"):
+        job.check(job.Request(program="evaluate", arguments=("dry_run=true",)))
 
 
 def test_the_doctor_writes_nothing(job: ModuleType) -> None:
-    job.check(job.Asked(program="doctor", arguments=()))
+    job.check(job.Request(program="doctor", arguments=()))
 
 
-def test_a_file_of_this_machine(job: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Under another folder it would not be found, or be another; a name of the hub is no file."""
+def test_a_file_of_this_machine(
+    job: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under another folder it would not be found, or be another; a name of the hub is no file, and the checkout is
+    sent along."""
     here = os.path.relpath(tmp_path)
     assert job.main(["submit", "--program", "evaluate", f"model={here}", "suite=math", "out=/shared/x"]) == 2
     assert capsys.readouterr().err == (
         f"error: model={here} is a path of this machine, and the job runs on another: pass the absolute path of a copy "
         "on storage that every node sees\n"
     )
-    job.check(job.Asked(program="evaluate", arguments=("model=Qwen/Qwen2.5-7B", "out=/shared/x")))
+    job.check(job.Request(program="evaluate", arguments=("model=Qwen/Qwen2.5-7B", "out=/shared/x")))
+    monkeypatch.chdir(ROOT)
+    job.check(job.Request(program="launch", arguments=("run_dir=/shared/x", "data.path=conf/config.yaml")))
+    with pytest.raises(job.JobError, match=r"critic\.template=tests/conftest\.py is a path of this machine"):
+        job.check(job.Request(program="launch", arguments=("run_dir=/r", "critic.template=tests/conftest.py")))
 
 
-def test_gpus_are_for_a_program_that_asks_the_cluster_for_none(
-    job: ModuleType, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            ["--gpus", "8", "run_dir=/r"],
+            "--gpus is for programs with GPUs of their own (evaluate, critic_bench, sft); launch asks Ray for its own",
+        ),
+        (["--program", "sft", "out=/o"], "sft trains on the GPUs of one node: pass --gpus N, or device=cpu"),
+        (["--program", "sft", "--gpus", "-1", "out=/o"], "--gpus must be at least 0, got -1"),
+    ],
+)
+def test_gpus_of_the_programs_own(
+    job: ModuleType, capsys: pytest.CaptureFixture[str], given: list[str], told: str
 ) -> None:
-    assert job.main(["submit", "--gpus", "8", "run_dir=/shared/x"]) == 2
-    assert capsys.readouterr().err == (
-        "error: --gpus is for programs with GPUs of their own (evaluate, critic_bench, sft); "
-        "launch asks Ray for its own\n"
-    )
+    assert job.main(["submit", *given]) == 2
+    assert capsys.readouterr().err == f"error: {told}\n"
+
+
+class Client:
+    """Takes jobs as Ray does."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, object] = {}
+
+    def submit_job(self, **taken: object) -> str:
+        self.taken = taken
+        return "job"
+
+
+def test_what_ray_is_asked_for(job: ModuleType) -> None:
+    client = Client()
+    taught = job.Request(program="sft", arguments=("+experiment=qwen7b_sft", "out=/o"), gpus=8)
+    job.submit(client, taught, {"HF_TOKEN": "t"}, None)
+    assert client.taken["entrypoint"] == "python -m capo_ray.sft +experiment=qwen7b_sft out=/o"
+    assert client.taken["entrypoint_num_gpus"] == 8
+    again = job.resumed(client.taken["metadata"], [])
+    assert (again.gpus, again.arguments) == (8, (*taught.arguments, "resume=true"))
+    job.submit(client, job.Request(program="evaluate", arguments=("out=/o",)), {}, None)
+    assert client.taken["entrypoint"] == "python -m capo_ray.evaluate cluster.address=auto out=/o"
+    assert client.taken["entrypoint_num_gpus"] is None
 
 
 def test_a_program_that_is_none(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,14 +148,12 @@ def test_a_variable_that_is_not_set(job: ModuleType, monkeypatch: pytest.MonkeyP
 
 
 def test_what_a_resumed_job_is_asked(job: ModuleType) -> None:
-    asked = '["launch", 0, "+experiment=tiny_cpu", "run_dir=/r", "steps=2", "resume=false"]'
-    assert job.resumed(asked, ["steps=9"]) == job.Asked(
+    asked = {"capo_ray": '["launch", "+experiment=tiny_cpu", "run_dir=/r", "steps=2", "resume=false"]'}
+    assert job.resumed(asked, ["steps=9"]) == job.Request(
         program="launch", arguments=("+experiment=tiny_cpu", "run_dir=/r", "steps=9", "resume=true")
     )
-    trained = job.resumed('["sft", 8, "+experiment=qwen7b_sft", "out=/o"]', [])
-    assert trained.gpus == 8 and trained.arguments[-1] == "resume=true"
-    assert job.resumed('["evaluate", 0, "suite=math", "out=/o"]', []).arguments == ("suite=math", "out=/o")
-    for other in (None, '["doctor", 0]'):
+    assert job.resumed({"capo_ray": '["evaluate", "suite=math", "out=/o"]'}, []).arguments == ("suite=math", "out=/o")
+    for other in ({}, {"capo_ray": '["doctor"]'}):
         with pytest.raises(job.JobError, match="only jobs that `submit` started can be resumed, of: launch, evaluate"):
             job.resumed(other, [])
 

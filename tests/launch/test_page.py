@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from commands import CHECKS
 
+from capo_ray.critic_bench import __main__ as critic_bench
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
 SOURCES = "\n".join(
@@ -47,6 +49,11 @@ def commands() -> list[tuple[str, list[str]]]:
 def test_there_are_commands() -> None:
     assert len(commands()) >= 20
     assert {program for program, _ in commands()} == {"launch", "evaluate", "sft", "critic_bench", "doctor"}
+
+
+def test_a_bench_that_asks_for_gpus_uses_them() -> None:
+    (bench,) = (arguments for program, arguments in commands() if program == "critic_bench")
+    assert critic_bench.configuration(critic_bench.options_of(bench)).cluster.device == "gpu"
 
 
 @pytest.mark.parametrize(("program", "arguments"), commands(), ids=str)

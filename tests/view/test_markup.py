@@ -110,7 +110,7 @@ def test_flags_votes_and_truth_stand_beside_each_step(tmp_path: Path) -> None:
 
 def test_the_verifier_says_what_it_read_and_why_that_is_wrong(tmp_path: Path) -> None:
     html = markup.verdict_box(shown(tmp_path, "two", 2))
-    assert f"The answer is wrong. {SAID} is not 4.read from the response: {SAID}" in plain(html)
+    assert f"The answer is wrong: {SAID} is not 4read from the response: {SAID}" in plain(html)
     assert SAID not in html
     assert plain(markup.verdict_box(shown(tmp_path, "two", 0))).startswith("VerifierThe answer is right.Vote")
 
