@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = [".venv", ".git", "runs", "tests", "benchmarks", "docs", "**/__pycache__", ".*_cache"]
 """Of the checkout; the cluster takes 500 MiB at most."""
+_LEFT_OUT = [(name,) for name in LEFT_OUT]
 STARTING_S = 60
 """Seconds that a cluster has, whose dashboard answers already, before it must take jobs."""
 STOP_S = 60
@@ -178,8 +179,11 @@ def _check_gpus(request: Request, given: Mapping[str, str], planned: bool) -> No
 
 def _is_left_here(value: str) -> bool:
     """Whether it is a path from here that the checkout, which is sent along, does not hold."""
-    sent = (ROOT / value).exists() and Path(value).parts[:1] not in [(folder,) for folder in LEFT_OUT]
-    return bool(value) and not value.startswith("/") and Path(value).exists() and not sent
+    if not value or value.startswith("/") or not Path(value).exists():
+        return False
+    there = (ROOT / value).resolve()
+    sent = there.exists() and there.is_relative_to(ROOT) and there.relative_to(ROOT).parts[:1] not in _LEFT_OUT
+    return not sent
 
 
 def resumed(metadata: Mapping[str, str], changes: Sequence[str]) -> Request:

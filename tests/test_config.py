@@ -335,6 +335,11 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "cluster.device=gpu",
             "`cluster.weight_transfer` shm does not work on cluster.device gpu: use shm on cpu, nccl or ipc on gpu",
         ),
+        (
+            "cluster=gpu cluster.weight_transfer=ipc trainer.ranks=4",
+            "`cluster.weight_transfer` ipc puts rollout worker n and trainer rank n on one GPU, and there are 1 "
+            "workers of 1 GPUs and 4 ranks: set rollout.workers=4 and rollout.tensor_parallel=1, or take nccl",
+        ),
     ],
 )
 def test_a_fault_names_field_value_and_remedy(override: str, message: str) -> None:

@@ -49,8 +49,6 @@ async def frozen_pool(config: Config, factories: Sequence[Callable[[], Any]]) ->
 
     There are as many factories as `rollout.workers`.
     """
-    if config.cluster.device == "gpu":  # no trainer shares a GPU with them, however the run moved its weights
-        config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"weight_transfer": "nccl"})})
     team = Team(config, config.name, ["rollout"])
     try:
         await team.place()

@@ -183,3 +183,10 @@ def _check_cluster(config: Config) -> None:
             f"`cluster.weight_transfer` {cluster.weight_transfer} does not work on cluster.device {cluster.device}: "
             "use shm on cpu, nccl or ipc on gpu"
         )
+    rollout, ranks = config.rollout, config.trainer.ranks
+    if cluster.weight_transfer == "ipc" and (rollout.workers, rollout.tensor_parallel) != (ranks, 1):
+        raise ValueError(
+            f"`cluster.weight_transfer` ipc puts rollout worker n and trainer rank n on one GPU, and there are "
+            f"{rollout.workers} workers of {rollout.tensor_parallel} GPUs and {ranks} ranks: set "
+            f"rollout.workers={ranks} and rollout.tensor_parallel=1, or take nccl"
+        )

@@ -119,6 +119,8 @@ def _of_run(path: Path, base: Sequence[str], options: Options) -> Config:
     keys = [given.lstrip("+").split("=", 1)[0] for given in options.overrides]
     for key in ["policy.path", "policy.tokenizer", "cluster.address", UNUSED.split("=")[0], *keys]:
         _copy(ours, theirs, key.split("@")[-1].split(".") if key not in groups else [key])
+    if theirs["cluster"]["weight_transfer"] == "ipc":  # no trainer shares a GPU with the engines here
+        theirs["cluster"]["weight_transfer"] = "nccl"
     try:
         return validate(theirs)
     except ConfigError as error:
