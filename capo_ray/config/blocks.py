@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict, TypeVar, Unpack, get_args, overload
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
 
@@ -19,25 +19,30 @@ class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-def setting(
-    meaning: str,
-    default: Any = ...,
-    *,
-    unit: str = "",
-    source: str = "own",
-    gt: float | None = None,
-    ge: float | None = None,
-    lt: float | None = None,
-    le: float | None = None,
-    pattern: str | None = None,
-) -> Any:
-    """A field of a block, with what docs/configuration.md says of it.
+T = TypeVar("T")
+
+
+class Limits(TypedDict, total=False):
+    """Of a number or a text."""
+
+    gt: float
+    ge: float
+    lt: float
+    le: float
+    pattern: str
+
+
+@overload
+def setting(meaning: str, *, unit: str = "", source: str = "own", **limits: Unpack[Limits]) -> Any: ...
+@overload
+def setting(meaning: str, default: T, *, unit: str = "", source: str = "own", **limits: Unpack[Limits]) -> T: ...
+def setting(meaning: str, default: Any = ..., *, unit: str = "", source: str = "own", **limits: Unpack[Limits]) -> Any:
+    """A field of a block, with what docs/configuration.md says of it; required without a default.
 
     `unit` is that of a number, or none. `source` says where the setting, or its default, is from: a paper, or the
     library that it is handed to and its name there.
     """
     noted: dict[str, JsonValue] = {"unit": unit, "source": source}
-    limits: dict[str, Any] = {"gt": gt, "ge": ge, "lt": lt, "le": le, "pattern": pattern}
     return Field(default, description=meaning, json_schema_extra=noted, **limits)
 
 
