@@ -84,7 +84,7 @@ def connect(address: str) -> JobSubmissionClient:
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise JobError("Ray is not installed here: pip install 'ray[default]==2.60.0'") from error
-    logging.disable(logging.WARNING)  # what the client sends, and that it has sent it before
+    logging.getLogger("ray").setLevel(logging.ERROR)  # what the client sends, and that it has sent it before
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
