@@ -84,7 +84,6 @@ def connect(address: str) -> JobSubmissionClient:
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise JobError("Ray is not installed here: pip install 'ray[default]==2.60.0'") from error
-    logging.getLogger("ray").setLevel(logging.ERROR)  # what the client sends, and that it has sent it before
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
@@ -321,4 +320,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # Ray's client tells what it sends, and that it has sent it before
     sys.exit(main())

@@ -36,7 +36,8 @@ def loading() -> Iterator[None]:
 class Shown:
     """What Ray's dashboard shows of an actor beside its name."""
 
-    _badge: Badge | None
+    _badge: Badge | None = None
+    """None too while it is made, which may fail: Ray asks for the name then."""
 
     def __repr__(self) -> str:
         badge = self._badge

@@ -7,10 +7,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from prometheus_server import Prometheus
+
+if TYPE_CHECKING:  # actors import this module, and not what stands beside its folder
+    from prometheus_server import Prometheus
 
 pytestmark = pytest.mark.ray
 
@@ -32,6 +34,8 @@ class Engine:
 def prometheus(ray_here: Any, tmp_path: Path) -> Iterator[Prometheus]:
     if shutil.which("prometheus") is None:
         pytest.skip("Prometheus is not installed (Debian's package `prometheus`)")
+    from prometheus_server import Prometheus
+
     (node,) = ray_here.nodes()
     started = Prometheus(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}", tmp_path)
     try:
