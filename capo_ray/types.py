@@ -8,6 +8,7 @@ token included; `S` is the number of its steps. Leaves out: how anything here is
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -126,6 +127,10 @@ class Verification:
     extracted: str | None = None
     """What was taken for its final answer."""
     reason: str | None = None
+
+
+Verify = Callable[[Prompt, str], Awaitable[Answer | Verification]]
+"""(prompt, response) -> verdict, with what it is about or without; never raises for what a response says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = [".venv", ".git", "runs", "tests", "benchmarks", "docs", "**/__pycache__", ".*_cache"]
 """Of the checkout; the cluster takes 500 MiB at most."""
-_LEFT_OUT = [(name,) for name in LEFT_OUT]
 STARTING_S = 60
 """Seconds that a cluster has, whose dashboard answers already, before it must take jobs."""
 STOP_S = 60
@@ -181,16 +180,23 @@ def _is_left_here(value: str) -> bool:
     if not value or value.startswith("/") or not Path(value).exists():
         return False
     there = (ROOT / value).resolve()
-    sent = there.exists() and there.is_relative_to(ROOT) and there.relative_to(ROOT).parts[:1] not in _LEFT_OUT
-    return not sent
+    if not there.exists() or not there.is_relative_to(ROOT):
+        return True
+    return bool(set(there.relative_to(ROOT).parts[:1]) & set(LEFT_OUT))
+
+
+def what_goes_on(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
+    """What the command of a job is to have besides to go on; None: it cannot, or `submit` did not start it."""
+    name = json.loads(metadata.get(ASKED, "[null]"))[0]
+    return PROGRAMS[name].again if name in PROGRAMS else None
 
 
 def resumed(metadata: Mapping[str, str], changes: Sequence[str]) -> Request:
     """What a job was asked, with `changes` in place of what they repeat, and what it takes to go on."""
-    name, *arguments = json.loads(metadata.get(ASKED, "[null]"))
-    if name not in PROGRAMS or (more := PROGRAMS[name].again) is None:
+    if (more := what_goes_on(metadata)) is None:
         going_on = [name for name, program in PROGRAMS.items() if program.again is not None]
         raise JobError(f"only jobs that `submit` started can be resumed, of: {', '.join(going_on)}")
+    name, *arguments = json.loads(metadata[ASKED])
     new = {change.split("=", 1)[0] for change in (*changes, *more)}
     kept = [old for old in arguments if old.split("=", 1)[0] not in new]
     return Request(program=name, arguments=(*kept, *changes, *more), gpus=int(metadata.get(GPUS, "0")))
@@ -237,8 +243,7 @@ def stop(client: JobSubmissionClient, job: str) -> int:
     client.stop_job(job)
     done = wait(client, job)
     print("\n".join(client.get_job_logs(job).rstrip().splitlines()[-3:]))
-    name = json.loads((found.metadata or {}).get(ASKED, "[null]"))[0]
-    further = f" Go on with: resume {job}" if name in PROGRAMS and PROGRAMS[name].again is not None else ""
+    further = f" Go on with: resume {job}" if what_goes_on(found.metadata or {}) is not None else ""
     print(f"{job}: {done.status.value.lower()}.{further}", file=sys.stderr)
     return 0
 

@@ -9,7 +9,7 @@ from capo_ray.config.run import compose
 from capo_ray.credit import __main__ as credit
 from capo_ray.critic_bench import __main__ as critic_bench
 from capo_ray.data import __main__ as data
-from capo_ray.doctor.__main__ import DEFAULT
+from capo_ray.doctor.__main__ import completed
 from capo_ray.evaluate import settings
 from capo_ray.evaluate.suites import find_suite
 from capo_ray.lab import __main__ as lab
@@ -38,8 +38,8 @@ def _data(arguments: Arguments) -> None:
 
 
 def _doctor(arguments: Arguments) -> None:
-    _, overrides = own_keys(arguments, ("out",))
-    compose(overrides if any(given.startswith("+experiment=") for given in overrides) else [*overrides, DEFAULT])
+    _, overrides = own_keys(completed(arguments), ("out",))
+    compose(overrides)
 
 
 def _lab(arguments: Arguments) -> None:

@@ -27,7 +27,6 @@ from capo_ray.ledger import Ledger
 from capo_ray.seeds import seed_of
 from capo_ray.tally import Truth, count_group, count_response
 from capo_ray.types import (
-    Answer,
     Critique,
     GroupSummary,
     JsonDict,
@@ -37,10 +36,9 @@ from capo_ray.types import (
     Step,
     TrainSequence,
     Verification,
+    Verify,
 )
 
-Verify = Callable[[Prompt, str], Awaitable[Answer | Verification]]
-"""(prompt, response) -> verdict; never raises for what a response says."""
 FindTruth = Callable[[Prompt, str], Truth]
 """(prompt, response) -> the truth, for tasks that know it."""
 

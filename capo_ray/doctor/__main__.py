@@ -38,10 +38,13 @@ COLOURS = {"ok": "32", "warn": "33", "fail": "31"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not any(argument.lstrip("+").startswith(("experiment=", "paper=")) for argument in arguments):
-        arguments = [*arguments, DEFAULT]
-    return run_program(work, arguments, USAGE)
+    return run_program(work, completed(sys.argv[1:] if argv is None else argv), USAGE)
+
+
+def completed(arguments: Sequence[str]) -> list[str]:
+    """With the usual experiment where none is named."""
+    named = any(argument.lstrip("+").startswith(("experiment=", "paper=")) for argument in arguments)
+    return [*arguments] if named else [*arguments, DEFAULT]
 
 
 def work(arguments: list[str]) -> int:

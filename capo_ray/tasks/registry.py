@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from capo_ray import extension
 from capo_ray.config.run import Config
 from capo_ray.tally import Truth
-from capo_ray.types import Answer, Prompt, Verification
+from capo_ray.types import Prompt, Verification, Verify
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    verify: Callable[[Prompt, str], Awaitable[Answer | Verification]]
-    """(prompt, response) -> verdict, with what it is about or without; never raises for what a response says."""
+    verify: Verify
     find_truth: Callable[[Prompt, str], Truth] | None = None
     """(prompt, response) -> the truth of every step; None where nobody knows."""
     close: Callable[[], Awaitable[None]] | None = None

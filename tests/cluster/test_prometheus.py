@@ -45,6 +45,8 @@ def prometheus(ray_here: Any, tmp_path: Path) -> Iterator[Prometheus]:
 
 
 def test_a_real_prometheus_reads_it(ray_here: Any, prometheus: Prometheus) -> None:
+    from prometheus_server import dashboard_queries
+
     from capo_ray.cluster.actors import RolloutActor
     from capo_ray.cluster.gauges import Badge, RunGauges
 
@@ -65,3 +67,5 @@ def test_a_real_prometheus_reads_it(ray_here: Any, prometheus: Prometheus) -> No
     finally:
         run.close()
         ray_here.kill(actor)
+    for query in dashboard_queries("night"):
+        prometheus.ask(query)  # those of faults too, which have no answer in a run without any
