@@ -68,7 +68,7 @@ def launch(config: Config) -> int:
     except (ConfigError, DataError):
         abandon(run_dir, made)
         raise
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except KeyboardInterrupt:
         print(f"\ninterrupted. {_where_to_go_on(run_dir)}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:

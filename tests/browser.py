@@ -49,7 +49,10 @@ class Page:
                 return message["result"]
 
     def open(self, url: str) -> None:
+        """Go there. What is waited for after this is of the new page: an old one may look alike."""
+        self.run("window.left = true")
         self._call("Page.navigate", url=url)
+        self.wait("!window.left")
 
     def look(self, *, width: int, height: int, dark: bool = False) -> None:
         """Be a window of this size on a system that is light or dark."""

@@ -5,7 +5,8 @@
 NAME is a file of conf/lab, or a path ending in .yaml. Results are kept as they land in OUT/ARM/seed-N; run the same
 command again to go on. The report is OUT/report.md with a figure per table, OUT/runs.csv what each run measured;
 `report=only` writes them and runs nothing. With `arms` only these are run; the report has all that are finished.
-Further overrides go to every run. Leaves out what a run is (see `capo_ray.launch`).
+Further overrides go to every run that is run, and those that change what comes of it (not `critic.workers=2`, say) are
+what all runs in OUT must have been run with. Leaves out what a run is (see `capo_ray.launch`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from capo_ray.config.run import ConfigError
 from capo_ray.lab.design import Design, designs, load
 from capo_ray.lab.report import curves, every_run, figure_of, page
-from capo_ray.lab.runs import RunFailed, results, run_all
+from capo_ray.lab.runs import RunFailed, matters, results, run_all
 from capo_ray.program import GOES_ON, leave, own_keys, run_program
 
 OWN = ("run", "out", "arms", "report")
@@ -46,7 +47,7 @@ class Asked:
     """Those to be run; empty: all."""
     report_only: bool = False
     overrides: tuple[str, ...] = ()
-    """Of every run."""
+    """Of every run that is run."""
 
 
 def parse(arguments: Sequence[str]) -> Asked:
@@ -73,11 +74,10 @@ def work(arguments: list[str]) -> int:
     asked = parse(arguments)
     warnings.filterwarnings("ignore", "reward.process_weight P")  # an arm may be about that
     design = load(asked.design)
-    design = design.model_copy(update={"common": (*design.common, *asked.overrides)})
     asked.out.mkdir(parents=True, exist_ok=True)
     if not asked.report_only:
-        run_all(design, asked.out, design.runs(asked.arms))
-    path = write_report(design, asked.out)
+        run_all(design.with_common(asked.overrides), asked.out, design.runs(asked.arms))
+    path = write_report(design.with_common(filter(matters, asked.overrides)), asked.out)
     print(f"\n{path.read_text(encoding='utf-8')}\nThe report: {path}")
     return 0
 

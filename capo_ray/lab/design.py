@@ -5,7 +5,7 @@ Leaves out running it (see `lab.runs`) and what is said of it (see `lab.report`)
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Self
 
@@ -60,6 +60,10 @@ class Design(BaseModel):
             for seed in range(self._seeds(name))
         ]
         return [(name, self.first_seed + seed) for _, seed, _, name in sorted(made)]
+
+    def with_common(self, overrides: Iterable[str]) -> Design:
+        """With these for every arm too, before the arms' own."""
+        return self.model_copy(update={"common": (*self.common, *overrides)})
 
     def groups(self) -> list[str]:
         return list(dict.fromkeys(arm.group for arm in self.arms.values()))

@@ -59,6 +59,11 @@ NO_MATTER = (
 """Settings, by the beginnings of their names, that change how a run goes and not what comes of it."""
 
 
+def matters(override: str) -> bool:
+    """Whether what comes of a run may change with it."""
+    return not override.lstrip("+~").startswith(NO_MATTER)
+
+
 def folder(out: Path, arm: str, seed: int) -> Path:
     return out / arm / f"seed-{seed}"
 

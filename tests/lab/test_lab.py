@@ -201,6 +201,18 @@ def test_the_program_reports_without_running(tmp_path: Path, capsys: pytest.Capt
     assert "error: stepz: no such key" in capsys.readouterr().err
 
 
+def test_how_runs_go_is_no_matter_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two critics, given where they help, do not stand in the way of arms that cannot have them."""
+    design = tmp_path / "two.yaml"
+    arms = {"grpo": {"says": "", "overrides": ["critic=truth"]}, "capo": {"says": "", "overrides": ["reward=majority"]}}
+    told = {"title": "", "common": ["+experiment=tiny_cpu"], "seeds": 1, "baseline": "grpo", "arms": arms}
+    design.write_text(json.dumps(told))
+    asked = [f"run={design}", f"out={tmp_path / 'out'}", "report=only"]
+    assert program.main([*asked, "critic.workers=2"]) == 0
+    assert program.main([*asked, "critic.served_model=other"]) == 2
+    assert "`served_model` have no meaning where `kind` is truth" in capsys.readouterr().err
+
+
 def test_own_keys_may_be_flags_and_the_rest_goes_to_every_run(tmp_path: Path) -> None:
     given = ["--run", "quick", f"out={tmp_path}", "arms=grpo,truth", "--report=only", "steps=3", "+experiment=tiny_cpu"]
     asked = program.parse(given)

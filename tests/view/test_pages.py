@@ -73,7 +73,8 @@ def test_filters_narrow_and_stand_in_the_address(page: browser.Page, base: str) 
     page.wait("location.search == '?verdict=unjudged'")
     page.open(f"{base}/responses?answer=wrong&text=so+4&credit=reward")
     page.wait_for("2 of 12 responses")
-    assert "step 1\ntwo@1 / 2" in page.text() and "reward per token" in page.text()
+    for shown in ("step 1\ntwo@1 / 2", "reward per token"):  # the list comes after the line that counts it
+        page.wait_for(shown)
     page.click("a.resp", "two@1")
     page.wait_for("The answer is wrong: 5")
     page.open(f"{base}/responses?steps=77")
@@ -83,7 +84,7 @@ def test_filters_narrow_and_stand_in_the_address(page: browser.Page, base: str) 
 def test_the_rest(page: browser.Page, base: str) -> None:
     page.open(f"{base}/problem?id=two")
     page.wait_for("two was sampled 2 times, oldest first.")
-    assert page.run("document.querySelectorAll('.steps').length") == 2
+    page.wait("document.querySelectorAll('.steps').length == 2")
     page.open(f"{base}/flagged")
     page.click("table a", "is 5")
     page.wait_for("2 of 12 responses")
