@@ -128,7 +128,7 @@ def _trained(scores: Sequence[GroupScore], scheme: Scheme, left_out: Sequence[bo
         centre, spread = centre_and_spread(count_group(score, [None] * len(score.members)) for score in known)
     made: list[Rows] = []
     for score, out in zip(scores, left_out, strict=True):
-        alone = out or sum(row is not None for row in score.advantages) < 2  # then the group is not trained on
+        alone = out or score.num_compared < 2  # then the group is not trained on
         made.append(
             [None if row is None or alone else [(value - centre) / spread for value in row] for row in score.advantages]
         )

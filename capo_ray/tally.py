@@ -78,10 +78,9 @@ def count_group(score: GroupScore, truths: Sequence[Truth | None]) -> Metrics:
     for scored, truth in zip(score.members, truths, strict=True):
         total.update(count_response(scored, truth))
     rows = [row for row in score.advantages if row is not None]
-    kept = len(rows)
     total.update(
-        groups=1, groups_with_credit=score.has_credit and kept >= 2, groups_dropped=kept < 2, trained_responses=kept,
-        unjudged=score.num_unjudged,
+        groups=1, groups_with_credit=score.has_credit, groups_dropped=score.num_compared < 2,
+        trained_responses=len(rows), unjudged=score.num_unjudged,
     )  # fmt: skip
     spread = {
         "trained_tokens": float(sum(map(len, rows))),

@@ -157,8 +157,13 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         ),
         (
             "data.answer_pattern='('",
-            "data: `answer_pattern` '(' is not a regular expression: missing ), unterminated subpattern at position 0",
+            "data.answer_pattern: '(' is not a regular expression: missing ), unterminated subpattern at position 0",
         ),
+        (
+            "reward.format_pattern='('",
+            "reward.format_pattern: '(' is not a regular expression: missing ), unterminated subpattern at position 0",
+        ),
+        ("reward.segmenter_pattern=x", "reward: `segmenter_pattern` goes with `segmenter` regex, and it is blank_line"),
         ("data.answer_pattern='.+'", "data: `answer_pattern` '.+' has no group; put the answer in one: (...)"),
         ("reward.segmenter=regex", "reward: `segmenter_pattern` must be set when `segmenter` is regex"),
         (
@@ -207,6 +212,27 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         (
             "algorithm.surrogate=cispo algorithm.clip_dual=2",
             "`algorithm.clip_dual` has no meaning with surrogate cispo, which clips no token's loss",
+        ),
+        (
+            "algorithm.advantage=reinforce_pp algorithm.refills=2",
+            "`algorithm.refills` 2 replaces groups that teach nothing by themselves, and advantage reinforce_pp "
+            "compares over the whole batch, where every group teaches; set refills to 0, or use an advantage that "
+            "compares within the group",
+        ),
+        (
+            "algorithm.old_logprobs=sampler algorithm.importance_cap=2",
+            "`algorithm.importance_cap` 2 bounds old log-probabilities over the sampler's, and with "
+            "`algorithm.old_logprobs` sampler they are the same; leave one of the two out",
+        ),
+        (
+            "algorithm.advantage=grpo reward.outcome_weight=0",
+            "`reward.outcome_weight` is 0, and so is every other weight that `algorithm.advantage` grpo looks at: "
+            "nothing can be learnt; set one above 0",
+        ),
+        (
+            "algorithm.advantage=capo_channels reward.process_weight=0.1",
+            "`reward.process_weight` 0.1 would change nothing: `algorithm.advantage` capo_channels divides penalties "
+            "by their own spread; leave it at 1, or at 0 to leave them out, or use advantage capo",
         ),
         (
             "algorithm.advantage=grpo reward.error_set=first",

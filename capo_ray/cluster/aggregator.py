@@ -171,7 +171,7 @@ class Aggregator:
             prompt_tokens=len(prompt.token_ids),
             lengths=tuple(len(s.prompt_ids) + len(s.token_ids) for s in sequences),
             oldest_version=min(member.rollout.versions[0] for member in members.values()),
-            has_credit=bool(sequences) and score.has_credit,
+            has_credit=score.has_credit,
             tally=count_group(score, truths),
             handle=self._put(sequences),
         )
@@ -236,15 +236,15 @@ class Aggregator:
 
 
 def _sequences(prompt: Prompt, score: GroupScore) -> tuple[TrainSequence, ...]:
-    """What is trained on: the kept members, if there are two at least to be compared."""
-    kept = [(member.rollout, row) for member, row in zip(score.members, score.advantages, strict=True) if row]
-    if len(kept) < 2:
+    """What is trained on, if there were two at least to be compared."""
+    if score.num_compared < 2:
         return ()
+    taught = [(member.rollout, row) for member, row in zip(score.members, score.advantages, strict=True) if row]
     return tuple(
         TrainSequence(
             prompt_ids=prompt.token_ids, token_ids=rollout.token_ids, advantages=row, logprobs=rollout.logprobs
         )
-        for rollout, row in kept
+        for rollout, row in taught
     )
 
 

@@ -186,7 +186,7 @@ class RayCrew:
         return shards[seed_of(prompt.id) % len(shards)]
 
     async def update(self, batch: Batch) -> Update:
-        dropped = sum(not group.lengths for group in batch.groups) / len(batch.groups)
+        dropped = sum(group.tally.get("groups_dropped", 0.0) for group in batch.groups) / len(batch.groups)
         if dropped > self._settings.max_dropped_share:
             raise TooManyDropped(
                 f"step {batch.step}: {dropped:.0%} of the groups cannot be trained on, max_dropped_share is "

@@ -46,6 +46,18 @@ def setting(meaning: str, default: Any = ..., *, unit: str = "", source: str = "
     return Field(default, description=meaning, json_schema_extra=noted, **limits)
 
 
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    return pattern
+
+
+Regex = Annotated[str, AfterValidator(_compiles)]
+"""A regular expression, read before anything starts."""
+
+
 def or_own(known: Any) -> tuple[AfterValidator, WithJsonSchema]:
     """For a field that takes one of the `known` names, or `module:name` of an object of the user's."""
     names = get_args(known)
@@ -120,7 +132,7 @@ class Source(Block):
     question_field: str = setting("column of the question, or of chat messages; `a.b` is column b inside a", "question")
     answer_field: str = setting("gold final answer, or a text that holds it", "answer")
     answer_boxed: bool = setting("the gold answer is in the last \\boxed{} of `answer_field`", False)
-    answer_pattern: str | None = setting("regular expression whose first group is the gold answer", None)
+    answer_pattern: Regex | None = setting("regular expression whose first group is the gold answer", None)
     solution_field: str | None = setting("reference solution shown to the critic; null: none", None, source="CAPO")
     id_field: str | None = setting("column of names that differ; null: FILE:NUMBER", None)
 
@@ -131,11 +143,7 @@ class Source(Block):
             return self
         if self.answer_boxed:
             raise ValueError("`answer_boxed` and `answer_pattern` both say where the gold answer is; leave one out")
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"`answer_pattern` {pattern!r} is not a regular expression: {error}") from None
-        if not groups:
+        if not re.compile(pattern).groups:
             raise ValueError(f"`answer_pattern` {pattern!r} has no group; put the answer in one: (...)")
         return self
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import model_validator
 
-from capo_ray.config.blocks import Block, or_own, setting
+from capo_ray.config.blocks import Block, Regex, or_own, setting
 
 Vote = Literal["intersection", "majority", "strict_majority", "union", "average", "greedy"]
 ErrorSet = Literal["all", "from_first", "first"]
@@ -31,7 +31,9 @@ class Reward(Block):
         "P: what a wrong step costs each of its tokens", 1.0, unit="reward", source="CAPO, Eq. 1", ge=0
     )
     error_set: ErrorSet = setting(
-        "which of the steps found wrong pay: all, all from the first on, or the first alone", "all", source="VPPO, own"
+        "which of the steps found wrong pay: all, all from the first on, or the first alone",
+        "all",
+        source="CAPO; after VPPO; own",
     )
     returns: Returns = setting(
         "what a step's penalty becomes: itself, the sum of it and those after it, or the largest of them",
@@ -46,7 +48,7 @@ class Reward(Block):
     format_weight: float = setting(
         "reward of a response in which `format_pattern` is found", 0.0, unit="reward", source="CAPO: 0.2", ge=0
     )
-    format_pattern: str = setting("regular expression, sought in the response", r"\boxed\{")
+    format_pattern: Regex = setting("regular expression, sought in the response", r"\boxed\{")
     overlong_tokens: int = setting(
         "tokens before the limit on which a response is punished for its length; 0: off",
         0,
@@ -65,7 +67,7 @@ class Reward(Block):
     segmenter: Literal["blank_line", "line", "regex"] = setting(
         "what stands between two steps: a blank line, a line break, or `segmenter_pattern`", "blank_line", source="CAPO"
     )
-    segmenter_pattern: str | None = setting("regular expression of a delimiter (segmenter regex only)", None)
+    segmenter_pattern: Regex | None = setting("regular expression of a delimiter (segmenter regex only)", None)
     aggregators: int = setting("reward aggregator shards; prompts are spread over them", 1, unit="actors", ge=1)
     verifiers: int = setting("child processes that verify answers, per shard", 1, unit="processes", ge=1)
     verify_timeout_s: float = setting("seconds until a verification is killed: unverifiable", 5.0, unit="seconds", gt=0)
@@ -74,6 +76,8 @@ class Reward(Block):
     def _check(self) -> Self:
         if self.segmenter == "regex" and not self.segmenter_pattern:
             raise ValueError("`segmenter_pattern` must be set when `segmenter` is regex")
+        if self.segmenter != "regex" and self.segmenter_pattern is not None:
+            raise ValueError(f"`segmenter_pattern` goes with `segmenter` regex, and it is {self.segmenter}")
         if self.process_weight >= self.outcome_weight > 0:
             warnings.warn(
                 f"reward.process_weight P = {self.process_weight:g} >= reward.outcome_weight C = "

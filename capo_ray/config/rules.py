@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from capo_ray import extension
 from capo_ray.config.critic import voter_field
+from capo_ray.config.method import Reward
 from capo_ray.config.run import Config
 from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
 from capo_ray.credit.vote import check_weight
@@ -47,6 +48,11 @@ def _check_logprobs(config: Config) -> None:
             f"`algorithm.max_staleness` {algorithm.max_staleness} needs `algorithm.old_logprobs` sampler or an "
             "`algorithm.importance_cap`: with the trainer's log-probabilities alone stale samples look on-policy"
         )
+    if algorithm.importance_cap is not None and algorithm.old_logprobs == "sampler":
+        raise ValueError(
+            f"`algorithm.importance_cap` {algorithm.importance_cap:g} bounds old log-probabilities over the sampler's, "
+            "and with `algorithm.old_logprobs` sampler they are the same; leave one of the two out"
+        )
     if rollout.temperature == 0:
         raise ValueError("`rollout.temperature` must be > 0 for training: a group of equal responses teaches nothing")
 
@@ -62,6 +68,12 @@ def _check_objective(config: Config) -> None:
         raise ValueError(
             "`algorithm.kl_estimator` k1 has a gradient of 0 on average, so it does nothing in the loss; set "
             "algorithm.kl_place=reward, or use k2 or k3"
+        )
+    if algorithm.refills and algorithm_of(algorithm.advantage).over_batch:
+        raise ValueError(
+            f"`algorithm.refills` {algorithm.refills} replaces groups that teach nothing by themselves, and advantage "
+            f"{algorithm.advantage} compares over the whole batch, where every group teaches; set refills to 0, or use "
+            "an advantage that compares within the group"
         )
     if algorithm.clip_dual is not None and algorithm.surrogate == "cispo":
         raise ValueError("`algorithm.clip_dual` has no meaning with surrogate cispo, which clips no token's loss")
@@ -90,6 +102,19 @@ def _check_credit(config: Config) -> None:
         raise ValueError(
             f"`algorithm.advantage` {advantage} needs a `critic`: without critiques it has no process rewards; "
             "set `critic`, or use advantage grpo"
+        )
+    steps_pay, length_pays = pays and reward.process_weight, reward.overlong_tokens and reward.overlong_weight
+    if not any((reward.outcome_weight, steps_pay, reward.format_weight, length_pays)):
+        raise ValueError(
+            f"`reward.outcome_weight` is 0, and so is every other weight that `algorithm.advantage` {advantage} looks "
+            "at: nothing can be learnt; set one above 0"
+        )
+    usual = Reward.model_fields["process_weight"].default
+    if advantage == "capo_channels" and reward.process_weight not in (0, usual):
+        raise ValueError(
+            f"`reward.process_weight` {reward.process_weight:g} would change nothing: `algorithm.advantage` "
+            f"capo_channels divides penalties by their own spread; leave it at {usual:g}, or at 0 to leave them out, "
+            "or use advantage capo"
         )
     if config.critic is None and reward.outcome == "critic":
         raise ValueError("`reward.outcome` critic needs a `critic`: it is the critic's Yes or No that is paid")

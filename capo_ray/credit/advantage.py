@@ -39,7 +39,7 @@ def pooled_tokens(token_rewards: Rows, outcome_rewards: Sequence[float]) -> list
 
 
 def pooled_centred(token_rewards: Rows, outcome_rewards: Sequence[float]) -> list[tuple[float, ...]]:
-    """CAPO without the division: every token against the mean of all tokens of all members (VPPO's normaliser)."""
+    """CAPO without the division: every token against the mean of all tokens of all members."""
     return _pooled(token_rewards, divide=False)
 
 
@@ -54,7 +54,8 @@ def _pooled(rows: Rows, *, divide: bool) -> list[tuple[float, ...]]:
 
 
 def channels(token_rewards: Rows, outcome_rewards: Sequence[float]) -> list[tuple[float, ...]]:
-    """GDPO, PAPO: outcomes as GRPO does and step penalties over all tokens as CAPO does, each by itself, then added.
+    """Outcomes as GRPO does and step penalties over all tokens as CAPO does, each by itself, then added: after GDPO
+    (arXiv 2601.05242), without its weights and its normalising over the batch.
 
     Normalising a channel takes its weight away, so that C and P play no part unless they are 0.
     """

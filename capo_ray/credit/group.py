@@ -65,11 +65,14 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupScore:
-    """All members in their order, and the advantages of those that are kept."""
+    """All members in their order, and the advantages of those that are trained on."""
 
     members: tuple[Scored, ...]
     advantages: tuple[tuple[float, ...] | None, ...]  # [member][T]
-    """None: dropped."""
+    """None: not trained on."""
+    num_compared: int
+    """How many took part in mean and std; with fewer than two there is nothing to be learnt. More than are trained on
+    where cut-off ones are masked."""
     num_unverifiable: int
     num_unjudged: int
     """Among the verifiable; 0 where the algorithm asks for no judge."""
@@ -77,7 +80,7 @@ class GroupScore:
     @property
     def has_credit(self) -> bool:
         """Whether any token has an advantage; without one the group teaches nothing."""
-        return any(any(row) for row in self.advantages if row is not None)
+        return self.num_compared >= 2 and any(any(row) for row in self.advantages if row is not None)
 
 
 def score_group(members: Sequence[Member], scheme: Scheme) -> GroupScore:
@@ -87,10 +90,9 @@ def score_group(members: Sequence[Member], scheme: Scheme) -> GroupScore:
     outcomes = [_outcome(member, scheme) for member in members]
     by_verifier = scheme.outcome.source == "verifier"
     verifiable = [m for m, member in enumerate(members) if not by_verifier or member.answer != "unverifiable"]
-    unjudged = [m for m in verifiable if outcomes[m] is None or (algorithm.step_penalties and verdicts[m] is None)]
+    unjudged = [m for m in verifiable if outcomes[m] is None or (scheme.needs_judge and verdicts[m] is None)]
     without = scheme.unjudged == "outcome_only" or any(_nobody_was_asked(members[m]) for m in unjudged)
-    dropped = {m for m in unjudged if outcomes[m] is None} if without else set(unjudged)
-    kept = [m for m in verifiable if m not in dropped]
+    kept = [m for m in verifiable if outcomes[m] is not None and (without or m not in unjudged)]
 
     pays = algorithm.step_penalties and not (unjudged and without)
     scored = tuple(_score(*row, scheme, pays) for row in zip(members, verdicts, outcomes, strict=True))
@@ -104,6 +106,7 @@ def score_group(members: Sequence[Member], scheme: Scheme) -> GroupScore:
     return GroupScore(
         members=scored,
         advantages=tuple(advantages),
+        num_compared=len(kept),
         num_unverifiable=sum(member.answer == "unverifiable" for member in members),
         num_unjudged=len(unjudged),
     )

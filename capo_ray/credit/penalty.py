@@ -35,7 +35,7 @@ ERROR_SETS: dict[ErrorSet, Callable[[Weights], Weights]] = {
     "from_first": _from_first,
     "first": _first,
 }
-"""`all` is CAPO's. `first` is VPPO's: what follows the first error is neither right nor wrong."""
+"""`all` is CAPO's. `first`, after VPPO (arXiv 2601.18984): what follows the first error is neither right nor wrong."""
 
 RETURNS: dict[Returns, Callable[[Weights], Weights]] = {
     "none": lambda weights: weights,

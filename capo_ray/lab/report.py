@@ -10,6 +10,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import inf, isnan, nan, sqrt
 from statistics import fmean, stdev
 
@@ -104,7 +105,7 @@ def every_run(results: Sequence[Result]) -> str:
 
 
 def _what_was_run(design: Design, arms: Mapping[str, Sequence[Result]]) -> str:
-    start = interval([100 * found.before[BOTH] for results in arms.values() for found in results])
+    start = interval([100 * found.before[BOTH] for found in _untrained(arms)])
     return (
         f"{sum(map(len, arms.values()))} of {len(design.runs())} runs. Before training {start.mean:.1f} % of the "
         "held-out responses have a right answer and a right process. Mean and 95 % interval (Student's t) over seeds; "
@@ -112,10 +113,19 @@ def _what_was_run(design: Design, arms: Mapping[str, Sequence[Result]]) -> str:
     )
 
 
+def _untrained(arms: Mapping[str, Sequence[Result]]) -> list[Result]:
+    """What would have been measured without a step, one per seed: arms start alike."""
+    of_seed = {result.seed: result for results in arms.values() for result in results}
+    return [replace(of_seed[seed], after=of_seed[seed].before, steps=()) for seed in sorted(of_seed)]
+
+
 def _table(design: Design, arms: Mapping[str, Sequence[Result]]) -> str:
     shown = [column for column in COLUMNS if column[0] not in dict(PER_POINT).values()]
     heads = ["arm", "", "seeds", *(name for name, _ in (*shown, *PER_POINT))]
     rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    untrained = _untrained(arms)
+    known = ["" if measure is gain else _cell([measure(result) for result in untrained]) for _, measure in shown]
+    rows.append(f"| | before training | {len(untrained)} | " + " | ".join([*known, *("" for _ in PER_POINT)]) + " |")
     for name, found in arms.items():
         cells = [_cell([measure(result) for result in found]) for _, measure in shown]
         cells += [_per_point(found, total) for _, total in PER_POINT]
@@ -163,7 +173,8 @@ def _points(found: Interval) -> str:
     if found.half == inf:
         return f"{found.mean:+.1f} points (one seed)"
     told = "" if found.excludes_zero else ", which cannot be told from none"
-    return f"{found.mean:+.1f} points ({found.low:+.1f} to {found.high:+.1f}{told})"
+    few = " on two seeds" if found.count == 2 else ""
+    return f"{found.mean:+.1f} points ({found.low:+.1f} to {found.high:+.1f}{few}{told})"
 
 
 def members(design: Design, group: str, results: Sequence[Result]) -> dict[str, list[Result]]:

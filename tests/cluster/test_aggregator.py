@@ -5,7 +5,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,16 @@ def test_a_group_with_fewer_than_two_kept_is_dropped(tmp_path: Path, kept: tuple
     assert shard.store == [()]
     assert (summary.tally["groups"], summary.tally["groups_dropped"]) == (1, 1)
     assert summary.tally["trained_responses"] == len(kept)
+
+
+def test_a_group_of_which_one_was_not_cut_off_teaches_by_that_one(tmp_path: Path) -> None:
+    """Masked is not dropped: a group does not count against `max_dropped_share` for it."""
+    shard = Shard(tmp_path, scheme=replace(CAPO, mask_cut_off=True))
+    shard.score([*group_of(GOOD), *(replace(one, finish="length") for one in group_of(GOOD, FLAWED, LOST)[1:])])
+    summary = shard.aggregator.close(PROMPT, 3, num_samples=0)
+    assert summary.lengths == (6,) and summary.has_credit
+    counted = ("groups_dropped", "groups_with_credit", "trained_responses")
+    assert [summary.tally[name] for name in counted] == [0, 1, 1]
 
 
 def test_a_group_of_equals_has_no_credit(tmp_path: Path) -> None:

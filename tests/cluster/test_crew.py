@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from capo_ray.cluster.crew import CrewSettings, RayCrew
+import pytest
+
+from capo_ray.cluster.crew import CrewSettings, RayCrew, TooManyDropped
 from capo_ray.config.blocks import Tracking
 from capo_ray.tracking import Tracker
-from capo_ray.types import Metrics, Prompt, Sampling
+from capo_ray.types import Batch, GroupSummary, Metrics, Prompt, Sampling
 
 PROMPT = Prompt(id="held-out-0", question="q", token_ids=(1,), answer="a")
 
@@ -90,3 +94,33 @@ def test_what_engines_did_for_another_run_before_is_not_counted(tmp_path: Path) 
         return await crew._speeds.take()
 
     assert asyncio.run(use())["speed/rollout_tokens_per_s"] == 50
+
+
+def test_a_batch_of_dropped_groups_stops_the_run_and_says_what_was_lost(tmp_path: Path) -> None:
+    """A group whose responses were cut off and are masked was not dropped: it does not count."""
+    crew: Any = Crew(tmp_path)
+    crew._settings = replace(crew._settings, max_dropped_share=0.5)
+    dropped = {"groups_dropped": 1.0, "responses": 2.0, "unverifiable": 1.0, "unjudged": 1.0, "critique_timeout": 4.0}
+
+    def batch(*tallies: Metrics) -> Batch:
+        groups = tuple(
+            GroupSummary(
+                prompt_id="p", prompt_tokens=1, lengths=(), oldest_version=0, has_credit=False, tally=tally, handle=None
+            )
+            for tally in tallies
+        )
+        return Batch(step=3, groups=groups, spare=(), seconds=0.0)
+
+    told = (
+        "step 3: 67% of the groups cannot be trained on, max_dropped_share is 50%: 4 responses, 2 unverifiable, "
+        "2 unjudged, 8 timeout"
+    )
+    with pytest.raises(TooManyDropped, match=f"^{re.escape(told)}$"):
+        asyncio.run(crew.update(batch(dropped, dropped, {"groups_dropped": 0.0})))
+
+    async def trained(batch: Batch) -> str:
+        return "trained"
+
+    crew._parts.trainers = SimpleNamespace(update=trained)
+    masked = {"groups_dropped": 0.0}
+    assert asyncio.run(crew.update(batch(dropped, masked, masked))) == "trained"

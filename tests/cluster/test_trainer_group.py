@@ -1,6 +1,7 @@
 """Who is sent what: the shares of the trainer ranks, and what they make of them."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from ray.exceptions import ActorDiedError
 
 from capo_ray.cluster.trainer_group import TrainerGroup, _flatten, _share
 from capo_ray.learn.batch import plan
-from capo_ray.types import GroupSummary
+from capo_ray.types import Batch, GroupSummary
 
 
 def group(name: str, prompt_tokens: int, *responses: int) -> GroupSummary:
@@ -83,6 +84,33 @@ class Rank:
         if isinstance(self._answer, Exception):
             raise self._answer
         return self._answer
+
+
+def test_ranks_are_told_mean_and_spread_of_the_whole_batch() -> None:
+    """Two groups of raw rewards, all 2 and all 0: over the batch they are apart by two spreads."""
+    told: list[tuple[float, float]] = []
+
+    class Told:
+        def __init__(self) -> None:
+            self.update = self
+
+        async def remote(self, scale: tuple[float, float], *rest: object) -> None:
+            told.append(scale)
+
+    groups = [
+        replace(
+            group(name, 2, 5, 5), tally={"trained_tokens": 10.0, "advantage": 10 * r, "advantage_squared": 10 * r * r}
+        )
+        for name, r in (("right", 2.0), ("wrong", 0.0))
+    ]
+    for over_batch in (True, False):
+        ranks = TrainerGroup(
+            [Told(), Told()], tokens_per_micro_batch=9, responses_per_update=None, aggregation="token_mean",
+            max_response_tokens=9, over_batch=over_batch,
+        )  # fmt: skip
+        asyncio.run(ranks.update(Batch(step=0, groups=tuple(groups), spare=(), seconds=0.0)))
+    assert told[:2] == [(1.0, pytest.approx(1.0, abs=1e-5))] * 2
+    assert told[2:] == [(0.0, 1.0)] * 2
 
 
 def group_of(*ranks: Rank) -> TrainerGroup:

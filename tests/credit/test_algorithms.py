@@ -187,6 +187,13 @@ def test_genorm_pays_the_share_of_critiques_that_say_yes() -> None:
     assert first is not None and second is not None and first[0] == pytest.approx(1, abs=1e-5) == -second[0]
 
 
+def test_genorm_wants_as_many_valid_critiques_as_it_is_told() -> None:
+    scheme = Scheme(advantage="grpo", outcome=Outcome(source="critic"), min_valid_critiques=2)
+    score = score_group([critic_says(True), critic_says(False, True), critic_says(True, True)], scheme)
+    assert score.num_unjudged == 1
+    assert [row is None for row in score.advantages] == [True, False, False]
+
+
 def test_genorm_drops_what_no_critic_has_judged_and_keeps_what_no_verifier_could_read() -> None:
     scheme = Scheme(advantage="grpo", outcome=Outcome(source="critic"))
     unverifiable = critic_says(True)
@@ -237,6 +244,8 @@ def test_a_cut_off_response_is_compared_and_not_trained_on() -> None:
     members = [make(rng, True), make(rng, False, finish="length"), make(rng, False)]
     masked, plain = (score_group(members, Scheme(advantage="grpo", mask_cut_off=mask)) for mask in (True, False))
     assert masked.advantages == (plain.advantages[0], None, plain.advantages[2])
+    assert (masked.num_compared, masked.has_credit) == (3, True)
+    assert score_group(members[1:2], Scheme(advantage="grpo", mask_cut_off=True)).num_compared == 1
 
 
 def test_the_configuration_names_what_the_core_has() -> None:

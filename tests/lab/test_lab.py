@@ -155,8 +155,12 @@ def test_the_page_says_what_was_found() -> None:
     found = [result("grpo", 0, 0.10), result("grpo", 1, 0.12), result("capo", 0, 0.20), result("capo", 1, 0.224)]
     text = page(DESIGN, found)
     assert "4 of 6 runs. Before training 30.0 %" in text
+    assert "| | before training | 2 | 30.0 ± 0.0 | 50.0 ± 0.0 | 80.0 ± 0.0 |  |" in text
     assert "| `capo` | with critiques | 2 | 51.2 ± 15.2 |" in text
-    assert "* `capo` against `grpo`: right answer and process +10.2 points (+7.7 to +12.7); right answer +0.0" in text
+    assert (
+        "* `capo` against `grpo`: right answer and process +10.2 points (+7.7 to +12.7 on two seeds); right answer +0.0"
+        in text
+    )
     assert "## Bounds" not in text and "`truth`" not in text
     _, bounds = page(DESIGN, [*found, result("truth", 0, 0.3)]).split("## Bounds")
     rows = [line for line in bounds.splitlines() if line.startswith("| `")]
@@ -175,7 +179,7 @@ def test_what_a_point_cost_is_of_all_seeds_together() -> None:
 
 def test_a_difference_that_could_be_none_says_so() -> None:
     found = [result("grpo", 0, 0.10), result("grpo", 1, 0.12), result("capo", 0, 0.20), result("capo", 1, 0.05)]
-    assert "points (-106.5 to +109.5, which cannot be told from none)" in page(DESIGN, found)
+    assert "points (-106.5 to +109.5 on two seeds, which cannot be told from none)" in page(DESIGN, found)
     assert "+10.0 points (one seed)" in page(DESIGN, found[:1] + found[2:3])
     assert page(DESIGN, []).endswith("No run is finished yet.\n")
 

@@ -185,6 +185,39 @@ def test_cispo_teaches_tokens_that_the_clip_silences() -> None:
         assert bool((leaf.grad == 0).any()) is silent
 
 
+def test_the_entropy_bonus_is_the_entropy_of_the_formula() -> None:
+    """Value by a loop over the vocabulary, gradient by finite differences over logits, beside the clip's."""
+    given = case(9)
+    count, weight = sum(LENGTHS), 0.3
+    logits = torch.randn(count, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    targets = torch.arange(count) % 5
+
+    def probabilities(row: list[float]) -> list[float]:
+        whole = sum(map(math.exp, row))
+        return [math.exp(value) / whole for value in row]
+
+    def slow_loss(at: Tensor) -> float:
+        rows = [probabilities(row) for row in at.tolist()]
+        chosen = [math.log(row[t]) for row, t in zip(rows, targets.tolist(), strict=True)]
+        loss = slow(given | {"logprobs": torch.tensor(chosen, dtype=torch.float64)}, Objective())["loss"]
+        for token_weight, row in zip(given["weights"].tolist(), rows, strict=True):
+            loss -= token_weight * weight * -sum(p * math.log(p) for p in row)
+        return loss
+
+    leaf = logits.clone().requires_grad_()
+    logprobs, entropy = token_logprobs(leaf, targets, entropy_gradient=True)
+    fields: dict[str, Any] = given | {"logprobs": logprobs, "entropy": entropy, "reference": None}
+    made = policy_loss(**fields, objective=Objective(entropy_weight=weight)).value
+    made.backward()
+    assert leaf.grad is not None
+    assert made.item() == pytest.approx(slow_loss(logits), rel=1e-6)
+    for row, column in ((0, 0), (3, 1), (8, 4), (20, 2), (39, 3)):
+        step = torch.zeros_like(logits)
+        step[row, column] = 1e-6
+        difference = (slow_loss(logits + step) - slow_loss(logits - step)) / 2e-6
+        assert leaf.grad[row, column].item() == pytest.approx(difference, abs=1e-6)
+
+
 def test_an_entropy_bonus_raises_the_entropy() -> None:
     logits = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
     logprobs, entropy = token_logprobs(logits, torch.zeros(6, dtype=torch.long), entropy_gradient=True)
