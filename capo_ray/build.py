@@ -59,22 +59,23 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
     policy = find_model(config.policy, "policy", run_dir, seed=config.seed)
     if newest := Checkpoints(run_dir, keep=1).newest():
         policy.check_continues(newest / "trainer")
-    critics = [
-        find_model(voter.model, f"{place}.model", run_dir, seed=config.seed + 1 + n)
-        for n, (place, voter) in enumerate(critics_here(config))
-        if voter.model
-    ]
     lengths = {
         "data.max_prompt_tokens": config.data.max_prompt_tokens,
         "rollout.max_response_tokens": config.rollout.max_response_tokens,
     }
     policy.check_window("the policy", lengths)
+    prompts = load_prompts(config, policy.encoder(config.policy.system_prompt, config.policy.chat_template))
+    # The critics last: theirs are the large downloads.
+    critics = [
+        find_model(voter.model, f"{place}.model", run_dir, seed=config.seed + 1 + n)
+        for n, (place, voter) in enumerate(critics_here(config))
+        if voter.model
+    ]
     if config.critic:
         for critic in critics:
             critic.check_window(
                 "the critic", lengths | {"critic.max_critique_tokens": config.critic.max_critique_tokens}
             )
-    prompts = load_prompts(config, policy.encoder(config.policy.system_prompt, config.policy.chat_template))
     return Prepared(
         policy=policy,
         critics=critics,
@@ -130,8 +131,8 @@ def make_trainer(config: Config, model: str, *, rank: int, host: str, port: int)
     )
 
 
-def make_sender(config: Config, handles: Sequence[Any], *, engine: Any, rank: int) -> Any:
-    """The end of a weight transfer that belongs to trainer rank `rank` and its `engine`."""
+def make_sender(config: Config, handles: Sequence[Any], *, engine: Any, rank: int, host: str) -> Any:
+    """The end of a weight transfer that belongs to trainer rank `rank` and its `engine`; `host` is rank 0's address."""
     from capo_ray.cluster.weight_client import RaySyncClient
 
     client = RaySyncClient(handles)
@@ -141,9 +142,13 @@ def make_sender(config: Config, handles: Sequence[Any], *, engine: Any, rank: in
         return ShmSender(client if rank == 0 else None)
     from capo_ray.engines.weights_gpu import GpuSender
 
-    num_receivers = config.rollout.workers * config.rollout.tensor_parallel
     return GpuSender(
-        config.cluster.weight_transfer, client, engine.weight_shapes, num_receivers=num_receivers, rank=rank
+        config.cluster.weight_transfer,
+        client,
+        engine.weight_shapes,
+        num_receivers=config.rollout.workers * config.rollout.tensor_parallel,
+        rank=rank,
+        host=host,
     )
 
 

@@ -211,7 +211,7 @@ def _read(responses: Path, critiques: Path, prompt_id: str | None = None) -> tup
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise LedgerError(f"reading a ledger needs pyarrow ({error}); pip install capo-ray[ledger]") from error
+        raise LedgerError(f"reading a ledger needs pyarrow ({error}); pip install '.[ledger]' in a checkout") from error
     wanted = None if prompt_id is None else [("prompt_id", "==", prompt_id)]
     try:
         tables = pq.read_table(responses, filters=wanted), pq.read_table(critiques, filters=wanted)

@@ -1,6 +1,7 @@
 """What stands on this machine: cores, memory, GPUs, and the shapes of models whose files are here.
 
-Reads /proc, nvidia-smi and JSON; imports no engine. Leaves out what a run needs (plan).
+And whether a cluster answers from here. Reads /proc, nvidia-smi and JSON; imports no engine. Leaves out what a run
+needs (plan).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,21 @@ class Machine:
     def __str__(self) -> str:
         gpus = f"{self.gpus} GPUs of {self.gpu_gib:.0f} GiB" if self.gpus else "no GPU"
         return f"{self.cpus:g} cores, {self.memory_gib:.1f} GiB of memory, {gpus}"
+
+
+def why_silent(address: str) -> str:
+    """Why nothing answers at HOST:PORT; empty where something does, or where there is no port to knock at (`auto`).
+
+    Asked before Ray is, which waits for minutes and then ends the whole program.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        return ""
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def this_machine(cluster: Cluster) -> Machine:

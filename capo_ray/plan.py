@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from capo_ray.config.blocks import Shape
 from capo_ray.config.critic import Voter, voter_field
 from capo_ray.config.run import Config, ConfigError, compose, conf_dir
-from capo_ray.machine import Machine, shape_of, this_machine
+from capo_ray.machine import Machine, shape_of, this_machine, why_silent
 from capo_ray.memory import engine_memory, trainer_memory
 
 Role = Literal["rollout", "critic", "trainer", "aggregator"]
@@ -288,8 +288,10 @@ def describe(config: Config) -> str:
 
 
 def refuse_unfit(config: Config, machine: Machine | None = None) -> None:
-    """Raises ConfigError when this machine cannot hold the run. A cluster that is joined answers for itself."""
+    """Raises ConfigError when this machine cannot hold the run. A cluster that is joined answers for itself, if it
+    answers."""
     if config.cluster.address is not None:
+        refuse_silent(config.cluster.address)
         return
     here = machine or this_machine(config.cluster)
     plan = plan_here(config, here)
@@ -306,6 +308,15 @@ def refuse_unfit(config: Config, machine: Machine | None = None) -> None:
         f"  fits here: {' or '.join(f'+experiment={name}' for name in fitting) or 'none of the experiments'}\n"
         "  elsewhere: join a cluster with cluster.address=auto, or see the plan with dry_run=true"
     )
+
+
+def refuse_silent(address: str) -> None:
+    """Raises ConfigError when no cluster can be joined at `address`."""
+    if reason := why_silent(address):
+        raise ConfigError(
+            f"cluster.address: nothing answers at {address} ({reason}); start Ray on its nodes, and see that this port "
+            "of its head is open from here: docs/launch.md"
+        )
 
 
 def experiments_that_fit(machine: Machine) -> list[str]:

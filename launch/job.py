@@ -34,8 +34,19 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 ROOT = Path(__file__).resolve().parents[1]
-LEFT_OUT = [".venv", ".git", "runs", "tests", "benchmarks", "docs", "**/__pycache__", ".*_cache"]
-"""Of the checkout; the cluster takes 500 MiB at most."""
+LEFT_OUT = [
+    ".venv",
+    ".git",
+    "runs",
+    "models",
+    "evaluations",
+    "tests",
+    "benchmarks",
+    "docs",
+    "**/__pycache__",
+    ".*_cache",
+]
+"""Of the checkout: what programs write there, and what no run reads. The cluster takes 500 MiB at most."""
 STARTING_S = 60
 """Seconds that a cluster has, whose dashboard answers already, before it must take jobs."""
 STOP_S = 60

@@ -12,6 +12,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
+#SBATCH --mem=0
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
@@ -27,7 +28,7 @@ RAY_PORT=$((20000 + SLURM_JOB_ID % 10000))  # of this job: others may have a Ray
 RAY_ADDRESS=$HEAD:$RAY_PORT
 export HEAD NODES RAY_PORT RAY_ADDRESS
 
-srun --nodes="$NODES" --ntasks="$NODES" --ntasks-per-node=1 launch/node.sh &
+srun --nodes="$NODES" --ntasks="$NODES" --ntasks-per-node=1 --cpu-bind=none launch/node.sh &
 ray=$!
 launch/run.sh "$@" &
 run=$!

@@ -50,6 +50,19 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "critic.max_critique_tokens=1000",
             f"the critic at {ASSETS / 'tiny_critic'} has a window of 512 tokens; data.max_prompt_tokens + rollout.max",
         ),
+        (
+            "name=my=run",
+            "name: Hydra reads a part of `my=run` as its own grammar; quote it once for the shell and once for Hydra: "
+            "'name=\"my=run\"'",
+        ),
+        ("seed=1,2", "seed: Hydra reads a part of `1,2` as its own grammar; quote it once for the shell"),
+        ("tiny", "tiny: arguments are key=value, or +group=name"),
+        ("data.kind=math data.path=~/none.jsonl", f"data.path: there is no file {Path.home()}/none.jsonl; pass"),
+        (
+            "cluster.address=127.0.0.1:9",
+            "cluster.address: nothing answers at 127.0.0.1:9 ([Errno 111] Connection refused); start Ray on its nodes, "
+            "and see that this port of its head is open from here: docs/launch.md",
+        ),
         ("resume=true", "resume: name the run to resume with run_dir=DIR"),
     ],
 )

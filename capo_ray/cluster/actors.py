@@ -123,10 +123,12 @@ class TrainerActor(Shown):
         rank: int,
         badge: Badge | None = None,
     ) -> None:
-        """`factory(rank=, host=, port=)` makes the engine; `make_sender(handles, engine=, rank=)` its end of sync."""
+        """`factory(rank=, host=, port=)` makes the engine; `make_sender(handles, engine=, rank=, host=)` its
+        end of sync; host and port are rank 0's."""
         self._factory = factory
         self._make_sender = make_sender
         self._rank = rank
+        self._host = ""
         self._engine: Any = None
         self._stages = {stage: Busy() for stage in ("update", "publish", "save", "restore")}
         self._tokens = 0
@@ -145,12 +147,13 @@ class TrainerActor(Shown):
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def start(self, host: str, port: int) -> None:
+        self._host = host
         with loading():
             self._engine = self._factory(rank=self._rank, host=host, port=port)
 
     def connect(self, handles: Sequence[Any]) -> None:
         """Open the weight transfer to the rollout workers behind `handles`."""
-        self._engine.connect(self._make_sender(handles, engine=self._engine, rank=self._rank))
+        self._engine.connect(self._make_sender(handles, engine=self._engine, rank=self._rank, host=self._host))
 
     def update(
         self,

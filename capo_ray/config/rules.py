@@ -16,8 +16,8 @@ from capo_ray.credit.vote import check_weight
 
 def check(config: Config) -> None:
     """Raises ValueError at the first rule that is broken."""
-    rules = (_check_own, _check_logprobs, _check_objective, _check_batch, _check_credit, _check_budget, _check_windows)
-    for rule in (*rules, _check_cluster):
+    rules = (_check_own, _check_logprobs, _check_objective, _check_batch, _check_credit, _check_weights)
+    for rule in (*rules, _check_budget, _check_windows, _check_cluster):
         rule(config)
 
 
@@ -103,19 +103,6 @@ def _check_credit(config: Config) -> None:
             f"`algorithm.advantage` {advantage} needs a `critic`: without critiques it has no process rewards; "
             "set `critic`, or use advantage grpo"
         )
-    steps_pay, length_pays = pays and reward.process_weight, reward.overlong_tokens and reward.overlong_weight
-    if not any((reward.outcome_weight, steps_pay, reward.format_weight, length_pays)):
-        raise ValueError(
-            f"`reward.outcome_weight` is 0, and so is every other weight that `algorithm.advantage` {advantage} looks "
-            "at: nothing can be learnt; set one above 0"
-        )
-    usual = Reward.model_fields["process_weight"].default
-    if advantage == "capo_channels" and reward.process_weight not in (0, usual):
-        raise ValueError(
-            f"`reward.process_weight` {reward.process_weight:g} would change nothing: `algorithm.advantage` "
-            f"capo_channels divides penalties by their own spread; leave it at {usual:g}, or at 0 to leave them out, "
-            "or use advantage capo"
-        )
     if config.critic is None and reward.outcome == "critic":
         raise ValueError("`reward.outcome` critic needs a `critic`: it is the critic's Yes or No that is paid")
     if reward.outcome == "critic" and reward.unjudged == "outcome_only":
@@ -137,17 +124,6 @@ def _check_credit(config: Config) -> None:
             "`critic.adaptive` stops when the steps are decided, and `reward.outcome` critic pays the Yes or No of all "
             "critiques; use one of the two"
         )
-    if not pays and (reward.error_set, reward.returns) != ("all", "none"):
-        paying = ", ".join(name for name, made in ALGORITHMS.items() if made.step_penalties)
-        raise ValueError(
-            f"`reward.error_set` {reward.error_set} and `reward.returns` {reward.returns} shape step penalties, and "
-            f"`algorithm.advantage` {advantage} has none; use one of {paying}"
-        )
-    if reward.overlong_tokens > config.rollout.max_response_tokens:
-        raise ValueError(
-            f"`reward.overlong_tokens` {reward.overlong_tokens} must be at most rollout.max_response_tokens "
-            f"{config.rollout.max_response_tokens}"
-        )
     if config.critic is None:
         return
     if config.reward.vote == "greedy" and (config.critic.critiques != 1 or config.critic.temperature != 0):
@@ -159,6 +135,36 @@ def _check_credit(config: Config) -> None:
         raise ValueError(
             f"`reward.min_valid_critiques` {config.reward.min_valid_critiques} can never be reached with "
             f"critic.critiques {config.critic.critiques}"
+        )
+
+
+def _check_weights(config: Config) -> None:
+    """What is paid for, and what shapes that."""
+    advantage, reward = config.algorithm.advantage, config.reward
+    pays = algorithm_of(advantage).step_penalties
+    steps_pay, length_pays = pays and reward.process_weight, reward.overlong_tokens and reward.overlong_weight
+    if not any((reward.outcome_weight, steps_pay, reward.format_weight, length_pays)):
+        raise ValueError(
+            f"`reward.outcome_weight` is 0, and so is every other weight that `algorithm.advantage` {advantage} looks "
+            "at: nothing can be learnt; set one above 0"
+        )
+    usual = Reward.model_fields["process_weight"].default
+    if advantage == "capo_channels" and reward.process_weight not in (0, usual):
+        raise ValueError(
+            f"`reward.process_weight` {reward.process_weight:g} would change nothing: `algorithm.advantage` "
+            f"capo_channels divides penalties by their own spread; leave it at {usual:g}, or at 0 to leave them out, "
+            "or use advantage capo"
+        )
+    if not pays and (reward.error_set, reward.returns) != ("all", "none"):
+        paying = ", ".join(name for name, made in ALGORITHMS.items() if made.step_penalties)
+        raise ValueError(
+            f"`reward.error_set` {reward.error_set} and `reward.returns` {reward.returns} shape step penalties, and "
+            f"`algorithm.advantage` {advantage} has none; use one of {paying}"
+        )
+    if reward.overlong_tokens > config.rollout.max_response_tokens:
+        raise ValueError(
+            f"`reward.overlong_tokens` {reward.overlong_tokens} must be at most rollout.max_response_tokens "
+            f"{config.rollout.max_response_tokens}"
         )
 
 

@@ -113,7 +113,9 @@ def compose(overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"a supervised training is started with: python -m capo_ray.sft {override}")
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
     without = [group for group in groups if f"{group}=null" in overrides]
-    given = [_settable(override, groups) for override in overrides if override.removesuffix("=null") not in without]
+    given = [
+        _settable(_at_home(override), groups) for override in overrides if override.removesuffix("=null") not in without
+    ]
     tree = composed("config", given)
     with open_dict(tree):
         for group in without:
@@ -128,6 +130,8 @@ def composed(name: str | None, overrides: Sequence[str]) -> Any:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    for override in overrides:
+        _refuse_unreadable(override)
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             return hydra_compose(config_name=name, overrides=list(overrides))
@@ -140,3 +144,29 @@ def _settable(override: str, groups: set[str]) -> str:
     key = override.split("=", 1)[0]
     plain = "=" in override and key[:1] not in "+~" and "@" not in key and key not in groups
     return f"++{override}" if plain and not key.startswith("hydra") else override
+
+
+def _at_home(override: str) -> str:
+    """`key=~/file` with the home directory in place of ~, which shells leave alone there."""
+    key, equals, value = override.partition("=")
+    return f"{key}={Path.home()}{value[1:]}" if equals and value.startswith("~/") else override
+
+
+def _refuse_unreadable(override: str) -> None:
+    """Raises ConfigError where Hydra's grammar has no value in an override, or several."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        if not OverridesParser.create().parse_override(override).is_sweep_override():
+            return
+    except HydraException:
+        pass
+    key, equals, value = override.removeprefix("++").partition("=")
+    if not equals:
+        raise ConfigError(f"{override}: arguments are key=value, or +group=name")
+    quoted = value.replace('"', '\\"')
+    raise ConfigError(
+        f"{key}: Hydra reads a part of `{value}` as its own grammar; quote it once for the shell and once for Hydra: "
+        f"'{key}=\"{quoted}\"'"
+    )

@@ -98,7 +98,7 @@ def of_host(config: Config, run_dir: Path) -> Iterator[Finding]:
     yield host.ray_disk(temporary, total_gib=total, free_gib=free)
     yield host.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     yield host.ports(config, host.is_taken)
-    yield host.host_name()
+    yield host.host_name(joins=config.cluster.address is not None)
 
 
 def of_run(config: Config, machine: Machine | None, where: str, run_dir: Path) -> Iterator[Finding]:
@@ -107,7 +107,8 @@ def of_run(config: Config, machine: Machine | None, where: str, run_dir: Path) -
     cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     for place, model in wanted.models(config):
         yield wanted.model_files(place, model, wanted.ask_hub, cache_free_gib=room_of(cache)[1])
-    yield wanted.data(config, lambda name: wanted.ask_hub(name, kind="dataset"))
+    for source in wanted.sources(config):
+        yield wanted.data(source, lambda name: wanted.ask_hub(name, kind="dataset"))
     yield wanted.critic_servers(config)
     yield wanted.wandb(config.tracking)
     if config.run_dir is not None:

@@ -6,7 +6,6 @@ Leaves out asking the nodes (capo_ray.cluster.nodes) and this machine's own stat
 from __future__ import annotations
 
 import importlib.util
-import socket
 import sys
 import uuid
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from capo_ray.config.run import Config
 from capo_ray.doctor.finding import Finding, fail, listed, ok, warn
 from capo_ray.doctor.gpus import LEAST_DRIVER, gpus_here
 from capo_ray.doctor.software import ENGINES, installed
-from capo_ray.machine import GIB, Machine
+from capo_ray.machine import GIB, Machine, why_silent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,17 +89,11 @@ def _marker(run_dir: Path) -> Path | None:
 
 
 def unreachable(address: str) -> Finding | None:
-    """Where nothing can be asked: Ray is not installed, or nothing listens there (Ray would wait for a minute)."""
+    """Where nothing can be asked: Ray is not installed, or nothing listens there."""
     if importlib.util.find_spec("ray") is None:
         return fail("cluster", "Ray is not installed, so none can be joined", "pip install 'ray[default]==2.60.0'")
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
-        return None
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        return no_cluster(address, str(error))
-    return None
+    reason = why_silent(address)
+    return no_cluster(address, reason) if reason else None
 
 
 def no_cluster(address: str, reason: str) -> Finding:

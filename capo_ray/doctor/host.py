@@ -106,13 +106,19 @@ def is_taken(port: int, host: str = "127.0.0.1") -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def host_name(resolve: Callable[[str], str] = socket.gethostbyname, name: str = "") -> Finding:
-    """Ranks find each other by the address that this machine's name has."""
+def host_name(*, joins: bool, resolve: Callable[[str], str] = socket.gethostbyname, name: str = "") -> Finding:
+    """Processes find each other by the address that this machine's name has. `joins`: on other machines too."""
     name = name or socket.gethostname()
     try:
         address = resolve(name)
     except OSError as error:
-        return warn("host name", f"{name} has no address: {error}", f"add a line `127.0.0.1 {name}` to /etc/hosts")
+        return warn("host name", f"{name} has no address: {error}", f"add a line `ADDRESS {name}` to /etc/hosts")
+    if joins and address.startswith("127."):
+        return warn(
+            "host name",
+            f"{name} is {address}, which on other machines are they themselves",
+            f"give {name} its own address in /etc/hosts, or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME",
+        )
     return ok("host name", f"{name} is {address}")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from capo_ray.checkpoint import RunDirError, check_claim
-from capo_ray.config.blocks import Model, Tracking
+from capo_ray.config.blocks import Model, Source, Tracking
 from capo_ray.config.run import Config, ConfigError, conf_dir
 from capo_ray.doctor.finding import Finding, fail, listed, ok, warn
 from capo_ray.machine import Machine
@@ -122,26 +122,30 @@ def ask_hub(name: str, *, kind: str = "model", endpoint: str | None = None) -> s
     return ""
 
 
-def data(config: Config, ask_hub: Callable[[str], str]) -> Finding:
-    """Whether the prompts can be had; `python -m capo_ray.data check` looks at the rows."""
-    if config.data.kind == "arithmetic" or config.data.path is None:
-        return ok("data", "made up by the tiny world")
-    path = Path(config.data.path).expanduser()
+def sources(config: Config) -> list[Source]:
+    """The data sets that the run reads; none in the tiny world."""
+    if config.data.kind == "arithmetic":
+        return []
+    return [config.data, *([config.data.evaluation] if config.data.evaluation else [])]
+
+
+def data(source: Source, ask_hub: Callable[[str], str]) -> Finding:
+    """Whether the problems can be had; `python -m capo_ray.data check` looks at the rows."""
+    place, name = source.place, str(source.path)
+    path = Path(name).expanduser()
     if path.exists():
-        return ok("data", str(path))
-    if not is_hub_id(config.data.path) or path.suffix in (".jsonl", ".gz", ".parquet"):
-        return fail("data", f"there is no file {path}", "pass data.path=FILE.jsonl, a folder or a Hugging Face id")
+        return ok(place, str(path))
+    if not is_hub_id(name) or path.suffix in (".jsonl", ".gz", ".parquet"):
+        return fail(place, f"there is no file {path}", f"pass {place}.path=FILE.jsonl, a folder or a Hugging Face id")
     if importlib.util.find_spec("datasets") is None:
-        return fail(
-            "data", f"{config.data.path} is on the hub, and `datasets` is not installed", "pip install datasets"
-        )
-    if reason := ask_hub(config.data.path):
+        return fail(place, f"{name} is on the hub, and `datasets` is not installed", "pip install datasets")
+    if reason := ask_hub(name):
         return warn(
-            "data",
-            f"the hub does not give {config.data.path}: {reason}; well only if it was loaded here before",
-            f"elsewhere: hf download --repo-type dataset {config.data.path} --local-dir FOLDER; then data.path=FOLDER",
+            place,
+            f"the hub does not give {name}: {reason}; well only if it was loaded here before",
+            f"elsewhere: hf download --repo-type dataset {name} --local-dir FOLDER; then {place}.path=FOLDER",
         )
-    return ok("data", f"{config.data.path} on the Hugging Face hub")
+    return ok(place, f"{name} on the Hugging Face hub")
 
 
 def critic_servers(config: Config) -> Finding:

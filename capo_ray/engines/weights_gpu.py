@@ -69,15 +69,18 @@ class GpuSender:
         *,
         num_receivers: int,
         rank: int,
+        host: str,
     ) -> None:
-        """`num_receivers`: GPUs of all engines together. Every rank has a client; only rank 0's is used."""
+        """`num_receivers`: GPUs of all engines together. Every rank has a client; only rank 0's is used. `host`: the
+        address of this machine as the others reach it, which the address of its name need not be (127.0.1.1)."""
         self._client, self._rank = client, rank
         self._versioned = VersionedClient(client)
         self._source = GatheredSource(metadata)
         info: Any
         if kind == "nccl":
-            host, port = _address() if rank == 0 else ("", 0)
-            info = NCCLTrainerInitInfo(master_address=host, master_port=port, world_size=1 + num_receivers, rank=rank)
+            address, port = (host, _free_port()) if rank == 0 else ("", 0)
+            world = 1 + num_receivers
+            info = NCCLTrainerInitInfo(master_address=address, master_port=port, world_size=world, rank=rank)
         else:
             info = IPCTrainerInitInfo(rank=rank)
         self._engine = WeightTransferTrainerFactory.trainer_init(info, client=self._versioned, source=self._source)
@@ -93,7 +96,7 @@ class GpuSender:
         return checksum
 
 
-def _address() -> tuple[str, int]:
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
-        return socket.gethostbyname(socket.gethostname()), probe.getsockname()[1]
+        return int(probe.getsockname()[1])

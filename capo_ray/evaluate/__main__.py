@@ -34,6 +34,7 @@ from capo_ray.evaluate.settings import Options, configuration, options_of
 from capo_ray.evaluate.suites import Question, Suite, find_suite, questions
 from capo_ray.machine import gpu_sizes
 from capo_ray.models import ModelFiles, find_model
+from capo_ray.plan import refuse_silent
 from capo_ray.program import GOES_ON, leave, run_program
 from capo_ray.resumable import claim, progress
 from capo_ray.tasks.verify import Verifier
@@ -122,16 +123,18 @@ def find(options: Options, config: Config, suite: Suite) -> Asked:
     """Read the problems, find the model, and check that they fit together. Raises ConfigError or DataError."""
     if config.cluster.device == "gpu" and config.cluster.address is None and not gpu_sizes():
         raise ConfigError("cluster: this machine has no GPU; cluster=cpu runs on its cores, where small models do")
+    if config.cluster.address is not None:
+        refuse_silent(config.cluster.address)
     if options.judged and config.critic and {v.kind for v in config.critic.voters} & {"truth", "placebo"}:
         strange = [name for name, benchmark in suite.items() if benchmark.answer != "arithmetic"]
         if strange:
             raise ConfigError(f"critic: this one knows the tiny world alone, and the suite has {', '.join(strange)}")
+    policy = find_model(config.policy, "policy", options.folder, seed=config.seed)
     problems = [
         (name, question)
         for name, benchmark in suite.items()
         for question in questions(name, benchmark, seed=config.seed, count=options.count, data_dir=options.data_dir)
     ]
-    policy = find_model(config.policy, "policy", options.folder, seed=config.seed)
     encode = policy.encoder(config.policy.system_prompt, config.policy.chat_template)
     wanted: dict[Mode, int] = {"greedy": options.runs, "sampled": options.k}
     tasks = tasks_of(problems, encode, wanted, kept(options.folder / RESPONSES))

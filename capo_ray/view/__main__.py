@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except ImportError as error:
-        print(f"the page needs NiceGUI and pyarrow ({error}): pip install capo-ray[view]", file=sys.stderr)
+        print(f"the page needs NiceGUI and pyarrow ({error}): pip install '.[view]' in a checkout", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"cannot listen on {given.host}:{given.port} ({error.strerror}): try another --port", file=sys.stderr)

@@ -248,10 +248,17 @@ def test_a_host_name_without_an_address() -> None:
     def unknown(name: str) -> str:
         raise socket.gaierror(-2, "Name or service not known")
 
-    assert host.host_name(lambda name: "10.0.0.1", "node1").found == "node1 is 10.0.0.1"
-    finding = host.host_name(unknown, "node1")
+    def itself(name: str) -> str:
+        return "127.0.1.1"
+
+    assert host.host_name(joins=True, resolve=lambda name: "10.0.0.1", name="node1").found == "node1 is 10.0.0.1"
+    assert host.host_name(joins=False, resolve=itself, name="node1").state == "ok"
+    finding = host.host_name(joins=True, resolve=itself, name="node1")
+    assert finding.state == "warn"
+    assert finding.found == "node1 is 127.0.1.1, which on other machines are they themselves"
+    finding = host.host_name(joins=False, resolve=unknown, name="node1")
     assert finding.found == "node1 has no address: [Errno -2] Name or service not known"
-    assert finding.fix == "add a line `127.0.0.1 node1` to /etc/hosts"
+    assert finding.fix == "add a line `ADDRESS node1` to /etc/hosts"
 
 
 def test_interfaces(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from capo_ray.config.blocks import Model, Tracking
-from capo_ray.config.run import Config, compose
+from capo_ray.config.run import compose
 from capo_ray.doctor import __main__ as program
 from capo_ray.doctor import cluster, wanted
 from capo_ray.doctor.finding import Finding, fail, ok, warn
@@ -149,16 +149,18 @@ def test_a_hub_that_is_not_there() -> None:
     assert wanted.ask_hub("owner/name", endpoint="http://127.0.0.1:9") == "it cannot be reached (ConnectError)"
 
 
-def with_data(**changes: object) -> Config:
-    return PAPER.model_copy(update={"data": PAPER.data.model_copy(update=changes)})
-
-
 def test_data(tmp_path: Path) -> None:
-    assert wanted.data(TINY, never).state == "ok"
-    assert wanted.data(with_data(path=str(tmp_path)), never).found == str(tmp_path)
-    assert wanted.data(with_data(path="some/file.jsonl"), never).found == "there is no file some/file.jsonl"
-    assert wanted.data(PAPER, gives).state == "ok"
-    refused = wanted.data(PAPER, refuses)
+    """Of training and of evaluation."""
+    assert wanted.sources(TINY) == []
+    training, held_out = wanted.sources(PAPER)
+    assert (training.place, held_out.place) == ("data", "data.evaluation")
+    there = training.model_copy(update={"path": str(tmp_path)})
+    assert wanted.data(there, never).found == str(tmp_path)
+    gone = wanted.data(held_out.model_copy(update={"path": "some/file.jsonl"}), never)
+    assert gone.found == "there is no file some/file.jsonl"
+    assert gone.fix == "pass data.evaluation.path=FILE.jsonl, a folder or a Hugging Face id"
+    assert wanted.data(held_out, gives).found == "HuggingFaceH4/MATH-500 on the Hugging Face hub"
+    refused = wanted.data(training, refuses)
     assert refused.state == "warn"
     assert refused.found.endswith(
         "it is gated, and the login here (if any) has no access; well only if it was loaded here before"
@@ -309,11 +311,11 @@ def test_the_core_install_can_ask(tmp_path: Path) -> None:
     done = doctor("+experiment=llama3b_intersection", "cluster.address=auto", cwd=tmp_path, code=WITHOUT)
     assert (done.returncode, done.stderr) == (1, "")
     for line in (
-        "fail  packages        not installed: deepspeed 0.19.8, ray 2.60.0, torch 2.13.0, transformers 5.19.0, vllm",
-        "fail  cluster         Ray is not installed, so none can be joined",
-        "warn  wandb           not installed; the run goes on without it",
+        "fail  packages not installed: deepspeed 0.19.8, ray 2.60.0, torch 2.13.0, transformers 5.19.0, vllm",
+        "fail  cluster Ray is not installed, so none can be joined",
+        "warn  wandb not installed; the run goes on without it",
     ):
-        assert line in done.stdout, done.stdout
+        assert " ".join(line.split()) in " ".join(done.stdout.split()), done.stdout
 
 
 def test_what_is_wrong_with_the_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

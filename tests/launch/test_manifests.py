@@ -116,6 +116,11 @@ def test_ray_up_takes_its_configuration(name: str) -> None:
     starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
     assert sum("ray start --head --port=6379" in line for line in starts) == 1
     assert sum("ray start --address=$RAY_HEAD_IP:6379" in line for line in starts) == 1
+    if "docker" in config:  # into which Ray's launcher copies files by these
+        image = (ROOT / "docker" / "Dockerfile.gpu").read_text()
+        assert " openssh-client " in image and " rsync " in image
+    else:  # a job is `python -m ...`, found where Ray was started
+        assert all(line.startswith("source /shared/capo_ray/.venv/bin/activate; ") for line in starts)
 
 
 def test_hosts_are_counted() -> None:

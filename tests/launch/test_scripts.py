@@ -207,7 +207,7 @@ def test_slurm(stage: Stage) -> None:
             waited,
             ran,
             "ray start --head --port=22345 --disable-usage-stats --block",
-            "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 launch/node.sh",
+            "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpu-bind=none launch/node.sh",
         ]
     )
     assert calls.index(waited) < calls.index(ran)
