@@ -14,6 +14,7 @@ from typing import Any
 
 from capo_ray.chat import check_marks, conversation
 from capo_ray.config.blocks import Data, Model
+from capo_ray.config.run import ConfigError
 from capo_ray.data.problem import DataError, Problem
 from capo_ray.data.read import problems, rows
 from capo_ray.types import JsonDict, TrainSequence
@@ -75,7 +76,7 @@ def pieces(conversation: Conversation, tokenizer: Any) -> list[tuple[str, bool]]
         before = tokenizer.apply_chat_template(conversation[:index], tokenize=False, add_generation_prompt=True)
         until = tokenizer.apply_chat_template(conversation[: index + 1], tokenize=False).rstrip()
         if not whole.startswith(before) or not whole.startswith(until):
-            raise ValueError(
+            raise DataError(
                 f"the chat template renders turn {index} differently when more follows, so that what the model is "
                 "sampled after is not what it would be trained on; cut conversations after one assistant turn"
             )
@@ -119,7 +120,7 @@ def tokenizer_of(model: Model) -> Any:
         check_marks(model.chat_template, tokenizer.get_vocab(), "model")
         tokenizer.chat_template = model.chat_template
     if tokenizer.chat_template is None:
-        raise ValueError(f"the tokenizer of {model.path} has no chat template; set model.chat_template")
+        raise ConfigError(f"the tokenizer of {model.path} has no chat template; set model.chat_template")
     (example,) = encode([EXAMPLE], tokenizer)
     end = tokenizer.convert_ids_to_tokens(example.token_ids[-1])
     if end in tokenizer.get_added_vocab():

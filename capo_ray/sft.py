@@ -34,6 +34,7 @@ from capo_ray.conversations import EXAMPLE, encode, length, read, tokenizer_of, 
 from capo_ray.machine import shape_of
 from capo_ray.memory import rank_memory
 from capo_ray.models import find_model, shown
+from capo_ray.program import run_program
 from capo_ray.types import TrainSequence
 
 if TYPE_CHECKING:
@@ -105,21 +106,21 @@ class Sft(Block):
 
 
 def parse(arguments: Sequence[str]) -> Sft:
-    """Settings from `+experiment=NAME` and key=value arguments. Raises ValueError with one line per fault."""
+    """Settings from `+experiment=NAME` and key=value arguments. Raises ConfigError with one line per fault."""
     from omegaconf import OmegaConf
 
     experiments = [argument for argument in arguments if argument.startswith("+experiment=")]
     given = [_full(argument) for argument in arguments if argument not in experiments]
     if stray := [argument for argument in given if "=" not in argument or argument.startswith("+")]:
-        raise ValueError(f"arguments are key=value, got {' '.join(stray)}")
+        raise ConfigError(f"arguments are key=value, got {' '.join(stray)}")
     if wrong := [argument for argument in experiments if not argument.endswith("_sft")]:
-        raise ValueError(f"{wrong[0]} is no supervised training: the names of those end in _sft")
+        raise ConfigError(f"{wrong[0]} is no supervised training: the names of those end in _sft")
     tree = OmegaConf.create(OmegaConf.to_container(composed(None, experiments)) if experiments else {})
     tree.merge_with(OmegaConf.from_cli(given))
     try:
         return Sft.model_validate(OmegaConf.to_container(tree, resolve=True))
     except ValidationError as error:
-        raise ValueError("\n".join(_line(fault) for fault in error.errors())) from None
+        raise ConfigError("\n".join(_line(fault) for fault in error.errors())) from None
 
 
 def _full(argument: str) -> str:
@@ -167,14 +168,14 @@ def prepare(config: Sft) -> Examples:
     found = list(read(config.data, config.messages_field, config.model.system_prompt))
     conversations = [conversation for conversation in found if conversation is not None]
     if len(tokenizer) > shape.vocab_size:
-        raise ValueError(
+        raise ConfigError(
             f"the tokenizer has {len(tokenizer)} entries, too many for the model's vocabulary of {shape.vocab_size}"
         )
     sequences = encode(conversations, tokenizer)
     longest = min(config.max_tokens or shape.max_position_embeddings, config.tokens_per_micro_batch)
     kept = [sequence for sequence in sequences if length(sequence) <= longest]
     if not kept:
-        raise ValueError(f"none of the {len(found)} conversations in {config.data.path} fits {longest} tokens")
+        raise ConfigError(f"none of the {len(found)} conversations in {config.data.path} fits {longest} tokens")
     random.Random(config.seed).shuffle(kept)
     num_held_out = round(config.evaluation_share * len(kept))
     return Examples(training=kept[num_held_out:], held_out=kept[:num_held_out], num_dropped=len(found) - len(kept))
@@ -311,7 +312,13 @@ def run(config: Sft) -> None:
     found: Literal["cpu", "gpu"] = "gpu" if torch.cuda.is_available() else "cpu"
     device = found if config.device == "auto" else config.device
     if config.resume and not _checkpoint(config).is_dir():
-        raise ValueError(f"nothing to resume: there is no {_checkpoint(config)}")
+        raise ConfigError(f"nothing to resume: there is no {_checkpoint(config)}")
+    there = [path for path in (Path(config.out) / "config.json", _checkpoint(config)) if path.exists()]
+    if there and not config.resume:
+        raise ConfigError(
+            f"out: {there[0]} is there already, and nothing is written over: name another folder, remove that one, or "
+            "pass resume=true to go on from its checkpoint"
+        )
     config = located(config)
     examples = prepare(config)
     if config.ranks == 1:
@@ -335,25 +342,22 @@ def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
     return lines
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    if not given or given[0] in ("-h", "--help"):
-        print(__doc__)
-        print("\n".join(_fields(Sft)))
-        return 0 if given else 2
-    os.environ["OMP_NUM_THREADS"] = (
-        "1"  # before torch is imported: spinning threads of busy processes starve each other
-    )
-    try:
-        config = parse(given)
-        if config.dry_run:
-            print(describe(config))
-        else:
-            run(config)
-    except ValueError as error:
-        print(f"capo_ray.sft: {error}", file=sys.stderr)
-        return 2
+def work(arguments: list[str]) -> int:
+    # before torch is imported: spinning threads of busy processes starve each other
+    os.environ["OMP_NUM_THREADS"] = "1"
+    config = parse(arguments)
+    if config.dry_run:
+        print(describe(config))
+    else:
+        run(config)
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    usage = "\n".join([__doc__ or "", *_fields(Sft)])
+    return run_program(
+        work, argv, usage, afterwards="With checkpoint_every, resume=true goes on from its last checkpoint."
+    )
 
 
 if __name__ == "__main__":

@@ -260,7 +260,18 @@ def test_every_epoch_visits_everything_once() -> None:
 def test_what_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str], model: str, message: str) -> None:
     given = [f"data={folder / 'data.jsonl'}", f"out={folder / 'out'}", *f"model={model}".split()]
     assert sft.main(given) == 2
-    assert capsys.readouterr().err.startswith(f"capo_ray.sft: {message}")
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_nothing_is_written_over(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "config.json").write_text("{}")
+    assert sft.main([f"data={folder / 'data.jsonl'}", f"out={made}", "model=asset:tiny_policy", "-v"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: out: {made / 'config.json'} is there already, and nothing is written over: name another folder, "
+        "remove that one, or pass resume=true to go on from its checkpoint\n"
+    )
 
 
 # -- a run

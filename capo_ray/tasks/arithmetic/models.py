@@ -139,6 +139,7 @@ def make(recipe: Recipe, work: Path) -> Path:
 def teach(stage: Stage, model: Path, work: Path, name: str) -> Path:
     """Run one stage on `model`; returns the folder of what comes out."""
     data, out = work / f"{name}.jsonl", work / name
+    shutil.rmtree(out, ignore_errors=True)  # of a making before
     with data.open("w") as file:
         file.writelines(json.dumps({"messages": lesson}) + "\n" for lesson in stage.lessons)
     settings = {
