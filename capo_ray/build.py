@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -99,7 +100,17 @@ def sampling_of(config: Config) -> Sampling:
 # ---- factories: each runs in the process of its actor ----------------------------------------------------------------
 
 
+def _must_see(folder: Path) -> None:
+    """Raises FileNotFoundError: an actor may be on another machine than the one where the folder was found."""
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"the node {socket.gethostname()} does not see {folder}: put run_dir and models on storage that every node "
+            "mounts at the same path, for models of the hub by HF_HOME"
+        )
+
+
 def make_rollout(settings: dict[str, Any], name: str) -> Any:
+    _must_see(Path(settings["model"]))
     from capo_ray.engines.rollout_vllm import VllmRollout
     from capo_ray.engines.vllm_engine import VllmSettings
 
@@ -107,6 +118,7 @@ def make_rollout(settings: dict[str, Any], name: str) -> Any:
 
 
 def make_critic(settings: dict[str, Any], name: str) -> Any:
+    _must_see(Path(settings["model"]))
     from capo_ray.engines.critic_vllm import VllmCritic
     from capo_ray.engines.vllm_engine import VllmSettings
 
@@ -114,6 +126,7 @@ def make_critic(settings: dict[str, Any], name: str) -> Any:
 
 
 def make_trainer(config: Config, model: str, *, rank: int, host: str, port: int) -> Any:
+    _must_see(Path(model))
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, str(port)
     from capo_ray.engines.train_deepspeed import DeepSpeedEngine
 
@@ -168,6 +181,7 @@ def make_aggregator(
     from capo_ray.ledger import Ledger
     from capo_ray.tasks.registry import task_of
 
+    _must_see(samples.parent)
     task = task_of(config)
     reward = config.reward
     parts = AggregatorParts(

@@ -1,0 +1,33 @@
+"""The factories of actors, which may run on another machine than the one that made them."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capo_ray.build import make_aggregator, make_critic, make_rollout, make_trainer
+from capo_ray.config.run import compose
+
+CONFIG = compose(["+experiment=tiny_cpu"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: make_rollout({"model": "/elsewhere/model"}, "rollout-0"),
+        lambda: make_critic({"model": "/elsewhere/model"}, "critic-0"),
+        lambda: make_trainer(CONFIG, "/elsewhere/model", rank=0, host="h", port=1),
+        lambda: make_aggregator(
+            CONFIG, None, [], Path("/elsewhere/model/samples"), shard=0, put=lambda payload: payload
+        ),
+    ],
+    ids=["rollout", "critic", "trainer", "aggregator"],
+)
+def test_a_node_that_does_not_see_the_storage_says_so(make: Callable[[], Any]) -> None:
+    told = (
+        "does not see /elsewhere/model: put run_dir and models on storage that every node mounts at the same path, for"
+    )
+    with pytest.raises(FileNotFoundError, match=re.escape(told)):
+        make()
