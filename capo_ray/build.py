@@ -306,6 +306,7 @@ async def running_crew(
             responses_per_prompt=config.responses_per_prompt,
             sampling=sampling_of(config),
             max_dropped_share=config.max_dropped_share,
+            evaluation_responses=config.data.evaluation_responses,
             refills=config.algorithm.refills,
             samples_per_step=config.tracking.samples_per_step,
         )

@@ -81,6 +81,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "critics",
         "ledger",
         "engines.protocols",
+        "evaluate.metrics",
         "gate",
         "learn",
         "plan",

@@ -21,6 +21,7 @@ from capo_ray.cluster.speeds import Speeds
 from capo_ray.cluster.trainer_group import TrainerGroup
 from capo_ray.critics.budget import CriticBudget, Sampled
 from capo_ray.critics.canaries import Canary
+from capo_ray.evaluate.metrics import estimate
 from capo_ray.gate import Gate
 from capo_ray.seeds import seed_of
 from capo_ray.tally import add, rates
@@ -40,6 +41,8 @@ class CrewSettings:
     responses_per_prompt: int
     sampling: Sampling
     max_dropped_share: float
+    evaluation_responses: int = 1
+    """To each held-out problem."""
     refills: int
     """How often groups in which no token has an advantage are replaced by others."""
     samples_per_step: int
@@ -211,27 +214,31 @@ class RayCrew:
         await self._parts.trainers.publish_weights(self._trained)
 
     async def evaluate(self, step: int) -> None:
-        """One response to each held-out problem, sampled as in training, from the same seeds at every step."""
+        """As many responses to each held-out problem, sampled as in training, from the same seeds at every step."""
         if not self._parts.held_out or self._parts.tracker.has_evaluation(step):
             return
-        tallies: list[Metrics] = []
         start = monotonic()
         async with asyncio.TaskGroup() as tasks:
-            for prompt in self._parts.held_out:
-                tasks.create_task(self._evaluate_one(prompt, tallies))
-        metrics = rates(add(tallies)) | {"responses": float(len(tallies)), "seconds": monotonic() - start}
+            asked = [tasks.create_task(self._evaluate_one(prompt)) for prompt in self._parts.held_out]
+        problems = [one.result() for one in asked]
+        tallies = [tally for problem in problems for tally in problem]
+        metrics = rates(add(tallies)) | over_problems(problems, self._settings.seed)
+        metrics |= {"responses": float(len(tallies)), "seconds": monotonic() - start}
         self._parts.tracker.evaluation(step, metrics)
 
-    async def _evaluate_one(self, prompt: Prompt, tallies: list[Metrics]) -> None:
-        shard = self._shard(prompt)
+    async def _evaluate_one(self, prompt: Prompt) -> list[Metrics]:
+        """What is counted of each response to `prompt`."""
+        shard, tallies = self._shard(prompt), list[Metrics]()
 
         async def check(rollout: Any) -> int:
             index, tally = await shard.check.remote(prompt, rollout)
             tallies.append(tally)
             return index
 
-        seeds = {0: seed_of(self._settings.seed, "evaluation", prompt.id)}
+        own = ((), *((index,) for index in range(1, self._settings.evaluation_responses)))
+        seeds = {index: seed_of(self._settings.seed, "evaluation", prompt.id, *more) for index, more in enumerate(own)}
         await self._rollouts.generate(prompt, self._settings.sampling, seeds, check)
+        return tallies
 
     async def record(self, batch: Batch, update: Update, seconds: Metrics) -> None:
         tally = add(group.tally for group in (*batch.groups, *batch.spare))
@@ -296,6 +303,20 @@ def _spread(total: int, parts: int) -> list[int]:
 def _critic_tokens(groups: Sequence[GroupSummary]) -> float:
     """What is taken from a budget: as if nothing had come from a cache."""
     return sum(group.tally.get("judging_tokens", 0.0) for group in groups)
+
+
+def over_problems(problems: Sequence[Sequence[Metrics]], seed: int) -> Metrics:
+    """Of [problem][response] counts: a 95 % bootstrap interval of the share of right answers, over problems, and, where
+    each has several responses, the share of problems that have a right one (pass@k)."""
+    counts = [add(responses) for responses in problems]
+    known = [tally for tally in counts if tally.get("verified")]
+    if not known:
+        return {}
+    found = estimate([tally["correct"] / tally["verified"] for tally in known], seed)
+    made = {"outcome/accuracy_low": found.low, "outcome/accuracy_high": found.high}
+    if any(len(responses) > 1 for responses in problems):
+        made["outcome/pass_at_k"] = sum(tally["correct"] > 0 for tally in known) / len(known)
+    return made
 
 
 def _why_dropped(batch: Batch) -> str:

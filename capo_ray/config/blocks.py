@@ -168,6 +168,13 @@ class Data(Source):
         "arithmetic only: fewest and most operations of a problem", (2, 4), unit="operations"
     )
     evaluation_prompts: int = setting("held-out problems evaluated before and after the run", 0, unit="problems", ge=0)
+    evaluation_responses: int = setting(
+        "responses sampled to each held-out problem; with k of them the share of right ones is avg@k, and pass@k is "
+        "measured too",
+        1,
+        unit="responses",
+        ge=1,
+    )
     evaluation: HeldOut | None = setting(
         "the data set of the held-out problems; null: they are drawn from those of training", None
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from capo_ray.cluster.crew import CrewSettings, RayCrew, TooManyDropped
+from capo_ray.cluster.crew import CrewSettings, RayCrew, TooManyDropped, over_problems
 from capo_ray.config.blocks import Tracking
 from capo_ray.tracking import Tracker
 from capo_ray.types import Batch, GroupSummary, Metrics, Prompt, Sampling
@@ -38,8 +38,8 @@ class Crew(RayCrew):
         )
         super().__init__(parts, settings)
 
-    async def _evaluate_one(self, prompt: Prompt, tallies: list[dict[str, float]]) -> None:
-        tallies.append({"responses": 1.0, "verified": 1.0, "correct": 1.0})
+    async def _evaluate_one(self, prompt: Prompt) -> list[Metrics]:
+        return [{"responses": 1.0, "verified": 1.0, "correct": 1.0}]
 
 
 def test_an_evaluation_is_made_once(tmp_path: Path) -> None:
@@ -124,3 +124,15 @@ def test_a_batch_of_dropped_groups_stops_the_run_and_says_what_was_lost(tmp_path
     crew._parts.trainers = SimpleNamespace(update=trained)
     masked = {"groups_dropped": 0.0}
     assert asyncio.run(crew.update(batch(dropped, masked, masked))) == "trained"
+
+
+def test_an_evaluation_says_how_sure_it_is() -> None:
+    """avg@2 is 1/2 over ten problems, of which six have a right answer; one more cannot be verified."""
+    right, wrong = ({"responses": 1.0, "verified": 1.0, "correct": c} for c in (1.0, 0.0))
+    lost = {"responses": 1.0, "unverifiable": 1.0}
+    problems = [[right, right]] * 4 + [[right, wrong]] * 2 + [[wrong, wrong]] * 4 + [[lost, lost]]
+    made = over_problems(problems, seed=1)
+    assert made["outcome/pass_at_k"] == 0.6
+    assert 0.15 < made["outcome/accuracy_low"] < 0.3 and 0.7 < made["outcome/accuracy_high"] < 0.85
+    assert over_problems([[right], [wrong]], seed=1).keys() == {"outcome/accuracy_low", "outcome/accuracy_high"}
+    assert over_problems([[lost]], seed=1) == {}

@@ -37,6 +37,7 @@ QUICK = (
     "trainer.responses_per_update=8",
     "responses_per_prompt=4",
     "data.evaluation_prompts=16",
+    "data.evaluation_responses=2",
     "tracking.wandb=off",
     "checkpoint_every=3",
     "keep_checkpoints=3",
@@ -270,6 +271,17 @@ def test_a_run_says_what_it_does_and_leaves_its_files(whole: Ran) -> None:
     assert [line["step"] for line in whole.steps] == [0, 1, 2, 3, 4, 5]
     assert all(line["staleness"] == 0 for line in whole.steps)
     assert sum(line.get("critic/canaries", 0) for line in whole.steps) >= 1
+
+
+def test_held_out_problems_are_sampled_twice_before_and_after(whole: Ran) -> None:
+    lines = map(json.loads, (whole.run_dir / "metrics.jsonl").read_text().splitlines())
+    evaluations = [line for line in lines if "evaluation/responses" in line]
+    assert [line["step"] for line in evaluations] == [0, 6]
+    for line in evaluations:
+        assert line["evaluation/responses"] == 2 * 16
+        share = line["evaluation/outcome/accuracy"]
+        assert line["evaluation/outcome/accuracy_low"] <= share <= line["evaluation/outcome/accuracy_high"]
+        assert share <= line["evaluation/outcome/pass_at_k"] <= 2 * share  # one of two is right, or both
 
 
 def test_the_sampler_and_the_trainer_agree_on_log_probabilities(whole: Ran) -> None:
