@@ -66,8 +66,7 @@ def examine(config: Config) -> tuple[Machine | None, list[Finding]]:
     findings, where = [*of_software(config), *of_host(config, run_dir)], "here"
     machine: Machine | None = this_machine(config.cluster)
     if config.cluster.address is not None:
-        folders = [str(folder) for _, model in wanted.models(config) if (folder := Path(model.path)).is_dir()]
-        machine, more = cluster(config, run_dir, folders)
+        machine, more = cluster(config, run_dir, wanted.folders(config))
         findings, where = [*findings, *more], "the cluster"
     return machine, [*findings, *of_run(config, machine, where, run_dir)]
 

@@ -46,6 +46,12 @@ def models(config: Config) -> list[tuple[str, Model]]:
     return [("policy", config.policy), *critics]
 
 
+def folders(config: Config) -> list[str]:
+    """Of the models that are here, those from the hub's cache too; what ships with the package is wherever that is."""
+    found = (folder_here(model.path) for _, model in models(config))
+    return [str(folder) for folder in found if folder.is_dir() and folder.parent != ASSETS]
+
+
 def model_files(place: str, model: Model, ask_hub: Callable[[str], str], *, cache_free_gib: float) -> Finding:
     """`ask_hub`: why the hub does not give a model; empty where it does."""
     if model.path == "random":

@@ -149,6 +149,13 @@ def test_a_hub_that_is_not_there() -> None:
     assert wanted.ask_hub("owner/name", endpoint="http://127.0.0.1:9") == "it cannot be reached (ConnectError)"
 
 
+def test_folders_that_every_node_must_see(tmp_path: Path) -> None:
+    """Not those that ship with the package, nor what will be downloaded."""
+    assert wanted.folders(TINY) == wanted.folders(PAPER) == []
+    policy = TINY.policy.model_copy(update={"path": str(tmp_path)})
+    assert wanted.folders(TINY.model_copy(update={"policy": policy})) == [str(tmp_path)]
+
+
 def test_data(tmp_path: Path) -> None:
     """Of training and of evaluation."""
     assert wanted.sources(TINY) == []
