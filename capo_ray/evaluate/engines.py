@@ -14,7 +14,7 @@ from typing import Any
 
 from capo_ray.build import make_rollout, rollout_settings
 from capo_ray.config.run import Config
-from capo_ray.critic_bench.engines import prepare
+from capo_ray.critic_bench.engines import ENGINE_LOG, prepare, quiet
 from capo_ray.evaluate.responses import Sampler
 from capo_ray.models import ModelFiles
 
@@ -25,7 +25,8 @@ async def policy_of(config: Config, policy: ModelFiles, *, window: int, logs: Pa
     settings: dict[str, Any] = {**rollout_settings(config, policy), "window": window, "weight_transfer": None}
     if config.rollout.workers == 1 and config.cluster.address is None:
         prepare(config, "rollout")
-        engine = make_rollout(settings, "rollout-0")
+        with quiet(logs / ENGINE_LOG):
+            engine = make_rollout(settings, "rollout-0")
         try:
             yield engine
         finally:

@@ -208,8 +208,7 @@ def test_it_is_stopped_and_goes_on(tmp_path: Path) -> None:
 
     second = start(out, "critic=truth")
     shown, said = second.communicate(timeout=400)
-    assert second.returncode == 0, said
-    assert "Traceback" not in shown + said
+    assert (second.returncode, said) == (0, "")  # no library's lines
     lines = kept.read_text().splitlines()
     assert len(lines) == 2000 and lines[: len(before) - 1] == before[:-1]
     results = json.loads((out / "results.json").read_text())["benchmarks"]["arithmetic"]
