@@ -156,6 +156,7 @@ def test_a_dropped_group_has_no_credit() -> None:
     """One member alone has flagged tokens to tell from others, but nothing is trained on it."""
     alone = score_group([MEMBERS[0], MEMBERS[3]], Scheme(process_weight=1))
     counts = count_group(alone, (None, None))
+    assert not alone.has_credit
     assert (counts["groups_dropped"], counts["groups_with_credit"], counts["trained_responses"]) == (1, 0, 1)
 
 

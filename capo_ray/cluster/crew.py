@@ -214,7 +214,7 @@ class RayCrew:
         await self._parts.trainers.publish_weights(self._trained)
 
     async def evaluate(self, step: int) -> None:
-        """As many responses to each held-out problem, sampled as in training, from the same seeds at every step."""
+        """As many responses to each held-out problem as are set, sampled as in training, from the same seeds always."""
         if not self._parts.held_out or self._parts.tracker.has_evaluation(step):
             return
         start = monotonic()
@@ -235,8 +235,10 @@ class RayCrew:
             tallies.append(tally)
             return index
 
-        own = ((), *((index,) for index in range(1, self._settings.evaluation_responses)))
-        seeds = {index: seed_of(self._settings.seed, "evaluation", prompt.id, *more) for index, more in enumerate(own)}
+        seeds = {
+            index: seed_of(self._settings.seed, "evaluation", prompt.id, *((index,) if index else ()))
+            for index in range(self._settings.evaluation_responses)
+        }
         await self._rollouts.generate(prompt, self._settings.sampling, seeds, check)
         return tallies
 

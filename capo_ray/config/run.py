@@ -130,12 +130,12 @@ def composed(name: str | None, overrides: Sequence[str]) -> Any:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    for override in overrides:
-        _refuse_unreadable(override)
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             return hydra_compose(config_name=name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
+        for override in overrides:
+            _refuse_unreadable(override)
         raise ConfigError(str(error)) from error
 
 
