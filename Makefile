@@ -1,5 +1,6 @@
 # make demo        the tiny world on the real stack, on this machine's CPU
-# make test        the checks and every test; make test-fast: those that start no engine
+# make test        the checks and every test but long ones; make test-fast: those that start no engine
+# make test-long   long real runs: pages' commands, a pretrained model, faults
 # make lint        ruff and mypy
 # make learn-check the whole tiny_cpu run with three seeds: does it learn?
 # make lab-quick   two arms, two seeds, the laboratory's report: under 10 minutes
@@ -16,17 +17,20 @@ MAX_SKIPS ?= $(if $(wildcard $(CAPO_TEST_DATA)/.),3,1000)
 PARALLEL := -n 2 --dist loadfile
 test test-fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast lint setup learn-check lab-quick tiny-models
+.PHONY: demo test test-fast test-long lint setup learn-check lab-quick tiny-models
 
 demo: setup
 	$(PY) -m capo_ray.launch +experiment=tiny_cpu $(ARGS)
 
 test: lint
-	$(PY) -m pytest -q $(PARALLEL) -m "not ray and not e2e" --max-skips $(MAX_SKIPS) --durations 10 $(ARGS)
-	$(PY) -m pytest -q -m "ray or e2e" --max-skips $(MAX_SKIPS) --durations 15 $(ARGS)
+	$(PY) -m pytest -q $(PARALLEL) -m "not ray and not e2e and not long" --max-skips $(MAX_SKIPS) --durations 10 $(ARGS)
+	$(PY) -m pytest -q -m "(ray or e2e) and not long" --max-skips $(MAX_SKIPS) --durations 15 $(ARGS)
 
 test-fast: setup
-	$(PY) -m pytest -q $(PARALLEL) -m "not engine and not ray and not e2e and not slow" $(ARGS)
+	$(PY) -m pytest -q $(PARALLEL) -m "not engine and not ray and not e2e and not slow and not long" $(ARGS)
+
+test-long: setup
+	$(PY) -m pytest -q -m long --max-skips $(MAX_SKIPS) --durations 0 $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .
