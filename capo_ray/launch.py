@@ -52,7 +52,7 @@ def launch(config: Config) -> int:
     """Run `config`; the exit code."""
     from capo_ray.critics.prompt import example, find_template
     from capo_ray.data.example import prompt_example
-    from capo_ray.plan import describe, refuse_unfit
+    from capo_ray.planning.plan import describe, refuse_unfit
 
     if config.dry_run:
         examples = [prompt_example(config)]

@@ -1,6 +1,6 @@
 """Where a model's files are, and whether they fit together: folder, tokenizer, vocabulary, window, chat template.
 
-Reads JSON only. Leaves out loading weights (engines) and what a machine can hold (plan).
+Reads JSON only. Leaves out loading weights (engines) and what a machine can hold (planning).
 """
 
 from __future__ import annotations

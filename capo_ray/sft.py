@@ -31,9 +31,9 @@ from pydantic import BaseModel, ValidationError, model_validator
 from capo_ray.config.blocks import Block, Data, Model, Trainer, setting
 from capo_ray.config.run import ConfigError, composed
 from capo_ray.conversations import EXAMPLE, encode, length, read, tokenizer_of, write_tokenizer
-from capo_ray.machine import shape_of
-from capo_ray.memory import rank_memory
 from capo_ray.models import find_model, shown
+from capo_ray.planning.machine import shape_of
+from capo_ray.planning.memory import rank_memory
 from capo_ray.program import run_program
 from capo_ray.types import TrainSequence
 

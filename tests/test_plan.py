@@ -9,9 +9,9 @@ import pytest
 
 from capo_ray.config.blocks import Cluster, Model
 from capo_ray.config.run import Config, ConfigError, compose
-from capo_ray.machine import Machine, gpu_sizes, shape_of, this_machine
-from capo_ray.memory import trainer_memory
-from capo_ray.plan import describe, experiments_that_fit, fits, plan_for, refuse_unfit, render, seats
+from capo_ray.planning.machine import Machine, gpu_sizes, shape_of, this_machine
+from capo_ray.planning.memory import trainer_memory
+from capo_ray.planning.plan import describe, experiments_that_fit, fits, plan_for, refuse_unfit, render, seats
 
 HERE = Machine(cpus=2, gpus=0, memory_gib=23.0)
 TWO_NODES = Machine(cpus=256, gpus=16, memory_gib=2000, gpu_gib=80)

@@ -1,8 +1,8 @@
 """Which actor gets what of the machines: teams of actors, each with a placement group.
 
 Every actor has a bundle; the bundles are compared with the cluster before they are asked for, since a group that can
-never be met waits for ever. Leaves out the arithmetic of the bundles (plan), who is hired for a run (hiring) and what
-the actors do (actors).
+never be met waits for ever. Leaves out the arithmetic of the bundles (planning), who is hired for a run (hiring) and
+what the actors do (actors).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from capo_ray.cluster.faults import cause_of
 from capo_ray.cluster.gauges import Badge
 from capo_ray.cluster.patience import ends_within, with_patience
 from capo_ray.config.run import Config
-from capo_ray.plan import Role, critics_here, seats, shortages
+from capo_ray.planning.plan import Role, critics_here, seats, shortages
 
 log = logging.getLogger(__name__)
 

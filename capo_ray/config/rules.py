@@ -1,7 +1,7 @@
 """Rules between the blocks of a configuration: what makes no sense together, each with its reason and a way out.
 
 `config` calls `check` once a Config is made of blocks that are right by themselves. Leaves out a block's own rules
-(they stand in the block) and what a machine can hold (see `plan`).
+(they stand in the block) and what a machine can hold (see `planning`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The configuration of a run, and the one door to Hydra.
 
 Hydra composes YAML from `conf/`, `load` validates it once, before Ray starts; nothing else in the project reads it.
-Leaves out: what a machine can hold (see `plan`) and whether files that are named exist and fit together (see `build`).
+Leaves out: what a machine can hold (see `planning`), whether files that are named exist and fit together (see `build`).
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.doctor import gpus, host, software, wanted
 from capo_ray.doctor.cluster import cluster
 from capo_ray.doctor.finding import Finding
-from capo_ray.machine import GIB, Machine, shape_of, this_machine
-from capo_ray.plan import experiments_that_fit
+from capo_ray.planning.machine import GIB, Machine, shape_of, this_machine
+from capo_ray.planning.plan import experiments_that_fit
 from capo_ray.program import FAILED, own_keys, run_program
 
 DEFAULT = "+experiment=tiny_cpu"

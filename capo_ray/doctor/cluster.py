@@ -17,7 +17,7 @@ from capo_ray.config.run import Config
 from capo_ray.doctor.finding import Finding, fail, listed, ok, warn
 from capo_ray.doctor.gpus import LEAST_DRIVER, gpus_here
 from capo_ray.doctor.software import ENGINES, installed
-from capo_ray.machine import GIB, Machine, why_silent
+from capo_ray.planning.machine import GIB, Machine, why_silent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

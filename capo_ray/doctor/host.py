@@ -12,7 +12,7 @@ from pathlib import Path
 from capo_ray.config.blocks import Shape
 from capo_ray.config.run import Config
 from capo_ray.doctor.finding import Finding, fail, ok, warn
-from capo_ray.memory import BYTES, GIB
+from capo_ray.planning.memory import BYTES, GIB
 
 DASHBOARD_PORT = 8265
 STORE_SHARE = 0.3

@@ -16,10 +16,10 @@ from capo_ray.checkpoint import RunDirError, check_claim
 from capo_ray.config.blocks import Model, Source, Tracking
 from capo_ray.config.run import Config, ConfigError, conf_dir
 from capo_ray.doctor.finding import Finding, fail, listed, ok, warn
-from capo_ray.machine import Machine
-from capo_ray.memory import BYTES, GIB
 from capo_ray.models import ASSETS, folder_here, is_hub_id
-from capo_ray.plan import critics_here, fits, plan_here
+from capo_ray.planning.machine import Machine
+from capo_ray.planning.memory import BYTES, GIB
+from capo_ray.planning.plan import critics_here, fits, plan_here
 
 POINTER = b"version https://git-lfs"
 """What a file begins with whose content git-lfs has not fetched."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.config.run import Config, ConfigError, compose, conf_dir, validate
-from capo_ray.machine import gpu_sizes
+from capo_ray.planning.machine import gpu_sizes
 from capo_ray.program import own_keys
 from capo_ray.types import JsonDict
 

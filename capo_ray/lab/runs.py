@@ -25,7 +25,7 @@ from capo_ray.checkpoint import Checkpoints, RunDirError, claim
 from capo_ray.config.run import Config, ConfigError
 from capo_ray.data.problem import DataError
 from capo_ray.lab.design import Design
-from capo_ray.plan import refuse_unfit
+from capo_ray.planning.plan import refuse_unfit
 from capo_ray.types import JsonDict, Metrics
 
 if TYPE_CHECKING:

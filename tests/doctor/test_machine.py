@@ -13,7 +13,7 @@ from capo_ray.config.blocks import Shape
 from capo_ray.config.run import Config, compose
 from capo_ray.doctor import gpus, host, software
 from capo_ray.doctor.finding import Finding, listed
-from capo_ray.machine import shape_of
+from capo_ray.planning.machine import shape_of
 
 TINY = compose(["+experiment=tiny_cpu"])
 PAPER = compose(["+experiment=llama3b_intersection"])

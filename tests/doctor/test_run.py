@@ -21,8 +21,8 @@ from capo_ray.config.run import compose
 from capo_ray.doctor import __main__ as program
 from capo_ray.doctor import cluster, wanted
 from capo_ray.doctor.finding import Finding, fail, ok, warn
-from capo_ray.machine import Machine
 from capo_ray.models import ASSETS
+from capo_ray.planning.machine import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = compose(["+experiment=tiny_cpu"])

@@ -17,7 +17,7 @@ import yaml
 
 from capo_ray.config.run import compose
 from capo_ray.doctor.software import pins
-from capo_ray.plan import plan_for
+from capo_ray.planning.plan import plan_for
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "launch" / "kubernetes"

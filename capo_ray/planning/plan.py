@@ -16,8 +16,8 @@ from typing import Literal, get_args
 from capo_ray.config.blocks import Shape
 from capo_ray.config.critic import Voter, voter_field
 from capo_ray.config.run import Config, ConfigError, compose, conf_dir
-from capo_ray.machine import Machine, shape_of, this_machine, why_silent
-from capo_ray.memory import engine_memory, trainer_memory
+from capo_ray.planning.machine import Machine, shape_of, this_machine, why_silent
+from capo_ray.planning.memory import engine_memory, trainer_memory
 
 Role = Literal["rollout", "critic", "trainer", "aggregator"]
 ASSUMED_GPU_GIB = 80.0
