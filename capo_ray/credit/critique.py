@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from capo_ray.credit import thoughts
 from capo_ray.types import Prompt
 
 ReferenceKind = Literal["solution", "answer", "none"]
@@ -49,11 +50,12 @@ def shorter_reference(prompt: Prompt, kind: ReferenceKind) -> Reference | None:
 
 _TAG = (
     r"(?:\s*+(?:/\s*+)?(?:step_|incorrect[_ ]steps)"  # our own
-    r"|[|｜][^<>|｜\s]{1,40}[|｜]>|/?(?:s|bos|eos|pad|unk|think|tool_call|tool_response)>|(?:start|end)_of_turn>"
-    r"|/?SYS>>|/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])"  # control tokens of chat models
+    r"|[|｜][^<>|｜\s]{1,40}[|｜]>|/?(?:s|bos|eos|pad|unk|tool_call|tool_response)>|(?:start|end)_of_turn>"
+    r"|/?SYS>>|/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"  # control tokens of chat models
+    rf"|\|?channel\|?>|\s?/?\s?{thoughts.NAMES}\s?[>\]▷])"  # marks of thoughts
 )
-_IMITATION = re.compile(rf"[<\[](?=\\*{_TAG})", re.IGNORECASE)
-_ESCAPED = re.compile(rf"([<\[])\\(?=\\*{_TAG})", re.IGNORECASE)
+_IMITATION = re.compile(rf"[<\[◁](?=\\*{_TAG})", re.IGNORECASE)
+_ESCAPED = re.compile(rf"([<\[◁])\\(?=\\*{_TAG})", re.IGNORECASE)
 
 
 def escape(text: str) -> str:

@@ -1,8 +1,10 @@
 """What a critic's reply means: the parser of docs/algorithm.md section 3.
 
-The list between the last complete pair of tags decides, whatever stands around it. Inside it only indices, the few
-words that critics put beside them and punctuation are read; anything else makes the critique unreadable, so that prose
-with numbers in it is never taken for a list. `parse` never raises and takes linear time.
+The list between the last complete pair of tags decides, whatever stands around it. What a critic thinks before it
+speaks is no part of its reply (see `credit.thoughts`), and in a reply that was cut off what came before may be a draft:
+there the list must be the end. Inside it only indices, the few words that critics put beside them and punctuation are
+read; anything else makes the critique unreadable, so that prose with numbers in it is never taken for a list. `parse`
+never raises and takes linear time.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import re
 from itertools import accumulate
 
+from capo_ray.credit.thoughts import said
 from capo_ray.types import Critique, CritiqueOutcome
 
 _TAG = re.compile(r"<\s{0,3}(/?)\s{0,3}incorrect[_ ]steps\s{0,3}>", re.IGNORECASE)
@@ -71,18 +74,19 @@ def contradicts_itself(critique: Critique) -> bool:
 def _last_list(reply: str, truncated: bool) -> tuple[str, str | None]:
     """What stands before the last complete pair of tags and what stands in it; all and None when there is no pair.
 
-    In a reply that was cut off a list that is still open was to replace those before it, so there is none.
+    Thoughts are left out. In a reply that was cut off a pair counts when nothing but white space follows it.
     """
+    spoken, unfinished = said(reply)
     opened: re.Match[str] | None = None
     pair: tuple[re.Match[str], re.Match[str]] | None = None
-    for tag in _TAG.finditer(reply):
+    for tag in _TAG.finditer(spoken):
         if not tag[1]:
             opened = tag
         elif opened is not None:
             pair, opened = (opened, tag), None
-    if pair is None or (truncated and opened is not None):
-        return reply, None
-    return reply[: pair[0].start()], reply[pair[0].end() : pair[1].start()]
+    if pair is None or (truncated and (unfinished or spoken[pair[1].end() :].strip())):
+        return spoken, None
+    return spoken[: pair[0].start()], spoken[pair[0].end() : pair[1].start()]
 
 
 def _ranges(body: str) -> set[tuple[int, int]] | None:

@@ -168,15 +168,24 @@ def test_no_complete_pair(reply: str) -> None:
     assert parse(reply, STEPS, truncated=True).wrong_steps == ()
 
 
-def test_cut_off_in_a_list_that_was_begun_again() -> None:
-    """The closed one was a draft."""
-    reply = f"Draft: {PAIR.format('')}\nOn reflection:\n<incorrect_steps>1, 2"
-    assert parse(reply, STEPS, truncated=True).outcome == "truncated"
-    assert parse(f"{reply}</incorrect_steps>, sin", STEPS, truncated=True).wrong_steps == (1, 2)
-
-
-def test_cut_off_after_a_closed_list_is_valid() -> None:
-    assert parse(PAIR.format("2") + " Explanation: in st", STEPS, truncated=True).outcome == "ok"
+@pytest.mark.parametrize(
+    ("behind", "outcome"),
+    [
+        ("", "ok"),
+        (" \n\t", "ok"),
+        (".", "truncated"),
+        (" Explanation: in st", "truncated"),
+        ("</answer>", "truncated"),
+        ("\nOn reflection:\n<incorrect_steps>1, 2", "truncated"),
+        ("\nOn reflection:\n<incorrect_steps>1, 2</incorrect_steps>", "ok"),
+        ("\n</incorrect_steps>", "truncated"),
+    ],
+)
+def test_cut_off_a_list_counts_at_the_very_end_alone(behind: str, outcome: str) -> None:
+    """Whatever follows, what came before may have been a draft."""
+    reply = f"Draft: {PAIR.format('2')}{behind}"
+    assert parse(reply, STEPS, truncated=True).outcome == outcome
+    assert parse(reply, STEPS).outcome == "ok"
 
 
 @pytest.mark.parametrize(
