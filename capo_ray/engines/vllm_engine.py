@@ -20,6 +20,10 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from capo_ray.busy import Busy
 from capo_ray.types import Metrics, Sampling
 
+BATCHED_TOKENS = 8192
+"""Tokens that an engine on GPU computes at once: what vLLM gives its own server on an H100. An engine made in Python
+would get 2,048, with which a prompt of a critic takes several rounds."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmSettings:
@@ -44,41 +48,55 @@ class VllmSettings:
 
 def open_engine(settings: VllmSettings) -> AsyncLLM:
     """Start vLLM's engine in a process of its own and wait until the model is loaded."""
-    special: dict[str, Any] = {}
+    return AsyncLLM.from_engine_args(arguments_of(settings))
+
+
+def arguments_of(settings: VllmSettings) -> AsyncEngineArgs:
+    """What vLLM is asked for; starts nothing."""
+    given: dict[str, Any] = {
+        "model": settings.model,
+        "tokenizer": settings.tokenizer,
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+        "max_model_len": settings.window,
+        "max_num_seqs": settings.max_sequences,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "gpu_memory_utilization": settings.gpu_memory_share,
+        "enforce_eager": settings.eager,
+        "enable_prefix_caching": True,
+        "generation_config": "vllm",  # a model's own sampling defaults must not change what the config says
+        "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    given |= _on_cpu() if settings.device == "cpu" else _on_gpu(settings)
     if settings.weight_transfer is not None:
-        special |= {
+        given |= {
             "weight_transfer_config": {"backend": settings.weight_transfer},
             "worker_extension_cls": "capo_ray.engines.weights_receive.ReceiptExtension",
         }
-    if settings.device == "cpu":
-        from vllm.v1.executor.uniproc_executor import UniProcExecutor
+    return AsyncEngineArgs(**given)
 
-        special |= {
-            # A seeded request whose prompt is cut rewinds its generator, and one on CPU cannot be rewound.
-            "enable_chunked_prefill": False,
-            # Prefixes are cached in whole blocks, and vLLM's 128 tokens a block are more than most prefixes here.
-            "block_size": 32,
-            # Named by class: vLLM would replace "uni" by a second process per engine, to set its OpenMP threads.
-            "distributed_executor_backend": UniProcExecutor,
-        }
-    arguments = AsyncEngineArgs(
-        model=settings.model,
-        tokenizer=settings.tokenizer,
-        dtype=settings.dtype,
-        seed=settings.seed,
-        max_model_len=settings.window,
-        max_num_seqs=settings.max_sequences,
-        tensor_parallel_size=settings.tensor_parallel,
-        gpu_memory_utilization=settings.gpu_memory_share,
-        enforce_eager=settings.eager,
-        enable_prefix_caching=True,
-        generation_config="vllm",  # a model's own sampling defaults must not change what the config says
-        logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-        **special,
-    )
-    return AsyncLLM.from_engine_args(arguments)
+
+def _on_cpu() -> dict[str, Any]:
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    return {
+        # A seeded request whose prompt is cut rewinds its generator, and one on CPU cannot be rewound.
+        "enable_chunked_prefill": False,
+        # Prefixes are cached in whole blocks, and vLLM's 128 tokens a block are more than most prefixes here.
+        "block_size": 32,
+        # Named by class: vLLM would replace "uni" by a second process per engine, to set its OpenMP threads.
+        "distributed_executor_backend": UniProcExecutor,
+    }
+
+
+def _on_gpu(settings: VllmSettings) -> dict[str, Any]:
+    return {
+        # Left to itself vLLM takes Ray in a placement group, and refuses one with all GPUs of an engine in one bundle.
+        "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp",
+        "max_num_batched_tokens": max(BATCHED_TOKENS, settings.max_sequences),
+    }
 
 
 class Requests:

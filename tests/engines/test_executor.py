@@ -1,0 +1,71 @@
+"""What vLLM would do with the GPUs of every engine of every experiment, asked of vLLM's own configuration inside a
+placement group of the product's; Ray is real, the GPUs are pretended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pretended_gpus import Onlooker, ray_with_gpus
+
+from capo_ray.build import critic_engine_settings, rollout_settings
+from capo_ray.config.run import Config, compose, conf_dir
+from capo_ray.plan import critics_here, seats
+
+FILES: Any = SimpleNamespace(folder="/models/m", tokenizer="/models/m")
+
+
+def on_gpus() -> dict[str, Config]:
+    """The experiments of conf/ that run on GPUs; supervised ones have no engines."""
+    names = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+    plain = [name for name in names if not name.endswith("_sft") and not name.startswith("tiny")]
+    return {name: compose([f"+experiment={name}"]) for name in plain}
+
+
+def engines_of(name: str, config: Config) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """(place, settings, GPUs) of each engine that differs."""
+    given = {seat.role: seat.resources["GPU"] for seat in seats(config)[1] if "GPU" in seat.resources}
+    yield f"{name}: rollout", rollout_settings(config, FILES), int(given["rollout"])
+    for place, voter in critics_here(config):
+        settings = critic_engine_settings(config, voter, FILES)
+        settings["window"] = settings["window"] or voter.known_window
+        yield f"{name}: {place}", settings, int(given["critic"])
+
+
+@pytest.mark.ray
+def test_vllm_takes_the_gpus_of_its_own_actor_for_every_engine_of_every_experiment(tmp_path: Path) -> None:
+    from capo_ray.cluster.placement import Team
+
+    found = on_gpus()
+    assert len(found) == 28
+    engines = [engine for name, config in found.items() for engine in engines_of(name, config)]
+    asked = {place: settings for place, settings, _ in engines}
+    config = compose(
+        ["+experiment=llama3b_intersection", "rollout.workers=1", "critic.workers=1", "critic.tensor_parallel=4"]
+    )
+
+    async def look() -> None:
+        team = Team(config, "looks", ["rollout", "critic"])
+        try:
+            await team.place()
+            team.hire("rollout", [(partial(Onlooker, tmp_path / "rollout", {}, "rollout-0"),)])
+            team.hire("critic", [(partial(Onlooker, tmp_path / "critic", asked, "critic-0"),)])
+            await team.ready()
+        finally:
+            await team.dismiss()
+
+    with ray_with_gpus(5, logs=tmp_path / "logs"):
+        asyncio.run(look())
+    rollout, critic = (json.loads((tmp_path / role).read_text()) for role in ("rollout", "critic"))
+    assert rollout["in a placement group"] and critic["in a placement group"]
+    assert (len(set(rollout["visible"])), len(set(critic["visible"]))) == (1, 4)
+    assert critic["unnamed"] == "ray"  # what vLLM takes when it is left to what it finds around it
+    for place, settings, gpus in engines:
+        executor = "UniProcExecutor" if settings["tensor_parallel"] == 1 else "MultiprocExecutor"
+        assert critic["engines"][place] == {"executor": executor, "gpus": gpus, "batched_tokens": 8192}, place
