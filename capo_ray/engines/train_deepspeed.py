@@ -92,6 +92,7 @@ class DeepSpeedEngine:
             decay_groups(self._model, self._trainer.weight_decay),
             lr=self._trainer.learning_rate,
             betas=self._trainer.betas,
+            fused=True,  # one kernel for the whole step, in place of several for each tensor
         )
         engine, *_ = deepspeed.initialize(
             model=causal_model.Scorer(self._model, entropy_gradient=self._objective.entropy_weight > 0),
