@@ -6,12 +6,14 @@ Leaves out what each program does, and a run's own ending (see `launch`).
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -102,9 +104,29 @@ def first_of(error: BaseException) -> BaseException:
     return error
 
 
+_LAST: list[Callable[[], object]] = []
+
+
+def before_leaving(call: Callable[[], object]) -> None:
+    """Have `call` done when this process ends, by `leave` too, which leaves out what libraries have to do then."""
+    _LAST.append(call)
+    atexit.register(call)
+
+
 def leave(code: int) -> NoReturn:
     """End this process now, with all engines closed: vLLM's finalizers would print a traceback below the last line, and
-    Ray's would wait for a head that is gone."""
+    Ray's would wait for a head that is gone. What this process started and that still lives, frozen or not, ends too.
+    """
+    for call in _LAST:
+        call()
+    for child in _children():
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _children() -> list[int]:
+    """Process ids; none where the system has no /proc."""
+    return [int(pid) for listed in Path("/proc/self/task").glob("*/children") for pid in listed.read_text().split()]

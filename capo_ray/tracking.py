@@ -26,7 +26,7 @@ from capo_ray.config.blocks import Tracking
 from capo_ray.config.critic import Canaries
 from capo_ray.config.run import Config
 from capo_ray.terminal import display, table_rows
-from capo_ray.tracking_sinks import Sink, TensorBoard, start_wandb
+from capo_ray.tracking_sinks import Beside, Sink, TensorBoard, start_wandb
 from capo_ray.types import JsonDict, Metrics
 from capo_ray.watch import CanaryWatch, HackingWatch, Watch
 
@@ -70,12 +70,13 @@ class Tracker:
         self._watches = self._new_watches()
         self._sinks: list[Sink] = []
         if config.tensorboard:
-            self._sinks.append(TensorBoard(run_dir / "tensorboard"))
+            folder = run_dir / "tensorboard"
+            self._sinks.append(Beside("TensorBoard", TensorBoard(folder), where=folder))
         if config.wandb != "off":
             started = start_wandb(
                 run_dir, config, run_id=self._wandb_id, run_name=run_name, resolved_config=resolved_config
             )
-            self._sinks.extend([started] if started else [])
+            self._sinks.extend([Beside("wandb", started, where=run_dir / "wandb")] if started else [])
         self._evaluations = evaluations(_keep_whole_lines(self._file, lambda line: True))
 
     @classmethod

@@ -1,7 +1,7 @@
 """Where numbers go beside the run's own file: TensorBoard and wandb, each imported when it is used.
 
-Neither may stop a run: wandb that cannot start or breaks is said so once and left out. Leaves out what is written and
-when (tracking).
+Neither may stop a run or hold it up: each is written to from a thread of its own, and one that cannot start, breaks or
+stands still is said so once and left out. Leaves out what is written and when (tracking).
 """
 
 from __future__ import annotations
@@ -10,16 +10,22 @@ import json
 import logging
 import math
 import os
+import shutil
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from time import time
+from queue import SimpleQueue
+from time import monotonic, time
 from typing import Any, Literal, Protocol
 from urllib.parse import urlparse
 
 from capo_ray.config.blocks import Tracking
+from capo_ray.program import before_leaving
 from capo_ray.types import JsonDict, Metrics
 
 log = logging.getLogger(__name__)
@@ -31,6 +37,8 @@ SAMPLE_COLUMNS = (
 """Of the table of responses; the reward is the sum over the response's tokens."""
 PATIENCE_S = 20
 """Seconds that a wandb server may take: to answer before a run is written offline, to take the rest at the end."""
+STUCK_S = 30
+"""Seconds that one write may take, all of them to processes and files of this machine."""
 
 
 class Sink(Protocol):
@@ -43,13 +51,66 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+class Beside:
+    """A sink on a thread of its own: whatever it raises, and a call that does not end, are the end of it and not of the
+    run. `where` is a folder that has what it was given so far."""
+
+    def __init__(self, name: str, sink: Sink, *, where: Path, stuck_s: float = STUCK_S) -> None:
+        self._name = name
+        self._sink = sink
+        self._where = where
+        self._stuck_s = stuck_s
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._busy_since: float | None = None
+        self._lost = False
+        self._thread = threading.Thread(target=self._go_on, daemon=True, name=f"{name} beside the run")
+        self._thread.start()
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        self._hand_over(partial(self._sink.write, step, metrics))
+
+    def rewind(self, step: int) -> None:
+        self._hand_over(partial(self._sink.rewind, step))
+
+    def close(self) -> None:
+        """Returns when all is written, or when it has been waited for: PATIENCE_S and another `stuck_s`."""
+        self._calls.put(self._sink.close)  # one that broke has processes and files to close too
+        self._calls.put(None)
+        self._thread.join(PATIENCE_S if self._lost else PATIENCE_S + self._stuck_s)
+        if self._thread.is_alive():
+            self._lose(f"did not end within {PATIENCE_S + self._stuck_s:.0f} s")
+
+    def _hand_over(self, call: Callable[[], None]) -> None:
+        since = self._busy_since
+        if since is not None and monotonic() - since > self._stuck_s:
+            self._lose(f"has taken nothing for {self._stuck_s:g} s")
+        if not self._lost:
+            self._calls.put(call)
+
+    def _go_on(self) -> None:
+        while (call := self._calls.get()) is not None:
+            if self._lost and call != self._sink.close:
+                continue
+            self._busy_since = monotonic()
+            try:
+                call()
+            except Exception as error:
+                self._lose(f"has failed: {type(error).__name__}: {error}")
+            self._busy_since = None
+
+    def _lose(self, why: str) -> None:
+        if not self._lost:
+            self._lost = True
+            log.warning("%s %s; the run goes on without it. What it took is in %s", self._name, why, self._where)
+
+
 class TensorBoard:
     """Event files, written by tensorboard itself: its torch front would bring torch into the driver."""
 
     def __init__(self, folder: Path) -> None:
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        self._writer = EventFileWriter(str(folder))
+        self._folder = folder
+        self._writer: Any = None
+        """Opened by what is written first, where the boundary is (Beside)."""
 
     def write(self, step: int, metrics: Metrics) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -64,11 +125,15 @@ class TensorBoard:
         self._add(step, session_log=SessionLog(status=SessionLog.START))
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _add(self, step: int, **what: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+        if self._writer is None:
+            self._writer = EventFileWriter(str(self._folder))
         self._writer.add_event(Event(wall_time=time(), step=step, **what))
         self._writer.flush()
 
@@ -85,9 +150,6 @@ class Wandb:
         run.define_metric("*", step_metric="step")
 
     def write(self, step: int, metrics: Metrics) -> None:
-        self._try("takes no more numbers", lambda: self._log(step, metrics))
-
-    def _log(self, step: int, metrics: Metrics) -> None:
         values: JsonDict = {name: value for name, value in metrics.items() if math.isfinite(value)}
         is_step = not any(name.startswith("evaluation/") for name in metrics)
         if is_step and self._samples is not None and (rows := sample_rows(self._samples, step, self._num_samples)):
@@ -102,10 +164,6 @@ class Wandb:
     def close(self) -> None:
         import wandb
 
-        self._try("did not finish", self._finish)
-        wandb.teardown()  # its process would outlive the run
-
-    def _finish(self) -> None:
         try:
             self._run.finish()
         except TimeoutError:
@@ -116,16 +174,8 @@ class Wandb:
                 folder,
                 folder,
             )
-
-    def _try(self, what: str, call: Callable[[], None]) -> None:
-        """The boundary: what wandb raises ends wandb and not the run."""
-        if self._run is None:
-            return
-        try:
-            call()
-        except Exception as error:
-            self._run = None
-            log.warning("wandb %s, the run goes on without it: %s: %s", what, type(error).__name__, error)
+        finally:
+            wandb.teardown()  # its process would outlive the run
 
 
 def sample_rows(folder: Path, step: int, most: int) -> list[list[Any]]:
@@ -159,39 +209,62 @@ def start_wandb(
 ) -> Wandb | None:
     """Start or resume the wandb run `run_id` below RUN_DIR/wandb; None, said so once, when it cannot be."""
     try:
-        import wandb
-
-        mode = wandb_mode(config)
-        made = partial(Wandb, samples=run_dir / "samples", num_samples=config.wandb_samples)
-        settings = wandb.Settings(
-            silent=True,
-            console="off",
-            save_code=False,
-            disable_git=True,
-            init_timeout=PATIENCE_S,
-            finish_timeout=PATIENCE_S,
-            finish_timeout_raises=True,
-        )
-        init = partial(
-            wandb.init,
-            project=config.wandb_project,
-            dir=str(run_dir),
-            id=run_id,
-            name=run_name,
-            config=resolved_config,
-            settings=settings,
-        )
-        if mode == "online":
-            try:
-                return made(init(mode=mode, resume="allow"))
-            except (wandb.Error, OSError) as error:
-                log.warning("wandb cannot be reached, the run is written to %s instead: %s", run_dir / "wandb", error)
-                wandb.teardown()  # it holds on to the id of a run that did not start
-                mode = "offline"
-        return made(init(mode=mode))
+        with _temporary_files_gone_at_the_end():
+            return _started(run_dir, config, run_id=run_id, run_name=run_name, resolved_config=resolved_config)
     except Exception as error:
         log.warning("wandb cannot start, the run goes on without it: %s: %s", type(error).__name__, error)
         return None
+
+
+def _started(run_dir: Path, config: Tracking, *, run_id: str, run_name: str, resolved_config: JsonDict) -> Wandb:
+    import wandb
+
+    mode = wandb_mode(config)
+    made = partial(Wandb, samples=run_dir / "samples", num_samples=config.wandb_samples)
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        save_code=False,
+        disable_git=True,
+        init_timeout=PATIENCE_S,
+        finish_timeout=PATIENCE_S,
+        finish_timeout_raises=True,
+    )
+    init = partial(
+        wandb.init,
+        project=config.wandb_project,
+        dir=str(run_dir),
+        id=run_id,
+        name=run_name,
+        config=resolved_config,
+        settings=settings,
+    )
+    if mode == "online":
+        try:
+            return made(init(mode=mode, resume="allow"))
+        except (wandb.Error, OSError) as error:
+            log.warning("wandb cannot be reached, the run is written to %s instead: %s", run_dir / "wandb", error)
+            wandb.teardown()  # it holds on to the id of a run that did not start
+            mode = "offline"
+    return made(init(mode=mode))
+
+
+@contextmanager
+def _temporary_files_gone_at_the_end() -> Iterator[None]:
+    """wandb makes folders for temporary files when it is imported, and its process sockets; it removes them at an end
+    that a run has not (program.leave). What it makes in here stands in a folder that goes with the program."""
+    folder = tempfile.mkdtemp(prefix="capo_ray-wandb-")
+    before_leaving(partial(shutil.rmtree, folder, ignore_errors=True))
+    before, named = tempfile.tempdir, os.environ.get("TMPDIR")
+    tempfile.tempdir = os.environ["TMPDIR"] = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        if named is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = named
 
 
 def wandb_mode(config: Tracking) -> Literal["online", "offline", "disabled"]:

@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "checkpoint": ("config", "types"),
     "terminal": ("types",),
     "tracking": ("checkpoint", "config", "terminal", "tracking_sinks", "types", "watch"),
-    "tracking_sinks": ("config", "types"),
+    "tracking_sinks": ("config", "program", "types"),
     "chat": ("config",),
     "models": ("chat", "config", "credit", "engines.random_model"),
     "planning": ("config", "models"),

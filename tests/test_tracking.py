@@ -5,19 +5,23 @@ import math
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from time import monotonic, sleep
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from capo_ray import tracking_sinks
 from capo_ray.checkpoint import Checkpoints, RunDirError
 from capo_ray.config.blocks import Tracking
 from capo_ray.config.critic import Canaries
 from capo_ray.config.run import Config, compose
 from capo_ray.terminal import progress, short, table_rows
 from capo_ray.tracking import Tracker
-from capo_ray.tracking_sinks import Wandb, wandb_mode
+from capo_ray.tracking_sinks import Beside, Wandb, wandb_mode
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = Tracking(wandb="off", tensorboard=False)
@@ -255,9 +259,9 @@ def test_wandb_offline(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "000000-0.jsonl").write_text(json.dumps(SAMPLE) + "\n")
     first.step(0, METRICS | {"broken": math.nan})
-    assert list(tmp_path.glob("wandb/offline-run-*/files/media/table/samples_*.table.json"))
     state = first.state()
     first.finish()
+    assert list(tmp_path.glob("wandb/offline-run-*/files/media/table/samples_*.table.json"))
     second = tracker(tmp_path, config, resume_state=state)
     second.rewind(0)
     second.step(0, METRICS)
@@ -290,25 +294,122 @@ def test_wandb_that_is_not_there(
     assert len(lines(tmp_path)) == 1
 
 
-def test_wandb_that_breaks_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken:
-        logged = 0
+class Scripted:
+    """A sink that does with each call what the test says."""
 
-        def define_metric(self, name: str, **more: Any) -> None: ...
+    def __init__(self, does: Callable[[str], None]) -> None:
+        self.calls: list[str] = []
+        self._does = does
 
-        def log(self, values: dict[str, float]) -> None:
-            self.logged += 1
-            raise ConnectionError("the service is gone")
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self._call(f"write {step}")
 
-    run = Broken()
-    sink = Wandb(run)
-    for step in range(3):
-        sink.write(step, {"x": 1.0})
+    def rewind(self, step: int) -> None:
+        self._call(f"rewind {step}")
+
+    def close(self) -> None:
+        self._call("close")
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        self._does(name)
+
+
+def test_a_sink_beside_the_run_takes_all_in_order() -> None:
+    inner = Scripted(lambda call: None)
+    sink = Beside("it", inner, where=Path("there"))
+    sink.write(0, {})
+    sink.rewind(0)
+    sink.write(1, {})
     sink.close()
-    assert run.logged == 1
+    assert inner.calls == ["write 0", "rewind 0", "write 1", "close"]
+
+
+@pytest.mark.parametrize("breaks_at", ["write 0", "close"])
+def test_a_sink_that_breaks_is_left_out(breaks_at: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Also with its last call: wandb's own raises where its process is gone."""
+
+    def does(call: str) -> None:
+        if call == breaks_at:
+            raise ConnectionResetError("Connection lost")
+
+    inner = Scripted(does)
+    sink = Beside("wandb", inner, where=Path("runs/a/wandb"))
+    sink.write(0, {})
+    while "write 0" not in inner.calls:
+        sleep(0.01)
+    for step in (1, 2):
+        sink.write(step, {})
+    sink.close()
+    assert inner.calls[-1] == "close" and (breaks_at == "close") == ("write 2" in inner.calls)
     assert caplog.messages == [
-        "wandb takes no more numbers, the run goes on without it: ConnectionError: the service is gone"
+        "wandb has failed: ConnectionResetError: Connection lost; the run goes on without it. What it took is in "
+        "runs/a/wandb"
     ]
+
+
+def test_a_sink_that_stands_still_holds_nothing_up(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a frozen wandb does once its socket is full."""
+    monkeypatch.setattr(tracking_sinks, "PATIENCE_S", 0.2)
+    thawed = threading.Event()
+    sink = Beside("wandb", Scripted(lambda call: void(thawed.wait(60))), where=Path("w"), stuck_s=0.2)
+    sink.write(0, {})
+    sleep(0.3)
+    start = monotonic()
+    for step in range(1, 100):
+        sink.write(step, {})
+    sink.close()
+    assert monotonic() - start < 10
+    thawed.set()
+    (message,) = caplog.messages
+    assert message == "wandb has taken nothing for 0.2 s; the run goes on without it. What it took is in w"
+
+
+def void(value: object) -> None:
+    """Takes what a call returns."""
+
+
+def test_tensorboard_that_cannot_write_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "tensorboard").write_text("a file where its folder would be")
+    made = tracker(tmp_path, Tracking(wandb="off"))
+    for step in range(2):
+        made.step(step, METRICS)
+    made.finish()
+    assert len(lines(tmp_path)) == 2
+    (message,) = caplog.messages
+    assert message.startswith("TensorBoard has failed: ") and "FileExistsError" in message
+
+
+def test_a_program_leaves_none_of_wandbs_folders_and_processes(tmp_path: Path) -> None:
+    """Frozen ones neither: what wandb makes for temporary files stands in TMPDIR, and `leave` runs no finalizers."""
+    (tmp_path / "tmp").mkdir()
+    code = (
+        "import os, signal, sys; from pathlib import Path; from capo_ray import tracking_sinks as s;"
+        "from capo_ray.config.blocks import Tracking; from capo_ray.program import _children, leave;"
+        "s.PATIENCE_S = 1;"
+        "run_dir, config = Path(sys.argv[1]), Tracking(wandb='offline');"
+        "run = s.start_wandb(run_dir, config, run_id='a', run_name='x', resolved_config={});"
+        "sink = s.Beside('wandb', run, where=Path('w'), stuck_s=1);"
+        "sink.write(0, {'x': 1.0});"
+        "import time; time.sleep(1);"
+        "children = _children(); print(*children, flush=True); [os.kill(pid, signal.SIGSTOP) for pid in children];"
+        "sink.close(); leave(3)"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env=clean | {"TMPDIR": str(tmp_path / "tmp")},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 3 and "wandb did not end within 2 s" in done.stderr
+    children = done.stdout.split()
+    assert children and not [pid for pid in children if Path(f"/proc/{pid}/cmdline").is_file() and _lives(pid)]
+    assert [path.name for path in (tmp_path / "tmp").iterdir() if "wandb" in path.name] == []
+
+
+def _lives(pid: str) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def test_wandb_has_a_table_of_responses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
