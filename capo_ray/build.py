@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.build_critics import check_servers, critic_budget, critic_settings, make_critics
-from capo_ray.checkpoint import Checkpoints
+from capo_ray.checkpoint import Checkpoints, check_trainers
 from capo_ray.config.critic import Voter
 from capo_ray.config.run import Config
 from capo_ray.critics.prompt import find_template
@@ -50,16 +50,20 @@ class Prepared:
 
 
 def prepare(config: Config, run_dir: Path) -> Prepared:
-    """Find models and data and check that they fit together. Raises ConfigError or DataError."""
+    """Find models, data and the checkpoint to go on from, and check that they fit together. Raises ConfigError,
+    DataError or RunDirError."""
     from capo_ray.critics.canaries import CanarySet
     from capo_ray.data.prompts import load_prompts
 
+    checkpoint = Checkpoints(run_dir, keep=config.keep_checkpoints).settle()
+    if checkpoint is not None:
+        check_trainers(checkpoint, {"ranks": config.trainer.ranks, "zero_stage": config.trainer.zero_stage})
     template = find_template(config.critic) if config.critic else None
     canaries = CanarySet.of(config)
     check_servers(config)
     policy = find_model(config.policy, "policy", run_dir, seed=config.seed)
-    if newest := Checkpoints(run_dir, keep=1).newest():
-        policy.check_continues(newest / "trainer")
+    if checkpoint is not None:
+        policy.check_continues(checkpoint / "trainer")
     lengths = {
         "data.max_prompt_tokens": config.data.max_prompt_tokens,
         "rollout.max_response_tokens": config.rollout.max_response_tokens,

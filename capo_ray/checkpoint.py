@@ -1,74 +1,86 @@
-"""The run directory and its checkpoints: complete or absent, never mixed.
+"""The checkpoints of a run: whole or absent, looked at before they are gone on from, and thinned by what a user keeps.
 
-    RUN_DIR/config.yaml  metrics.jsonl  samples/  critiques/  responses/  tensorboard/  wandb/
     RUN_DIR/checkpoints/step_000020/{state.json, trainer/}
 
-A checkpoint is written beside its place and renamed; one that goes is renamed before it is removed. Whoever is killed
-in between leaves a folder whose name begins with a dot: never read, removed by the next checkpoint. Leaves out what the
-trainer puts into its part (engines) and what is tracked (tracking).
+A checkpoint is written beside its place, synced and renamed; one that goes is renamed before it is removed. Whoever is
+killed in between leaves a folder whose name begins with a dot: never read, removed by the next checkpoint. `state.json`
+is written last and names every other file with its size and checksum. One that does not hold what it names is set
+aside as `broken_step_000020`, and the one before it is gone on from. Leaves out what the trainer puts into its part
+(engines), what is tracked (tracking), and the directory around (run_dir).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from capo_ray.durable import move_into_place, write_text
+from capo_ray.run_dir import RunDirError
 from capo_ray.types import JsonDict
 
+log = logging.getLogger(__name__)
+
 _NAME = re.compile(r"step_(\d{6,})")
-
-
-class RunDirError(ValueError):
-    """The run directory cannot be used as asked; the message says what to do."""
-
-
-def claim(run_dir: Path, *, resume: bool) -> list[Path]:
-    """Make `run_dir` for a new run, or check that there is a run to resume. The folders made, innermost first."""
-    check_claim(run_dir, resume=resume)
-    made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return made
-
-
-def check_claim(run_dir: Path, *, resume: bool) -> None:
-    """Raises RunDirError where a run cannot begin in `run_dir`, or be resumed."""
-    if run_dir.exists() and not run_dir.is_dir():
-        raise RunDirError(f"the run directory {run_dir} is a file; pass another run_dir")
-    begun = (run_dir / "config.yaml").is_file()
-    if resume and not begun:
-        raise RunDirError(
-            f"{run_dir} holds no run to resume (no config.yaml); leave resume=true out to start one there"
-        )
-    if not resume and run_dir.exists() and any(run_dir.iterdir()):
-        raise RunDirError(
-            f"the run directory {run_dir} exists and is not empty: pass resume=true to continue that run, "
-            "or another run_dir (or none) to start a new one"
-        )
-
-
-def abandon(run_dir: Path, made: Sequence[Path] = ()) -> None:
-    """Remove what a run left that never began: one without a config.yaml, and what `claim` made above it, where nothing
-    else stands in it by now. A run that began stays as it is."""
-    if run_dir.is_dir() and not (run_dir / "config.yaml").is_file():
-        shutil.rmtree(run_dir)
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+_STATE = "state.json"
+_NEWEST = ".newest_checkpoint"
+"""Stands in the run's directory and names the checkpoint that was written last, so that one that is gone is missed."""
 
 
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, run_dir: Path, *, keep: int) -> None:
+    def __init__(self, run_dir: Path, *, keep: int, keep_every: int = 0) -> None:
+        """`keep` newest ones stay, and those of every `keep_every` steps (0: none), and the best."""
         self._folder = run_dir / "checkpoints"
         self._keep = keep
+        self._keep_every = keep_every
 
     def newest(self) -> Path | None:
-        whole = self._whole()
-        return whole[-1] if whole else None
+        """By its name alone: `settle` looks inside."""
+        steps = self.steps()
+        return self.at(max(steps)) if steps else None
+
+    def steps(self) -> list[int]:
+        """Ascending."""
+        found = self._folder.iterdir() if self._folder.is_dir() else ()
+        named = {int(name[1]): path for path in found if (name := _NAME.fullmatch(path.name))}
+        return sorted(step for step, path in named.items() if (path / _STATE).is_file())
+
+    def at(self, step: int) -> Path:
+        return self._folder / f"step_{step:06d}"
+
+    def settle(self) -> Path | None:
+        """The newest whole one, to go on from; broken ones that are newer are set aside, each with a word.
+
+        Raises RunDirError where checkpoints were written and none is whole any more: going on would begin at step 0.
+        """
+        faults = []
+        for step in reversed(self.steps()):
+            path = self.at(step)
+            if (fault := fault_of(path)) is None:
+                return path
+            faults.append(fault)
+            aside = path.rename(_free(path.with_name(f"broken_{path.name}")))
+            log.warning("checkpoint %s is broken: %s. It is set aside as %s", path.name, fault, aside.name)
+        if faults or (written := self._last_written()) is not None:
+            why = f"none of its checkpoints is whole ({faults[0]})" if faults else f"{written} is not there any more"
+            raise RunDirError(
+                f"{self._folder.parent} cannot be gone on with: {why}, and from step 0 on its records would be written "
+                "anew. Put the checkpoints back, or start another run with another run_dir"
+            )
+        return None
+
+    def _last_written(self) -> Path | None:
+        """Also where it is gone."""
+        told = self._folder.with_name(_NEWEST)
+        return self._folder / told.read_text(encoding="utf-8").strip() if told.is_file() else None
 
     def begin(self, step: int) -> Path:
         """An empty folder to write the checkpoint of `step` to."""
@@ -78,22 +90,20 @@ class Checkpoints:
         partial.mkdir(parents=True)
         return partial
 
-    def commit(self, partial: Path, state: JsonDict) -> Path:
-        """Write `state`, which names its "step", into `partial` and move it to its place; all but `keep` go."""
-        (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        final = self._folder / f"step_{int(state['step']):06d}"
+    def commit(self, partial: Path, state: JsonDict, *, best: int | None = None) -> Path:
+        """Write `state`, which names its "step", into `partial` and move it to its place. Which others stay: see the
+        class; `best` is the step of one of them."""
+        step = int(state["step"])
+        write_text(partial / _STATE, json.dumps({**state, "files": _described(partial)}, indent=1) + "\n")
+        final = self.at(step)
         if final.exists():
             self._remove(final)
-        partial.rename(final)
-        for old in self._whole()[: -self._keep]:
-            self._remove(old)
+        move_into_place(partial, final)
+        write_text(self._folder.with_name(_NEWEST), f"{final.name}\n")
+        for old in self.steps()[: -self._keep]:
+            if old != best and not (self._keep_every and old % self._keep_every == 0):
+                self._remove(self.at(old))
         return final
-
-    def _whole(self) -> list[Path]:
-        """Ascending by step."""
-        found = self._folder.iterdir() if self._folder.is_dir() else ()
-        named = {int(name[1]): path for path in found if (name := _NAME.fullmatch(path.name))}
-        return [named[step] for step in sorted(named) if (named[step] / "state.json").is_file()]
 
     def _remove(self, path: Path) -> None:
         gone = path.rename(path.with_name(f".removed_{path.name}"))
@@ -101,14 +111,81 @@ class Checkpoints:
 
 
 def read_state(checkpoint: Path) -> JsonDict:
-    """What `commit` was given."""
+    """What `commit` was given. Raises RunDirError where it is not that."""
     try:
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunDirError(f"{checkpoint / 'state.json'} is broken ({error}); {_WITHOUT_IT}") from error
-    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
-        raise RunDirError(f'{checkpoint / "state.json"} does not say its "step"; {_WITHOUT_IT}')
-    return state
+        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"{checkpoint / _STATE} is broken ({error})") from error
+    if not isinstance(state, dict) or type(state.get("step")) is not int or not isinstance(state.get("files"), dict):
+        raise RunDirError(f'{checkpoint / _STATE} is broken (it does not say its "step" and "files")')
+    return {name: value for name, value in state.items() if name != "files"}
 
 
-_WITHOUT_IT = "remove that checkpoint's folder to go on from the one before it"
+def check_trainers(checkpoint: Path, here: Mapping[str, int]) -> None:
+    """Raises RunDirError where the trainers that wrote it had other numbers, such as {"ranks": 2, "zero_stage": 1}."""
+    try:
+        there = json.loads((checkpoint / "trainer" / "trainer.json").read_text(encoding="utf-8"))
+        wrong = {name: there[name] for name, number in here.items() if there[name] != number}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunDirError(f"{checkpoint}/trainer/trainer.json is broken ({type(error).__name__}: {error})") from error
+    if wrong:
+        said = ", ".join(f"trainer.{name} {number}, not {here[name]}" for name, number in wrong.items())
+        keys = " ".join(f"trainer.{name}={number}" for name, number in wrong.items())
+        raise RunDirError(f"the checkpoint {checkpoint} was written with {said}: go on with {keys}")
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """What keeps it from being gone on from: the first file that is not what was written. Reads all of it."""
+    try:
+        read_state(checkpoint)
+        named = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["files"]
+        return next((fault for fault in _faults(checkpoint, named) if fault), None)
+    except (RunDirError, OSError) as error:
+        return str(error)
+
+
+def _faults(checkpoint: Path, named: JsonDict) -> Iterator[str | None]:
+    there = dict.fromkeys(_files(checkpoint))
+    for name, written in named.items():
+        path = checkpoint / name
+        if path not in there:
+            yield f"{name} is missing"
+        elif (size := path.stat().st_size) != written["bytes"]:
+            yield f"{name} has {size:,} bytes, {written['bytes']:,} were written"
+    paths = [checkpoint / name for name in named]
+    for name, now in zip(named, _checksums(paths), strict=True):
+        yield None if now == named[name]["sha256"] else f"{name} has other bytes than were written"
+
+
+def _described(folder: Path) -> JsonDict:
+    paths = _files(folder)
+    checksums = _checksums(paths)
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": checksum}
+        for path, checksum in zip(paths, checksums, strict=True)
+    }
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / _STATE)
+
+
+def _checksums(paths: list[Path]) -> Iterator[str]:
+    """SHA-256 of each file, several at a time: hashing lets go of Python's lock."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
+        yield from threads.map(_checksum, paths)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _free(path: Path) -> Path:
+    """`path`, or the first of PATH_2, PATH_3, ... that is not there."""
+    taken = path.parent / path.name
+    number = 1
+    while taken.exists():
+        number += 1
+        taken = path.with_name(f"{path.name}_{number}")
+    return taken

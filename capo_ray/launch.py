@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import sys
 import traceback
 import warnings
@@ -15,11 +16,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from capo_ray.checkpoint import Checkpoints, abandon, claim
+from capo_ray.checkpoint import Checkpoints
 from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.data.problem import DataError
 from capo_ray.program import FAILED, INTERRUPTED, leave, run_program
 from capo_ray.run import run
+from capo_ray.run_dir import RunDirError, claim
 
 USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
 
@@ -33,6 +35,8 @@ USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
 NEXT = """Look inside it: python -m capo_ray.view {run_dir}
 Then try reward=intersection, or algorithm=grpo with critic=null to see what the critiques were worth; make it yours:
 docs/tutorial.md."""
+
+MIB = 1 << 20
 
 log = logging.getLogger("capo_ray")
 
@@ -62,23 +66,21 @@ def launch(config: Config) -> int:
         return 0
     refuse_unfit(config)
     run_dir = run_dir_of(config)
-    made = claim(run_dir, resume=config.resume)
+    mine = claim(run_dir, resume=config.resume)
     try:
         asyncio.run(run(config, run_dir))
-    except (ConfigError, DataError):
-        abandon(run_dir, made)
+    except (ConfigError, DataError, RunDirError):
+        mine.abandon()
         raise
     except KeyboardInterrupt:
         print(f"\ninterrupted. {_where_to_go_on(run_dir)}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        (run_dir / "error.log").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        print(
-            f"error: {cause(error)}\n{_where_to_go_on(run_dir)}\nThe whole story: {run_dir / 'error.log'}, and the "
-            f"processes' own logs in {run_dir / 'logs'}",
-            file=sys.stderr,
-        )
+        print(f"error: {cause(error)}{_full(run_dir)}\n{_where_to_go_on(run_dir)}", file=sys.stderr)
+        print(_keep_story(error, run_dir), file=sys.stderr)
         return FAILED
+    finally:
+        mine.release()
     print(f"\nEverything of this run: {run_dir}\n{NEXT.format(run_dir=run_dir)}")
     return 0
 
@@ -96,6 +98,22 @@ def run_dir_of(config: Config) -> Path:
     if config.resume:
         raise ConfigError("resume: name the run to resume with run_dir=DIR")
     return Path.cwd() / "runs" / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _full(run_dir: Path) -> str:
+    """What libraries say of a full disk seldom has the word."""
+    free = shutil.disk_usage(run_dir).free
+    return f" ({run_dir} is on a disk with {free / MIB:.0f} MiB left)" if free < 100 * MIB else ""
+
+
+def _keep_story(error: BaseException, run_dir: Path) -> str:
+    """Writes error.log, and says where to read on."""
+    log_file = run_dir / "error.log"
+    try:
+        log_file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError as unwritten:
+        return f"{log_file} cannot be written ({unwritten.strerror}); the processes' own logs are in {run_dir / 'logs'}"
+    return f"The whole story: {log_file}, and the processes' own logs in {run_dir / 'logs'}"
 
 
 def _where_to_go_on(run_dir: Path) -> str:

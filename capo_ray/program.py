@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from capo_ray.checkpoint import RunDirError
 from capo_ray.config.run import ConfigError
 from capo_ray.data.problem import DataError
+from capo_ray.run_dir import RunDirError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 """Exit codes: something went wrong on the way, what was asked for cannot be done, Ctrl-C."""

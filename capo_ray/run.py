@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capo_ray.config.run import Config
+from capo_ray.durable import write_text
 
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import RayCrew
@@ -67,4 +68,4 @@ def write_config(config: Config, run_dir: Path) -> None:
     import yaml
 
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    (run_dir / "config.yaml").write_text(text, encoding="utf-8")
+    write_text(run_dir / "config.yaml", text)

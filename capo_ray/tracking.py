@@ -19,12 +19,14 @@ import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from capo_ray.checkpoint import Checkpoints, RunDirError, read_state
+from capo_ray.checkpoint import Checkpoints, read_state
 from capo_ray.config.blocks import Tracking
 from capo_ray.config.critic import Canaries
 from capo_ray.config.run import Config
+from capo_ray.durable import write_text
+from capo_ray.run_dir import RunDirError
 from capo_ray.terminal import display, table_rows
 from capo_ray.tracking_sinks import Beside, Sink, TensorBoard, start_wandb
 from capo_ray.types import JsonDict, Metrics
@@ -120,7 +122,8 @@ class Tracker:
         return step in self._evaluations
 
     def rewind(self, step: int) -> None:
-        """Forget what is not part of a run whose next step is `step`: later lines and files, for good.
+        """Leave out what is not part of a run whose next step is `step`: later lines and files are moved to
+        RUN_DIR/rolled_back/NUMBER, for who wants to know what they said.
 
         The evaluation after `step` steps stays: it is of the weights that the run goes on with.
         """
@@ -128,7 +131,8 @@ class Tracker:
         def stays(line: JsonDict) -> bool:
             return line["step"] < step or (line["step"] == step and is_evaluation(line))
 
-        kept = _keep_whole_lines(self._file, stays)
+        aside = _next_folder(self._run_dir / "rolled_back")
+        kept = _keep_whole_lines(self._file, stays, aside=aside)
         self._evaluations = evaluations(kept)
         self._watches = self._new_watches()
         for line in kept:
@@ -138,8 +142,11 @@ class Tracker:
                     watch.look(known)  # what it says of these steps was said
         for path in [path for folder in BY_STEP for path in (self._run_dir / folder).glob("*")]:
             found = STEP_FILE.fullmatch(path.name)
-            if path.suffix == ".partial" or (found and int(found[1]) >= step):
+            if path.suffix == ".partial":
                 path.unlink()
+            elif found and int(found[1]) >= step:
+                (aside / path.parent.name).mkdir(parents=True, exist_ok=True)
+                path.rename(aside / path.parent.name / path.name)
         for sink in self._sinks:
             sink.rewind(step)
         if self._display is not None:
@@ -208,21 +215,39 @@ def evaluations(lines: Sequence[JsonDict]) -> dict[int, Metrics]:
     }
 
 
-def _keep_whole_lines(file: Path, stays: Callable[[JsonDict], bool]) -> list[JsonDict]:
-    """Cut `file` down to the lines that stay, in one move, and return them. A torn last line never stays."""
+def _next_folder(parent: Path) -> Path:
+    """PARENT/1, or the first number that is free; not made."""
+    numbers = [int(path.name) for path in parent.glob("*") if path.name.isdecimal()]
+    return parent / str(max(numbers, default=0) + 1)
+
+
+def _keep_whole_lines(file: Path, stays: Callable[[JsonDict], bool], *, aside: Path | None = None) -> list[JsonDict]:
+    """Cut `file` down to the lines that stay, in one move, and return them; the others go to a file of the folder
+    `aside`. A torn last line never stays."""
     if not file.is_file():
         return []
+    kept: list[tuple[str, JsonDict]] = []
+    gone: list[str] = []
     raw = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept: list[tuple[str, Any]] = []
     for number, text in enumerate(raw, start=1):
-        try:
-            line = json.loads(text) if text.endswith("\n") else None
-        except json.JSONDecodeError as error:
-            raise RunDirError(f"{file}, line {number} is not JSON ({error.msg}); mend or remove that line") from error
+        line = _line(file, number, text) if text.endswith("\n") else None
         if line is not None and stays(line):
             kept.append((text, line))
+        elif line is not None:
+            gone.append(text)
+    if aside is not None and gone:
+        aside.mkdir(parents=True)
+        write_text(aside / file.name, "".join(gone))
     if len(kept) < len(raw):
-        partial = file.with_suffix(".partial")
-        partial.write_text("".join(text for text, _ in kept), encoding="utf-8")
-        partial.replace(file)
+        write_text(file, "".join(text for text, _ in kept))
     return [line for _, line in kept]
+
+
+def _line(file: Path, number: int, text: str) -> JsonDict:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RunDirError(f"{file}, line {number} is not JSON ({error.msg}); mend or remove that line") from error
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        raise RunDirError(f'{file}, line {number} has no "step" that is a whole number; mend or remove that line')
+    return line

@@ -1,11 +1,19 @@
 """A run directory is taken once; a checkpoint is whole or not there."""
 
 import json
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from capo_ray.checkpoint import Checkpoints, RunDirError, abandon, claim, read_state
+from capo_ray.checkpoint import Checkpoints, check_trainers, read_state
+from capo_ray.run_dir import RunDirError, claim
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def write(checkpoints: Checkpoints, step: int, **state: object) -> Path:
@@ -20,8 +28,8 @@ def names(run_dir: Path) -> list[str]:
 
 
 def test_a_new_run_makes_its_folder(tmp_path: Path) -> None:
-    claim(tmp_path / "runs" / "a", resume=False)
-    claim(tmp_path / "runs" / "a", resume=False)  # an empty one is as good as none
+    claim(tmp_path / "runs" / "a", resume=False).release()
+    claim(tmp_path / "runs" / "a", resume=False).release()  # an empty one is as good as none
     assert (tmp_path / "runs" / "a").is_dir()
 
 
@@ -51,18 +59,27 @@ def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
 
 def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "new" / "a"
-    made = claim(run_dir, resume=False)
+    mine = claim(run_dir, resume=False)
     (run_dir / "models").mkdir()
     (tmp_path / "runs" / "another").mkdir()  # begun by somebody else meanwhile
-    abandon(run_dir, made)
+    mine.abandon()
     assert [path.name for path in tmp_path.rglob("*")] == ["runs", "another"]
+
+
+def test_an_empty_folder_of_the_users_own_stays(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir(mode=0o700)
+    mine = claim(own, resume=False)
+    (own / "models").mkdir()
+    mine.abandon()
+    assert list(tmp_path.iterdir()) == [own] and list(own.iterdir()) == [] and own.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_run_that_began_stays(tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "a"
-    made = claim(run_dir, resume=False)
+    mine = claim(run_dir, resume=False)
     (run_dir / "config.yaml").touch()
-    abandon(run_dir, made)
+    mine.abandon()
     assert (run_dir / "config.yaml").is_file()
 
 
@@ -70,6 +87,39 @@ def test_a_run_directory_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunDirError, match=r"the run directory .*/file is a file; pass another run_dir"):
         claim(tmp_path / "file", resume=False)
+
+
+@pytest.mark.parametrize("place", ["file/run", "n" * 300, "loop/run"])
+def test_a_place_that_cannot_hold_a_run(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(RunDirError, match=r"the run directory .* cannot be (read|written): .*; pass another"):
+        claim(tmp_path / place, resume=False)
+
+
+HOLD = """
+import sys; from pathlib import Path; from capo_ray.run_dir import claim
+mine = claim(Path(sys.argv[1]), resume=True); print("mine", flush=True); sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
+    """Held until the first one ends, by SIGKILL too, and told who has it since when."""
+    (tmp_path / "config.yaml").touch()
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout is not None and first.stdout.readline() == "mine\n"
+    with pytest.raises(RunDirError) as error:
+        claim(tmp_path, resume=True)
+    assert re.fullmatch(
+        rf"{tmp_path} is the directory of a run that goes on: process {first.pid} on {socket.gethostname()}, since "
+        r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\. End that run first, or pass another run_dir",
+        str(error.value),
+    )
+    first.kill()
+    first.communicate()
+    claim(tmp_path, resume=True).release()
 
 
 def test_what_was_committed_is_read_again(tmp_path: Path) -> None:
@@ -123,12 +173,80 @@ def test_a_step_is_written_again_after_a_rollback(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"state\.json is broken \(Expecting value.*\); remove that checkpoint's folder"),
-        ('{"wandb_id": "a"}', r'state\.json does not say its "step"; remove that checkpoint\'s folder to go on from'),
+        ("", r"state\.json is broken \(Expecting value"),
+        ('{"wandb_id": "a"}', r'state\.json is broken \(it does not say its "step" and "files"\)'),
         (json.dumps([1]), r'does not say its "step"'),
     ],
 )
-def test_a_broken_state_says_what_to_do(tmp_path: Path, text: str, message: str) -> None:
+def test_a_broken_state_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "state.json").write_text(text)
     with pytest.raises(RunDirError, match=message):
         read_state(tmp_path)
+
+
+def test_the_best_and_every_nth_stay(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_every=4)
+    for step in range(1, 11):
+        partial = checkpoints.begin(step)
+        checkpoints.commit(partial, {"step": step}, best=3 if step >= 3 else None)
+    assert names(tmp_path) == ["step_000003", "step_000004", "step_000008", "step_000010"]
+
+
+BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut": (lambda path: (path / "trainer/weights").write_text("of"), "trainer/weights has 2 bytes, 9 were written"),
+    "flipped": (
+        lambda path: (path / "trainer/weights").write_text("of step 8"),
+        "trainer/weights has other bytes than were written",
+    ),
+    "missing": (lambda path: (path / "trainer/weights").unlink(), "trainer/weights is missing"),
+    "no JSON": (lambda path: (path / "state.json").write_text('{"ste'), "state.json is broken ("),
+    "no step": (lambda path: (path / "state.json").write_text("[]"), 'is broken (it does not say its "step"'),
+}
+
+
+@pytest.mark.parametrize("kind", BREAKS)
+def test_a_broken_one_is_set_aside_for_the_one_before(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    break_it, said = BREAKS[kind]
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    write(checkpoints, 8)
+    break_it(write(checkpoints, 9))
+    assert checkpoints.settle() == tmp_path / "checkpoints" / "step_000008" == checkpoints.newest()
+    assert names(tmp_path) == ["broken_step_000009", "step_000008"]
+    (message,) = caplog.messages
+    assert message.startswith("checkpoint step_000009 is broken: ") and said in message
+    assert message.endswith("It is set aside as broken_step_000009")
+
+
+def test_nothing_begins_anew_where_checkpoints_were_written(tmp_path: Path) -> None:
+    """All of them broken; and none there any more, as where a disk is not mounted."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.settle() is None
+    (write(checkpoints, 1) / "trainer/weights").unlink()
+    with pytest.raises(RunDirError) as error:
+        checkpoints.settle()
+    assert str(error.value) == (
+        f"{tmp_path} cannot be gone on with: none of its checkpoints is whole (trainer/weights is missing), and from "
+        "step 0 on its records would be written anew. Put the checkpoints back, or start another run with another "
+        "run_dir"
+    )
+    write(checkpoints, 2)
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    with pytest.raises(RunDirError, match="checkpoints/step_000002 is not there any more, and from step 0 on"):
+        checkpoints.settle()
+
+
+def test_trainers_of_other_numbers(tmp_path: Path) -> None:
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "trainer.json").write_text('{"ranks": 2, "zero_stage": 1}')
+    check_trainers(tmp_path, {"ranks": 2, "zero_stage": 1})
+    with pytest.raises(RunDirError) as error:
+        check_trainers(tmp_path, {"ranks": 1, "zero_stage": 1})
+    assert str(error.value) == (
+        f"the checkpoint {tmp_path} was written with trainer.ranks 2, not 1: go on with trainer.ranks=2"
+    )
+    for text in ("{}", "[]", "{"):
+        (tmp_path / "trainer" / "trainer.json").write_text(text)
+        with pytest.raises(RunDirError, match=r"trainer\.json is broken"):
+            check_trainers(tmp_path, {"ranks": 1})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.launch import main
+from capo_ray.launch import _keep_story, main
 from capo_ray.models import ASSETS
 from capo_ray.program import BAD_INPUT
 
@@ -95,6 +95,28 @@ def test_a_run_directory_is_not_mixed(capsys: pytest.CaptureFixture[str]) -> Non
     folder = Path("run").resolve()
     assert refused(capsys, TINY, "run_dir=run").startswith(f"the run directory {folder} exists and is not empty: pass")
     assert refused(capsys, TINY, "run_dir=run", "resume=true").startswith(f"{folder} holds no run to resume")
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its records would be cut away: refused before anything is started, with all that is there left as it was."""
+    Path("run/samples").mkdir(parents=True)
+    for name, text in {
+        "config.yaml": "steps: 4\n", "metrics.jsonl": '{"step": 0}\n', ".newest_checkpoint": "step_000001\n",
+        "samples/000000-0.jsonl": "{}\n", ".lock": "",
+    }.items():  # fmt: skip
+        Path("run", name).write_text(text)
+    folder = Path("run").resolve()
+    assert refused(capsys, TINY, "run_dir=run", "resume=true").startswith(
+        f"{folder} cannot be gone on with: {folder}/checkpoints/step_000001 is not there any more, and from step 0 on"
+    )
+    assert Path("run/metrics.jsonl").read_text() == '{"step": 0}\n'
+
+
+def test_an_error_that_cannot_be_written_down_is_told(tmp_path: Path) -> None:
+    """On a full or read-only disk the cause is what is said."""
+    (tmp_path / "error.log").mkdir()
+    said = _keep_story(ValueError("the cause"), tmp_path)
+    assert said.startswith(f"{tmp_path / 'error.log'} cannot be written (Is a directory); the processes' own logs are")
 
 
 def test_a_weight_of_critiques_above_that_of_outcomes_is_warned_of(

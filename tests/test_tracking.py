@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from capo_ray import tracking_sinks
-from capo_ray.checkpoint import Checkpoints, RunDirError
+from capo_ray.checkpoint import Checkpoints
 from capo_ray.config.blocks import Tracking
 from capo_ray.config.critic import Canaries
 from capo_ray.config.run import Config, compose
+from capo_ray.run_dir import RunDirError
 from capo_ray.terminal import progress, short, table_rows
 from capo_ray.tracking import Tracker
 from capo_ray.tracking_sinks import Beside, Wandb, wandb_mode
@@ -165,7 +166,11 @@ def test_going_back(tmp_path: Path) -> None:
     made.rewind(2)
     assert heads(tmp_path) == [(0, True), (0, False), (1, False), (2, True)]
     assert sorted(path.name for path in samples.iterdir()) == kept
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "samples"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "rolled_back", "samples"]
+    aside = tmp_path / "rolled_back" / "1"
+    assert heads(aside) == [(2, False), (3, False), (4, True)]
+    gone = ["000002-0.jsonl", "000003-1.jsonl", "1000000-0.jsonl"]
+    assert sorted(path.name for path in (aside / "samples").iterdir()) == gone
     assert "after 2" in columns(made)
     assert made.has_evaluation(2) and not made.has_evaluation(4)
     made.step(2, {"x": -1.0})
@@ -552,11 +557,20 @@ def test_opened_again_from_the_newest_checkpoint(tmp_path: Path) -> None:
 
 
 def test_opened_again_without_a_checkpoint(tmp_path: Path) -> None:
-    """The run begins again, and its file with it."""
+    """The run begins again, and its file with it; what it had written is kept beside."""
     first = Tracker.open(config_of(tmp_path), tmp_path)
-    first.step(0, {"x": 1.0})
-    assert Tracker.open(config_of(tmp_path), tmp_path).state() != first.state()
-    assert heads(tmp_path) == []
+    for number in (1, 2):
+        first.step(0, {"x": 1.0})
+        (tmp_path / "samples").mkdir(exist_ok=True)
+        (tmp_path / "samples" / "000000-0.jsonl").write_text("{}\n")
+        again = Tracker.open(config_of(tmp_path), tmp_path)
+        assert again.state() != first.state()
+        assert heads(tmp_path) == [] and list((tmp_path / "samples").iterdir()) == []
+        kept = tmp_path / "rolled_back" / str(number)
+        assert [path.name for path in kept.rglob("*.jsonl")] == ["metrics.jsonl", "000000-0.jsonl"]
+        assert '"x": 1.0' in (kept / "metrics.jsonl").read_text()
+        first = again
+    assert not (tmp_path / "rolled_back" / "3").exists()
 
 
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:

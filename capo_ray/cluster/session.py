@@ -99,8 +99,12 @@ def worker_environment() -> dict[str, str]:
 
 
 def keep_logs(home: Path, logs: Path) -> None:
-    """Move the session's logs, without its sockets and databases."""
+    """Copy the session's logs, without its sockets and databases. What keeps them from being written (a full disk) is
+    said, and takes no other error's place."""
     for session in home.glob("session_*"):
         source = session / "logs"
         if source.is_dir() and not session.is_symlink():
-            shutil.copytree(source, logs, dirs_exist_ok=True, ignore=shutil.ignore_patterns("old"))
+            try:
+                shutil.copytree(source, logs, dirs_exist_ok=True, ignore=shutil.ignore_patterns("old"))
+            except OSError as error:  # shutil.Error is one, with a list of every file in place of a text
+                log.warning("the processes' logs cannot all be kept in %s: %s", logs, error.strerror or "see its disk")

@@ -66,7 +66,7 @@ def write_random_state(folder: str, rank: int) -> None:
 
 
 def read_random_state(folder: str, rank: int) -> None:
-    state = torch.load(Path(folder) / f"random_{rank}.pt", weights_only=False)  # Python's own state is a tuple
+    state = torch.load(Path(folder) / f"random_{rank}.pt", weights_only=True)
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():

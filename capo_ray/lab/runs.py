@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 import yaml
 
 from capo_ray import tracking
-from capo_ray.checkpoint import Checkpoints, RunDirError, claim
+from capo_ray.checkpoint import Checkpoints
 from capo_ray.config.run import Config, ConfigError
 from capo_ray.data.problem import DataError
 from capo_ray.lab.design import Design
 from capo_ray.planning.plan import refuse_unfit
+from capo_ray.run_dir import RunDirError, claim, hold
 from capo_ray.types import JsonDict, Metrics
 
 if TYPE_CHECKING:
@@ -173,6 +174,10 @@ async def _run(config: Config, warm: WarmEngines) -> None:
     run_dir = _run_dir(config)
     resume = Checkpoints(run_dir, keep=1).newest() is not None
     if run_dir.exists() and not resume:
-        shutil.rmtree(run_dir)  # it was cut off before its first checkpoint
-    claim(run_dir, resume=resume)
-    await run(config, run_dir, warm=warm)
+        with hold(run_dir):
+            shutil.rmtree(run_dir)  # it was cut off before its first checkpoint
+    mine = claim(run_dir, resume=resume)
+    try:
+        await run(config, run_dir, warm=warm)
+    finally:
+        mine.release()

@@ -1,0 +1,41 @@
+"""Files that are whole or not there, also after a loss of power: written beside their place, synced, then renamed.
+
+A rename alone is whole for whoever looks, but a disk may keep the new name before the new bytes. Leaves out what is
+written, and which of several files are looked at.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    """`text` in place of whatever `path` is: all of it, or what was there."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+    move_into_place(partial, path)
+
+
+def move_into_place(partial: Path, path: Path) -> None:
+    """Rename a file, or a folder to a name that is free, once all of it is on the disk."""
+    sync(partial)
+    partial.replace(path)
+    _sync_one(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have the system write `path`, a file or a folder with all that is in it, to its disk."""
+    if path.is_dir():
+        for inside in path.iterdir():
+            sync(inside)
+    _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
