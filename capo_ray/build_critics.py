@@ -75,7 +75,12 @@ def http_critics(voter: Voter) -> tuple[HttpCritic, ...]:
 
     return tuple(
         HttpCritic(
-            HttpSettings(endpoint=endpoint, model=voter.served_model or "", api_key_env=voter.api_key_env),
+            HttpSettings(
+                endpoint=endpoint,
+                model=voter.served_model or "",
+                api_key_env=voter.api_key_env,
+                leave_out=voter.leave_out,
+            ),
             name=f"{voter.served_model} at {server_name(endpoint)}",
         )
         for endpoint in voter.endpoints

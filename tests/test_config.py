@@ -196,8 +196,8 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         ),
         (
             "critic=truth critic.workers=2",
-            "critic: `model`, `workers`, `endpoints` and `served_model` have no meaning where `kind` is truth; start "
-            "from critic=truth",
+            "critic: `model`, `workers`, `endpoints`, `served_model` and `leave_out` have no meaning where `kind` is "
+            "truth; start from critic=truth",
         ),
         (
             "algorithm.surrogate=gspo",
@@ -286,7 +286,8 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         ),
         (
             "critic.endpoints=[http://h:1/v1]",
-            "critic: `endpoints` and `served_model` are for kind http, and `kind` is vllm; start from critic=http",
+            "critic: `endpoints`, `served_model` and `leave_out` are for kind http, and `kind` is vllm; start from "
+            "critic=http",
         ),
         (
             f"{HTTP} critic.kind=vllm critic.endpoints=[] critic.served_model=null",
@@ -300,6 +301,18 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             f"{HTTP} critic.endpoints=['http://me:secret@h/v1']",
             "critic: `endpoints` must hold no credentials (h has some): the key goes into the environment, see "
             "`api_key_env`",
+        ),
+        (
+            f"{HTTP} critic.leave_out=[max_tokens]",
+            "critic.leave_out.0: Input should be 'seed', 'temperature' or 'top_p', got 'max_tokens'",
+        ),
+        (
+            f"{HTTP} critic.endpoints=[http://h:99999/v1]",
+            "critic: `endpoints` must be base addresses such as http://host:8000/v1, got 'http://h:99999/v1'",
+        ),
+        (
+            f"{HTTP} critic.endpoints=['http://h:8000/v1?key=sk-secret']",
+            "critic: `endpoints` must be base addresses such as http://host:8000/v1, got 'http://h:8000/v1'",
         ),
         (
             f"{HTTP} critic.endpoints=[http://h/v1,http://h/v1]",
@@ -370,6 +383,31 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
 )
 def test_a_fault_names_field_value_and_remedy(override: str, message: str) -> None:
     assert fault(*override.split(" ")).removeprefix("configuration: ") == message
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-proj-abcdefghijklmnop",
+        "sk_live_51abcdefgh",
+        "hf_aBcDeFgHiJkLmNoPqRsTuVwXyZ01234567",
+        "gsk_abc",
+        "AIzaSyA1234567890abcdefghijklmnopqrstuv",
+        "a3f5c2d4e6f708192a3b4c5d6e7f8091",
+        "abcdefghijklmnopqrstuvwxyzABCDEFGH",
+        "Bearer x",
+        "''",
+    ],
+)
+def test_a_key_in_place_of_a_variables_name_is_refused_and_not_repeated(key: str) -> None:
+    said = fault(*HTTP.split(), f"critic.api_key_env={key}")
+    assert said.startswith("critic.api_key_env: must be the name of an environment variable, such as OPENAI_API_KEY")
+    assert key not in said or key == "''"
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "MY_KEY_2", "_k", "null", "AZURE_OPENAI_API_KEY_PROJECT_2026"])
+def test_names_of_variables_are_taken(name: str) -> None:
+    assert compose([TINY, *HTTP.split(), f"critic.api_key_env={name}"]).critic is not None
 
 
 def test_the_policys_window() -> None:

@@ -3,14 +3,32 @@ votes are worth (see `config.method`)."""
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from capo_ray import extension
 from capo_ray.config.blocks import Block, Model, or_own, setting
+
+
+def _check_name(name: str) -> str:
+    """The name of an environment variable. Its error never repeats it: it may be the key itself."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII) or _looks_like_a_key(name):
+        raise ValueError(
+            "must be the name of an environment variable, such as OPENAI_API_KEY, and the value given (not shown) is "
+            "none or looks like a key; put the key into a variable (export MY_KEY=...) and name that, or null for none"
+        )
+    return name
+
+
+def _looks_like_a_key(name: str) -> bool:
+    """Whether a word of it is as long and mixed as no word of a name is."""
+    words = name.split("_")
+    mixed = any(len(word) >= 16 and re.search("[0-9]", word) for word in words)
+    return mixed or any(len(word) >= 32 for word in words) or bool(re.match("(?:sk|pk|gsk|xai|hf|nvapi)_", name))
 
 
 class Voter(Block):
@@ -35,9 +53,15 @@ class Voter(Block):
     served_model: str | None = setting(
         "name that the servers have for the model (http only)", None, source="OpenAI API `model`"
     )
-    api_key_env: str | None = setting(
+    api_key_env: Annotated[str, AfterValidator(_check_name)] | None = setting(
         "environment variable of the key; null, or unset: no key is sent (http only)",
         "OPENAI_API_KEY",
+        source="OpenAI API",
+    )
+    leave_out: tuple[Literal["seed", "temperature", "top_p"], ...] = setting(
+        "fields of a request that the servers do not take; their own values apply then (http only). Seed and top-p are "
+        "never sent at temperature 0",
+        (),
         source="OpenAI API",
     )
     max_sequences: int = setting(
@@ -78,15 +102,18 @@ class Voter(Block):
 def _check_vllm(voter: Voter) -> None:
     if voter.model is None:
         raise ValueError("`model` must be set when `kind` is vllm; pass model.path=FOLDER_OR_ID, or kind: http")
-    if voter.endpoints or voter.served_model:
-        raise ValueError("`endpoints` and `served_model` are for kind http, and `kind` is vllm; start from critic=http")
+    if voter.endpoints or voter.served_model or voter.leave_out:
+        raise ValueError(
+            "`endpoints`, `served_model` and `leave_out` are for kind http, and `kind` is vllm; start from critic=http"
+        )
 
 
 def _check_no_model(voter: Voter) -> None:
-    if voter.model is not None or voter.endpoints or voter.served_model or voter.workers != 1:
+    of_server = voter.endpoints or voter.served_model or voter.leave_out
+    if voter.model is not None or of_server or voter.workers != 1:
         raise ValueError(
-            f"`model`, `workers`, `endpoints` and `served_model` have no meaning where `kind` is {voter.kind}; start "
-            f"from critic={'own' if extension.is_own(voter.kind) else voter.kind}"
+            "`model`, `workers`, `endpoints`, `served_model` and `leave_out` have no meaning where `kind` is "
+            f"{voter.kind}; start from critic={'own' if extension.is_own(voter.kind) else voter.kind}"
         )
 
 
@@ -103,8 +130,11 @@ def _check_http(voter: Voter) -> None:
         )
     for endpoint in voter.endpoints:
         address = urlsplit(endpoint)
-        if address.scheme not in ("http", "https") or not address.hostname or address.query or address.fragment:
-            raise ValueError(f"`endpoints` must be base addresses such as http://host:8000/v1, got {endpoint!r}")
+        odd = address.query or address.fragment or re.search(r"\s", endpoint) or not _has_port(address)
+        if address.scheme not in ("http", "https") or not address.hostname or odd:
+            raise ValueError(
+                f"`endpoints` must be base addresses such as http://host:8000/v1, got {re.split('[?#]', endpoint)[0]!r}"
+            )
         if address.username is not None:
             raise ValueError(
                 f"`endpoints` must hold no credentials ({address.hostname} has some): the key goes into the "
@@ -112,6 +142,14 @@ def _check_http(voter: Voter) -> None:
             )
     if len(set(voter.endpoints)) < len(voter.endpoints):
         raise ValueError(f"`endpoints` names a server twice: {list(voter.endpoints)}")
+
+
+def _has_port(address: SplitResult) -> bool:
+    """Whether its port, where it has one, is one."""
+    try:
+        return address.port != 0
+    except ValueError:
+        return False
 
 
 class Canaries(Block):

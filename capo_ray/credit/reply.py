@@ -34,6 +34,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 _BESIDE = frozenset(("step", "steps", "index", "indices", "number", "numbers", "the", "of", "and", "is", "are", "only"))
 _BESIDE |= {"incorrect", "wrong", "erroneous", "boxed"}
 _NONE = frozenset(("none", "no", "nil", "null", "na", "empty", "nothing"))
+_UNSTORABLE = re.compile("[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _MOST_DIGITS = 9
 _MOST_CHARACTERS = 20_000  # of a list, and 100 more for each step; no list of steps is longer
 
@@ -42,6 +43,7 @@ def parse(
     reply: str, num_steps: int, *, truncated: bool = False, critic: str = "", num_tokens: int = 0, cached: bool = False
 ) -> Critique:
     """Read one reply about a response of `num_steps` steps; `truncated` says that the critic was cut off."""
+    reply = storable(reply)
     head, body = _last_list(reply, truncated)
     fits = body is not None and len(body) <= _MOST_CHARACTERS + 100 * num_steps
     ranges = _ranges(body.lower()) if body is not None and fits else None
@@ -64,6 +66,12 @@ def parse(
         num_tokens=num_tokens,
         cached=cached,
     )
+
+
+def storable(text: str) -> str:
+    """`text` as every file and terminal can take it: lone surrogates, which no UTF-8 has, and control characters other
+    than tabs and line ends become U+FFFD."""
+    return _UNSTORABLE.sub("\ufffd", text)
 
 
 def contradicts_itself(critique: Critique) -> bool:

@@ -1,8 +1,10 @@
 """Critics on any server that speaks OpenAI's chat completions: completes conversations over HTTP.
 
 What a server takes is learnt from its answers and remembered: several completions in one request (`n`), or one request
-each, and under which name it knows the limit of tokens. No request is sent twice here: who tries again, when and where
-is the judging service's business (critics, routing). Leaves out what is asked and how replies are read (credit).
+each, under which name it knows the limit of tokens, and which optional fields it refuses. But for that no request is
+sent twice here: who tries again, when and where is the judging service's business (critics, routing). An answer is read
+up to a number of bytes, from the host that was asked alone, and the key is masked in it before anything else is done
+with it. Leaves out how answers are read (chat_answers), what is asked and what replies mean (credit).
 """
 
 from __future__ import annotations
@@ -14,15 +16,23 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from capo_ray.busy import Busy
-from capo_ray.engines.protocols import Completion, EngineBusy, Message, PromptTooLong, Replies, RequestRejected
+from capo_ray.credit.reply import storable
+from capo_ray.engines.chat_answers import (
+    CHARACTERS_PER_TOKEN,
+    OPTIONAL,
+    counts_tokens,
+    is_too_long,
+    read_replies,
+    refused_field,
+    retry_after_s,
+)
+from capo_ray.engines.protocols import EngineBusy, Message, PromptTooLong, Replies, RequestRejected
+from capo_ray.engines.secret import Secret
 from capo_ray.types import Metrics, Sampling
 
 if TYPE_CHECKING:
@@ -30,18 +40,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHARACTERS_PER_TOKEN = 4
-"""About, of what critics write; for servers that do not count."""
 _CONNECT_S = 10.0
 _MOST_SEED = 2**30
 """Seeds are kept below, since some servers read 32 bits."""
-_TOO_LONG = (
-    *("context length", "context_length", "context window", "context size", "maximum context", "too many tokens"),
-    *("`max_new_tokens` must be <=", "`inputs` must have less than"),
-)
-"""What vLLM, llama.cpp, text-generation-inference and the like say of it."""
 _SHOWN = 300
 """Characters of a server's answer that an error quotes."""
+_MOST_BYTES, _MOST_BYTES_PER_TOKEN = 2**22, 256
+"""Of an answer: so many, and so many more for each token that was asked for."""
+_MOST_HOPS = 3
+"""Redirects within one host that are followed."""
 
 
 class HttpCriticError(RuntimeError):
@@ -58,6 +65,16 @@ class HttpSettings:
     """What the server calls the model."""
     api_key_env: str | None = None
     """Environment variable of the key; None or unset: no key is sent."""
+    leave_out: tuple[str, ...] = ()
+    """Of `chat_answers.OPTIONAL`: what is never sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    status: int
+    headers: Mapping[str, str]
+    text: str
+    """Without the key."""
 
 
 class HttpCritic:
@@ -70,19 +87,22 @@ class HttpCritic:
         self._session: aiohttp.ClientSession | None = None
         self._takes_n = True
         self._limit_name = "max_tokens"
+        self._refused: frozenset[str] = frozenset()
+        """Optional fields that the server does not take."""
         self._told_of_counts = False
+        self._secret = Secret("")
         self._totals: Metrics = dict.fromkeys(("generated_tokens", "prompt_tokens", "cached_tokens"), 0.0)
         self._busy = Busy()
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
         """See protocols.CriticEngine. Raises PromptTooLong, EngineBusy, RequestRejected, or HttpCriticError for every
         other fault."""
+        optional = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed % _MOST_SEED}
+        left_out = {*self.settings.leave_out, *(("top_p", "seed") if sampling.temperature == 0 else ())}
         body = {
             "model": self.settings.model,
             "messages": [dict(message) for message in messages],
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": seed % _MOST_SEED,
+            **{name: value for name, value in optional.items() if name not in left_out},
         }
         with self._busy:
             replies = await self._complete(body, sampling.max_tokens, n)
@@ -101,37 +121,70 @@ class HttpCritic:
                 got.append(await self._send(body, max_tokens))  # raises when it was not for `n`
             self._takes_n = len(got[0].completions) > 1
         have = len(got[0].completions) if got else 0
-        rest = [self._send({**body, "seed": body["seed"] + i}, max_tokens) for i in range(have, n)]
+        rest = [self._send(_with_seed(body, i), max_tokens) for i in range(have, n)]
         return _together([*got, *await _all(rest)])
 
     async def _send(self, body: Mapping[str, Any], max_tokens: int) -> Replies:
-        """One completion request, and once more where only the limit's name was wrong."""
-        name = self._limit_name
-        try:
-            return await self._post({**body, name: max_tokens}, body.get("n", 1))
-        except RequestRejected as error:
-            if name != "max_tokens" or "max_completion_tokens" not in str(error):
-                raise
-        self._limit_name = "max_completion_tokens"
-        return await self._post({**body, self._limit_name: max_tokens}, body.get("n", 1))
+        """One completion request, and once more for each field that the server names when it rejects it. What helped is
+        remembered."""
+        limit, refused = self._limit_name, set(self._refused)
+        n = body.get("n", 1)
+        most = _MOST_BYTES + _MOST_BYTES_PER_TOKEN * n * max_tokens
+        while True:
+            sent = {name: value for name, value in body.items() if name not in refused} | {limit: max_tokens}
+            answer = await self._post(sent, most)
+            if answer.status == 200:
+                break
+            fault = self._fault(answer)
+            field = refused_field(answer.text, sent) if isinstance(fault, RequestRejected) else None
+            if field is None:
+                raise fault
+            if field == limit:
+                limit = "max_completion_tokens"
+            else:
+                refused.add(field)
+        self._learn(limit, refused)
+        return self._read(answer.text, n)
 
-    async def _post(self, body: Mapping[str, Any], n: int) -> Replies:
+    def _learn(self, limit: str, refused: set[str]) -> None:
+        self._limit_name = limit
+        if new := [name for name in OPTIONAL if name in refused - self._refused]:
+            log.warning(
+                "%s does not take %s: it is left out from now on, and the server's own applies; say so with "
+                "critic.leave_out=[%s]",
+                self._url, " and ".join(new), ",".join(new),
+            )  # fmt: skip
+        self._refused |= refused
+
+    async def _post(self, body: Mapping[str, Any], most: int) -> _Answered:
+        """What the server says, without the key. Redirects are followed within its host alone."""
         import aiohttp
 
+        url = self._url
         try:
-            async with self._open().post(self._url, json=body, headers=self._headers()) as answer:
-                text = (await answer.read()).decode("utf-8", errors="replace")
-                status, headers = answer.status, answer.headers
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise HttpCriticError(self._clean(f"{self._url}: {type(error).__name__}: {error}")) from None
-        if status != 200:
-            raise self._fault(status, headers, text)
+            for _ in range(_MOST_HOPS):
+                async with self._open().post(
+                    url, json=body, headers=self._headers(), allow_redirects=False
+                ) as response:
+                    target = urljoin(url, response.headers.get("Location", ""))
+                    if response.status not in (307, 308) or not _same_host(url, target):
+                        text = await _text(response, most)
+                        return _Answered(response.status, response.headers, self._mask().masked(text, whole=False))
+                url = target
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:  # ValueError: a key that no header can hold
+            raise HttpCriticError(f"{self._url}: {self._clean(f'{type(error).__name__}: {error}')}") from None
+        raise HttpCriticError(f"{self._url}: it redirects more than {_MOST_HOPS} times")
+
+    def _read(self, text: str, n: int) -> Replies:
+        """The completions of an answer; the key is sought in them once more, since JSON can spell it in another way."""
         try:
             answer = json.loads(text)
             replies = read_replies(answer, n)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            if is_too_long(400, text):  # some gateways say so with status 200
+                raise PromptTooLong(f"{self._url}: {self._clean(text)}") from None
             raise HttpCriticError(
-                self._clean(f"{self._url}: an answer that is no chat completion ({error}): {text[:_SHOWN]!r}")
+                f"{self._url}: an answer that is no chat completion ({self._clean(str(error))}): {self._clean(text)!r}"
             ) from None
         if not counts_tokens(answer) and not self._told_of_counts:
             self._told_of_counts = True
@@ -140,15 +193,26 @@ class HttpCritic:
                 "characters each, in speeds, metrics and critic.tokens_per_step",
                 self._url, CHARACTERS_PER_TOKEN,
             )  # fmt: skip
-        return replies
+        masked = [
+            replace(completion, text=self._mask().masked(completion.text, whole=False))
+            for completion in replies.completions
+        ]
+        return replace(replies, completions=tuple(masked))
 
-    def _fault(self, status: int, headers: Mapping[str, str], text: str) -> Exception:
-        message = self._clean(f"{self._url}: HTTP {status}: {text[:_SHOWN].strip()}")
-        if status == 413 or (status in (400, 422) and any(words in text.lower() for words in _TOO_LONG)):
+    def _fault(self, answer: _Answered) -> Exception:
+        status, text = answer.status, answer.text
+        message = f"{self._url}: HTTP {status}: {self._clean(text)}"
+        if 300 <= status < 400:
+            target = self._clean(answer.headers.get("Location", "nowhere"))
+            return HttpCriticError(
+                f"{self._url}: HTTP {status}: it redirects to {target}, which is not followed; name the server's own "
+                "address in critic.endpoints"
+            )
+        if is_too_long(status, text):
             return PromptTooLong(message)
         if status in (400, 422):
             return RequestRejected(message)
-        wait = retry_after_s(headers.get("Retry-After"))
+        wait = retry_after_s(answer.headers.get("Retry-After"))
         if status == 429 or (status == 503 and wait is not None):
             return EngineBusy(message, wait)
         return HttpCriticError(message)
@@ -170,10 +234,14 @@ class HttpCritic:
         key = self._key()
         return {"Authorization": f"Bearer {key}"} if key else {}
 
-    def _clean(self, message: str) -> str:
-        """Without the key, which some servers repeat."""
-        key = self._key()
-        return message.replace(key, "***") if key else message
+    def _mask(self) -> Secret:
+        if self._secret.key != self._key():
+            self._secret = Secret(self._key())
+        return self._secret
+
+    def _clean(self, text: str) -> str:
+        """The beginning of what a server says, on one line, without the key and without what steers a terminal."""
+        return " ".join(storable(self._mask().masked(text)).split())[:_SHOWN]
 
     def metrics(self) -> Metrics:
         """Totals since the start, as vllm_engine.Requests counts them."""
@@ -194,77 +262,54 @@ def served_models(settings: HttpSettings) -> list[str] | None:
     request = urllib.request.Request(url)
     for name, value in critic._headers().items():
         request.add_unredirected_header(name, value)  # the key is for this server alone
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=_CONNECT_S) as answer:
-            return [str(model["id"]) for model in json.load(answer)["data"]]
+        with opener.open(request, timeout=_CONNECT_S) as answer:
+            return [critic._clean(str(model["id"])) for model in json.loads(answer.read(_MOST_BYTES))["data"]]
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             where = f"environment variable {settings.api_key_env}" if settings.api_key_env else "api_key_env"
             raise HttpCriticError(f"{url}: HTTP {error.code}: it wants another key; see {where}") from None
     except OSError as error:
-        raise HttpCriticError(critic._clean(f"{url}: {getattr(error, 'reason', error)}")) from None
-    except (ValueError, LookupError, TypeError):
+        raise HttpCriticError(f"{url}: {critic._clean(str(getattr(error, 'reason', error)))}") from None
+    except (ValueError, LookupError, TypeError, RecursionError):
         pass
     return None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any) -> None:
+        """An error instead: what another host serves says nothing of this one."""
+
+
+async def _text(response: aiohttp.ClientResponse, most: int) -> str:
+    """The body. Raises HttpCriticError where it has more than `most` bytes; the rest is not read."""
+    read = bytearray()
+    async for chunk in response.content.iter_chunked(2**16):
+        read += chunk
+        if len(read) > most:
+            raise HttpCriticError(f"{response.url}: HTTP {response.status}: an answer of more than {most} bytes")
+    return read.decode("utf-8", errors="replace")
+
+
+def _same_host(url: str, target: str) -> bool:
+    """Whether `target` is the server of `url`, or the same one with TLS."""
+    try:
+        here, there = urlsplit(url), urlsplit(target)
+        same = (here.scheme, here.port) == (there.scheme, there.port)
+    except ValueError:
+        return False
+    return here.hostname == there.hostname and (same or (here.scheme, there.scheme) == ("http", "https"))
+
+
+def _with_seed(body: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    return {**body, "seed": body["seed"] + number} if "seed" in body else body
 
 
 def server_name(endpoint: str) -> str:
     """host:port of an endpoint, and a path that is not the usual /v1, for names of critics."""
     found = urlsplit(endpoint)
     return found.netloc.rsplit("@", 1)[-1] + found.path.rstrip("/").removesuffix("/v1")
-
-
-def retry_after_s(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for: a number or a date; None for none that can be read."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return max(0.0, seconds) if seconds < float("inf") else None
-
-
-def read_replies(answer: Any, n: int) -> Replies:
-    """The completions of a chat completion answer, at most `n`. Raises ValueError and its like for anything else.
-
-    The server counts tokens of all completions together: each has its share by characters. Where it does not count,
-    about so many are taken to be there.
-    """
-    choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))[:n]
-    if not choices:
-        raise ValueError("no choices")
-    texts = [choice["message"].get("content") or "" for choice in choices]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("content is no text")
-    usage, lengths = answer.get("usage") or {}, [len(text) for text in texts]
-    if counts_tokens(answer):
-        tokens = _split(int(usage["completion_tokens"]), lengths)
-    else:
-        tokens = [-(-length // CHARACTERS_PER_TOKEN) for length in lengths]
-    return Replies(
-        completions=tuple(
-            Completion(text=text, truncated=choice.get("finish_reason") == "length", num_tokens=share)
-            for text, choice, share in zip(texts, choices, tokens, strict=True)
-        ),
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
-    )
-
-
-def counts_tokens(answer: Mapping[str, Any]) -> bool:
-    """Whether a chat completion answer says how many tokens were written."""
-    return (answer.get("usage") or {}).get("completion_tokens") is not None
-
-
-def _split(total: int, weights: Sequence[int]) -> list[int]:
-    """Whole numbers that add up to `total`, in proportion to `weights`."""
-    whole = sum(weights)
-    ends = [round(total * end / whole) if whole else total for end in accumulate(weights)]
-    return [end - start for start, end in pairwise([0, *ends])]
 
 
 def _together(parts: Sequence[Replies]) -> Replies:
