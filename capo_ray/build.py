@@ -150,23 +150,16 @@ def make_trainer(config: Config, model: str, *, rank: int, host: str, port: int)
 
 def make_sender(config: Config, handles: Sequence[Any], *, engine: Any, rank: int, host: str) -> Any:
     """The end of a weight transfer that belongs to trainer rank `rank` and its `engine`; `host` is rank 0's address."""
-    from capo_ray.cluster.weight_client import RaySyncClient
+    from capo_ray.cluster.weight_line import receivers_of
 
-    client = RaySyncClient(handles)
+    receivers = receivers_of(handles, gpus_each=config.rollout.tensor_parallel) if rank == 0 else None
     if config.cluster.weight_transfer == "shm":
         from capo_ray.engines.weights_shm import ShmSender
 
-        return ShmSender(client if rank == 0 else None)
+        return ShmSender(receivers)
     from capo_ray.engines.weights_gpu import GpuSender
 
-    return GpuSender(
-        config.cluster.weight_transfer,
-        client,
-        engine.weight_shapes,
-        num_receivers=config.rollout.workers * config.rollout.tensor_parallel,
-        rank=rank,
-        host=host,
-    )
+    return GpuSender(config.cluster.weight_transfer, receivers, engine.weight_shapes, rank=rank, host=host)
 
 
 def make_aggregator(

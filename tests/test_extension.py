@@ -101,7 +101,8 @@ def test_the_engine_of_the_docs(here: Path) -> None:
 
     async def use() -> list[Rollout]:
         assert await actor.ready() == "canned"
-        assert (await actor.receipt()).version == (await actor.metrics())["version"] == 0
+        receipt = await actor.take_weights("finish", {"version": 0})
+        assert receipt is not None and receipt.version == (await actor.metrics())["version"] == 0
         made = [one async for one in actor.generate(prompt, Sampling(max_tokens=9), {0: 1, 1: 2})]
         await actor.close()
         return made

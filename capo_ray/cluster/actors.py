@@ -17,7 +17,7 @@ from capo_ray.cluster.gauges import Badge, publish_always
 from capo_ray.cluster.lifeline import Lifeline
 from capo_ray.critics.budget import Sampled
 from capo_ray.critics.canaries import Canary
-from capo_ray.engines.protocols import Message, Replies, UpdateBatch, WeightReceipt
+from capo_ray.engines.protocols import Message, Replies, Stage, UpdateBatch, WeightReceipt
 from capo_ray.types import GroupSummary, Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
 
 
@@ -61,25 +61,9 @@ class RolloutActor(Shown):
             async for rollout in self._engine.generate(prompt, sampling, seeds):
                 yield rollout
 
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        with self._alive():
-            await self._engine.init_weight_transfer_engine(init_info)
-
-    async def start_weight_update(self) -> None:
+    async def take_weights(self, stage: Stage, given: Mapping[str, Any]) -> WeightReceipt | None:
         with self._alive(), self._stages["sync"]:
-            await self._engine.start_weight_update()
-
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
-        with self._alive(), self._stages["sync"]:
-            await self._engine.update_weights(update_info)
-
-    async def finish_weight_update(self, version: int) -> None:
-        with self._alive(), self._stages["sync"]:
-            await self._engine.finish_weight_update(version)
-
-    async def receipt(self) -> WeightReceipt:
-        with self._alive():
-            return await self._engine.receipt()
+            return await self._engine.take_weights(stage, given)
 
     async def metrics(self) -> Metrics:
         return self._totals()
@@ -130,6 +114,7 @@ class TrainerActor(Shown):
         self._rank = rank
         self._host = ""
         self._engine: Any = None
+        self._sender: Any = None
         self._stages = {stage: Busy() for stage in ("update", "publish", "save", "restore")}
         self._tokens = 0
         self._version = -1
@@ -152,8 +137,10 @@ class TrainerActor(Shown):
             self._engine = self._factory(rank=self._rank, host=host, port=port)
 
     def connect(self, handles: Sequence[Any]) -> None:
-        """Open the weight transfer to the rollout workers behind `handles`."""
-        self._engine.connect(self._make_sender(handles, engine=self._engine, rank=self._rank, host=self._host))
+        """Open the weight transfer to the rollout workers behind `handles`; one that was open before is released."""
+        if self._sender is not None:
+            self._sender.close()
+        self._sender = self._make_sender(handles, engine=self._engine, rank=self._rank, host=self._host)
 
     def update(
         self,
@@ -178,7 +165,7 @@ class TrainerActor(Shown):
 
     def publish_weights(self, version: int) -> str:
         with self._stages["publish"]:
-            checksum: str = self._engine.publish_weights(version)
+            checksum: str = self._sender.send(self._engine.weights(), version)
         self._version = version
         return checksum
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
+from capo_ray.engines.receivers import ReceiverFailed
+
 
 def cause_of(error: BaseException) -> str:
     """One or a few lines: what happened first, where, and where its log is."""
@@ -31,4 +33,7 @@ def is_loss(error: BaseException) -> bool:
     """Whether nothing went wrong but that an actor, or what it held, is gone; all members of a group must say so."""
     if isinstance(error, BaseExceptionGroup):
         return all(is_loss(member) for member in error.exceptions)
-    return isinstance(unwrap(error), RayActorError | ObjectLostError)
+    error = unwrap(error)
+    if isinstance(error, ReceiverFailed):
+        return is_loss(error.cause)
+    return isinstance(error, RayActorError | ObjectLostError)

@@ -6,9 +6,9 @@ placement and remote calls are `cluster`'s.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from capo_ray.types import Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
 
@@ -40,6 +40,10 @@ class WeightReceipt:
     engine: str
     version: int
     checksum: str
+
+
+Stage = Literal["greet", "connect", "start", "update", "finish"]
+"""Of a weight transfer: two at its opening, the others at each sync; "update" once per piece of the weights."""
 
 
 class PromptTooLong(ValueError):
@@ -77,8 +81,11 @@ class RolloutEngine(Protocol):
         """Sample one response per entry of `seeds` (index in the group -> sampling seed); yield each as it finishes."""
         ...
 
-    async def receipt(self) -> WeightReceipt:
-        """Version and checksum of the weights that the next token will be sampled from."""
+    async def take_weights(self, stage: Stage, given: Mapping[str, Any]) -> WeightReceipt | None:
+        """One stage of a weight transfer; `given` is what the transport says at it, and the version at the end.
+
+        "finish" returns the receipt: version and checksum of the weights that the next token will be sampled from.
+        """
         ...
 
     def metrics(self) -> Metrics:
@@ -128,8 +135,8 @@ class TrainEngine(Protocol):
 
     def update(self, batch: UpdateBatch) -> Update: ...
 
-    def publish_weights(self, version: int) -> str:
-        """Send the weights to every connected rollout engine; returns their checksum (on rank 0, elsewhere "")."""
+    def weights(self) -> Iterator[tuple[str, Any]]:
+        """(name as in the model's folder, a copy of the full tensor) of every parameter, for a weight sync."""
         ...
 
     def save(self, path: str) -> None: ...

@@ -14,7 +14,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, Wei
 from vllm.outputs import CompletionOutput
 
 from capo_ray.credit.tokens import TokenTable
-from capo_ray.engines.protocols import PromptTooLong, WeightReceipt
+from capo_ray.engines.protocols import PromptTooLong, Stage, WeightReceipt
 from capo_ray.engines.vllm_engine import Requests, VllmSettings, open_engine, parameters_of
 from capo_ray.types import Finish, Metrics, Prompt, Rollout, Sampling
 
@@ -68,16 +68,20 @@ class VllmRollout:
             versions=versions,
         )
 
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+    async def take_weights(self, stage: Stage, given: Mapping[str, Any]) -> WeightReceipt | None:
+        if stage == "greet":
+            await self._engine.collective_rpc("weight_checksum")
+        elif stage == "connect":
+            await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=dict(given)))
+        elif stage == "start":
+            await self._engine.start_weight_update()
+        elif stage == "update":
+            await self._engine.update_weights(WeightTransferUpdateRequest(update_info=dict(given)))
+        else:
+            return await self._finish(given["version"])
+        return None
 
-    async def start_weight_update(self) -> None:
-        await self._engine.start_weight_update()
-
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
-        await self._engine.update_weights(WeightTransferUpdateRequest(update_info=update_info))
-
-    async def finish_weight_update(self, version: int) -> None:
+    async def _finish(self, version: int) -> WeightReceipt:
         """Take the new weights into use: what was cached under the old ones is forgotten, or the sync has failed."""
         await self._engine.finish_weight_update(str(version))
         if not await self._engine.reset_prefix_cache(reset_running_requests=True):
@@ -85,10 +89,8 @@ class VllmRollout:
                 f"{self.name}: vLLM kept its prefix cache after a sync: old keys and values would be used"
             )
         self.version = version
-
-    async def receipt(self) -> WeightReceipt:
         checksums = set(await self._engine.collective_rpc("weight_checksum"))
-        return WeightReceipt(engine=self.name, version=self.version, checksum="+".join(sorted(checksums)))
+        return WeightReceipt(engine=self.name, version=version, checksum="+".join(sorted(checksums)))
 
     def metrics(self) -> Metrics:
         return self._requests.metrics()

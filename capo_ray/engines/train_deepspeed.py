@@ -4,7 +4,7 @@ Every method is collective. The loss of an optimizer step is a weighted sum over
 `learn.batch`); DeepSpeed takes the mean of the ranks' gradients, so each rank scales its loss by their number, and
 accumulation boundaries are set by hand, so nothing else divides it. The learning rate is a function of the number of
 optimizer steps, skipped ones included. Leaves out: which sequences go where (`learn.batch`), how weights travel
-(`connect` takes a sender) and who starts the ranks.
+(`weights_*`) and who starts the ranks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.engines.trainer_metrics import Sums
 from capo_ray.engines.trainer_settings import decay_groups, deepspeed_config, learning_rate, objective_of
 from capo_ray.engines.trainer_state import TrainerState, read_random_state, read_state, write_random_state
-from capo_ray.engines.weights import Sender
 from capo_ray.learn.batch import Aggregation, MicroBatch, collate, standardised
 from capo_ray.learn.loss import Loss, Objective, nll, policy_loss
 from capo_ray.types import Metrics, TrainSequence, Update
@@ -73,7 +72,6 @@ class DeepSpeedEngine:
         self._tokenizer = tokenizer or (model if isinstance(model, str) and not model.endswith(".json") else None)
         self._aggregation: Aggregation = algorithm.aggregation if algorithm else "token_mean"
         self.step = self._version = 0
-        self._sender: Sender | None = None
         self._owns_group = not dist.is_initialized()
         self._device = _join(rank, world_size, device)
         precision = getattr(torch, dtype)
@@ -263,14 +261,6 @@ class DeepSpeedEngine:
             sampler_logprobs=one,
         )
         return self._loss(batch, one, one, None, None if self._reference is None else one)
-
-    def connect(self, sender: Sender) -> None:
-        self._sender = sender
-
-    def publish_weights(self, version: int) -> str:
-        if self._sender is None:
-            raise ValueError("publish_weights: no sender is connected; call connect first")
-        return self._sender.send(self.weights(), version)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name as in the model's folder, a copy of the full tensor), tied ones once, in the model's order.

@@ -3,13 +3,13 @@
 The trainer fingerprints every tensor as it is gathered, each engine every tensor as it arrives, before it is loaded.
 Sums of the raw bits in 64-bit integers run on any device and do not depend on order or on how the transfer is cut, so
 equal checksums mean equal tensors under equal names. Leaves out the transports (weights_shm, weights_gpu) and who
-drives them (cluster.weight_client).
+receives them (receivers).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import torch
@@ -18,10 +18,6 @@ CHUNK = 1 << 22
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 NamedTensor = tuple[str, torch.Tensor]
-
-
-class WeightMismatch(RuntimeError):
-    """An engine holds other weights than the trainer sent."""
 
 
 class Fingerprint:
@@ -66,28 +62,6 @@ class Sender(Protocol):
         """Sync every engine to `weights`, wait until each has confirmed, and return the checksum (rank 0; else "")."""
         ...
 
-
-class SyncClient(Protocol):
-    """The engines' end as the sender sees it: vLLM's four calls to all engines at once, and what they answered."""
-
-    def init_weight_transfer_engine(self, init_info: dict) -> None: ...
-
-    def start_weight_update(self) -> None: ...
-
-    def update_weights(self, update_info: dict) -> None: ...
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
-
-    def checksums(self) -> Sequence[tuple[str, int, str]]:
-        """(engine, version, checksum) of every engine after the last sync."""
+    def close(self) -> None:
+        """Release what connects it to the engines."""
         ...
-
-
-def confirm(client: SyncClient, version: int, checksum: str) -> None:
-    """Raises WeightMismatch unless every engine has `version` and `checksum`."""
-    for engine, got_version, got_checksum in client.checksums():
-        if (got_version, got_checksum) != (version, checksum):
-            raise WeightMismatch(
-                f"{engine} confirms version {got_version} with checksum {got_checksum}, but version {version} with "
-                f"checksum {checksum} was sent: its responses would come from other weights. Stop and look at its log."
-            )

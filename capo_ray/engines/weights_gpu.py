@@ -1,11 +1,13 @@
 """The trainer's end of weight sync between GPUs: vLLM's own `nccl` (across machines) and `ipc` (one GPU shared).
 
 vLLM's trainer engine drives the four calls; this adds what the shared-memory transport has too: the tensors are
-fingerprinted as they are gathered, and every engine must confirm them. Leaves out the receiving end (weights_receive).
+fingerprinted as they are gathered, and every engine must confirm them. Leaves out the receiving end (weights_receive)
+and who that is (receivers).
 """
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
@@ -16,8 +18,10 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from capo_ray.engines.weights import Fingerprint, NamedTensor, SyncClient, confirm
+from capo_ray.engines.receivers import Receivers
+from capo_ray.engines.weights import Fingerprint, NamedTensor
 
+BUFFER_BYTES = 1 << 28
 Metadata = Callable[[], list[tuple[str, torch.dtype, tuple[int, ...]]]]
 """Names, types and shapes of what will be sent, in order, without gathering anything."""
 
@@ -28,34 +32,12 @@ class GatheredSource(WeightSource):
     def __init__(self, metadata: Metadata) -> None:
         self._metadata = metadata
         self.weights: Iterable[NamedTensor] = ()
-        self.fingerprint = Fingerprint()
 
     def metadata(self) -> list[ParamMeta]:
         return [ParamMeta(name, dtype, shape) for name, dtype, shape in self._metadata()]
 
     def __iter__(self) -> Iterator[NamedTensor]:
-        self.fingerprint = Fingerprint()
-        return self.fingerprint.tap(self.weights)
-
-
-class VersionedClient:
-    """Adds the version to the call that ends a sync, which vLLM's trainer engine makes without one."""
-
-    def __init__(self, client: SyncClient) -> None:
-        self._client = client
-        self.version = 0
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._client.init_weight_transfer_engine(init_info)
-
-    def start_weight_update(self) -> None:
-        self._client.start_weight_update()
-
-    def update_weights(self, update_info: Any) -> None:
-        self._client.update_weights(update_info)
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._client.finish_weight_update(str(self.version))
+        return iter(self.weights)
 
 
 class GpuSender:
@@ -64,36 +46,60 @@ class GpuSender:
     def __init__(
         self,
         kind: Literal["nccl", "ipc"],
-        client: SyncClient,
+        receivers: Receivers | None,
         metadata: Metadata,
         *,
-        num_receivers: int,
         rank: int,
         host: str,
+        buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
-        """`num_receivers`: GPUs of all engines together. Every rank has a client; only rank 0's is used. `host`: the
-        address of this machine as the others reach it, which the address of its name need not be (127.0.1.1)."""
-        self._client, self._rank = client, rank
-        self._versioned = VersionedClient(client)
+        """`receivers` is None on every rank but 0. `host`: the address of this machine as the others reach it, which
+        the address of its name need not be (127.0.1.1). `buffer_bytes`: of one piece; a larger tensor is one alone."""
+        self._receivers = receivers
+        self._device = torch.accelerator.current_device_index()
         self._source = GatheredSource(metadata)
         info: Any
-        if kind == "nccl":
-            address, port = (host, _free_port()) if rank == 0 else ("", 0)
-            world = 1 + num_receivers
-            info = NCCLTrainerInitInfo(master_address=address, master_port=port, world_size=world, rank=rank)
+        if kind == "ipc":
+            # In pieces: whole, every rank would hold a second copy of the model.
+            largest = max((math.prod(shape) * dtype.itemsize for _, dtype, shape in metadata()), default=0)
+            info = IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=max(buffer_bytes, largest))
         else:
-            info = IPCTrainerInitInfo(rank=rank)
-        self._engine = WeightTransferTrainerFactory.trainer_init(info, client=self._versioned, source=self._source)
+            port, world = (_free_port(), receivers.world_size) if receivers is not None else (0, 0)
+            info = NCCLTrainerInitInfo(
+                master_address=host,
+                master_port=port,
+                world_size=world,
+                rank=rank,
+                packed_buffer_size_bytes=buffer_bytes,
+            )
+
+        def open_transfer() -> Any:
+            return WeightTransferTrainerFactory.trainer_init(info, client=receivers, source=self._source)
+
+        self._engine = self._watched(open_transfer, "the rollout workers to join the weight transfer")
 
     def send(self, weights: Iterable[NamedTensor], version: int) -> str:
-        self._versioned.version = version
-        self._source.weights = weights
-        self._engine.send_weights()
-        if self._rank != 0:
+        if self._receivers is None:
+            self._source.weights = weights
+            self._engine.send_weights()
             return ""
-        checksum = self._source.fingerprint.hexdigest()
-        confirm(self._client, version, checksum)
-        return checksum
+        fingerprint = Fingerprint()
+        self._source.weights = fingerprint.tap(weights)
+        self._receivers.version = version
+        self._watched(self._engine.send_weights, f"the weights of version {version} to be sent")
+        return self._receivers.confirm(fingerprint.hexdigest())
+
+    def close(self) -> None:
+        self._engine.shutdown()
+
+    def _watched(self, work: Callable[[], Any], what: str) -> Any:
+        return work() if self._receivers is None else self._receivers.during(lambda: self._on_device(work), what)
+
+    def _on_device(self, work: Callable[[], Any]) -> Any:
+        """A new thread is on device 0."""
+        if torch.cuda.is_available():
+            torch.cuda.set_device(self._device)
+        return work()
 
 
 def _free_port() -> int:

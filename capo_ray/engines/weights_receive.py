@@ -21,7 +21,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferInitInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from capo_ray.engines.weights import Fingerprint, NamedTensor
@@ -118,7 +118,10 @@ class ShmReceiver(Confirming, ShmTransport):
 
 
 class NcclReceiver(Confirming, NCCLWeightTransferEngine):
-    pass
+    def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
+        """A group that was joined before is left first: after the restart of a worker all join a new one."""
+        self.shutdown()
+        super().init_transfer_engine(init_info)
 
 
 class IpcReceiver(Confirming, IPCWeightTransferEngine):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from capo_ray.config.blocks import Shape
-from capo_ray.engines.protocols import PromptTooLong
+from capo_ray.engines.protocols import PromptTooLong, WeightReceipt
 from capo_ray.types import Prompt, Rollout, Sampling
 
 pytestmark = pytest.mark.engine
@@ -68,31 +69,17 @@ def make_model(folder: Path, tokenizer: Path, *, tied: bool, seed: int) -> Path:
     return folder
 
 
-class Direct:
-    """The line to one engine in this process, as the sender sees it (weights.SyncClient)."""
+def receivers_of(engine: Any, loop: asyncio.AbstractEventLoop, lie: str = "") -> Any:
+    """One engine in this process, as the sender sees it; `lie` is the checksum that it confirms in place of its own."""
+    from capo_ray.engines.receivers import Receivers
 
-    def __init__(self, engine: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._engine, self._loop = engine, loop
-        self.lie = ""
+    async def ask(stage: Any, given: dict[str, Any]) -> WeightReceipt | None:
+        receipt = await engine.take_weights(stage, given)
+        return replace(receipt, checksum=lie) if lie and receipt else receipt
 
-    def _call(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._call(self._engine.init_weight_transfer_engine(init_info))
-
-    def start_weight_update(self) -> None:
-        self._call(self._engine.start_weight_update())
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        self._call(self._engine.update_weights(update_info))
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._call(self._engine.finish_weight_update(int(weight_version or 0)))
-
-    def checksums(self) -> list[tuple[str, int, str]]:
-        receipt = self._call(self._engine.receipt())
-        return [(receipt.engine, receipt.version, self.lie or receipt.checksum)]
+    return Receivers(
+        {engine.name: lambda stage, given: asyncio.run_coroutine_threadsafe(ask(stage, given), loop)}, gpus_each=1
+    )
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -204,32 +191,29 @@ def test_a_sync_replaces_the_weights_and_its_version_and_checksum_are_confirmed(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from capo_ray.engines.weights import WeightMismatch
+    from capo_ray.engines.receivers import WeightMismatch
     from capo_ray.engines.weights_shm import ShmSender
 
     engine, old, new = rollout
     assert difference(old, sample(engine, loop)) < 1e-4
     assert difference(new, sample(engine, loop)) > 1e-2  # the two models can be told apart
     weights = dict(AutoModelForCausalLM.from_pretrained(new, dtype=torch.float32).named_parameters())
-    client = Direct(engine, loop)
 
-    async def sync(version: int) -> str:
-        sender = await asyncio.to_thread(ShmSender, client)
+    async def sync(version: int, lie: str = "") -> str:
+        sender = await asyncio.to_thread(ShmSender, receivers_of(engine, loop, lie))
         return await asyncio.to_thread(sender.send, weights.items(), version)
 
     checksum = loop.run_until_complete(sync(3))
     made = sample(engine, loop)
     assert difference(new, made) < 1e-4
     assert {rollout.versions for rollout in made} == {(3,)}
-    receipt = loop.run_until_complete(engine.receipt())
-    assert (receipt.engine, receipt.version, receipt.checksum) == ("rollout-0", 3, checksum)
+    assert (engine.version, len(checksum)) == (3, 16)
     assert not list(Path("/dev/shm").glob("capo_ray-weights-*"))
 
-    client.lie = "0123456789abcdef"
     with pytest.raises(
         WeightMismatch, match=r"rollout-0 confirms version 4 with checksum 0123456789abcdef, but version 4"
     ):
-        loop.run_until_complete(sync(4))
+        loop.run_until_complete(sync(4, "0123456789abcdef"))
 
 
 def engine_processes() -> set[psutil.Process]:
