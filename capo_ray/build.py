@@ -303,6 +303,8 @@ async def running_crew(
             responses_per_prompt=config.responses_per_prompt,
             sampling=sampling_of(config),
             max_dropped_share=config.max_dropped_share,
+            max_failed_share=config.critic.max_failed_share if config.critic else 1.0,
+            failure_prompts=config.critic.failure_prompts if config.critic else 1,
             evaluation_responses=config.data.evaluation_responses,
             refills=config.algorithm.refills,
             samples_per_step=config.tracking.samples_per_step,

@@ -148,6 +148,4 @@ def critic_settings(config: Config, template: PromptTemplate) -> CriticSettings:
         outage_s=critic.outage_s,
         on_outage=critic.on_outage,
         outage_limit_s=critic.outage_limit_s,
-        max_failed_share=critic.max_failed_share,
-        failure_window=critic.failure_window,
     )

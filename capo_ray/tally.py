@@ -116,6 +116,7 @@ def _count_credit(scored: Scored) -> dict[str, float]:
         "critiques": len(scored.critiques),
         "answered_steps": len(scored.steps) if any(c.outcome in REPLIED_OUTCOMES for c in scored.critiques) else 0,
         "finished_critiques": len(finished),
+        "fresh_critiques": sum(not critique.cached for critique in finished),
         "written_critiques": sum(c.outcome in REPLIED_OUTCOMES and not c.cached for c in scored.critiques),
         "valid_critiques": sum(critique.outcome == "ok" for critique in scored.critiques),
         "critiques_from_cache": sum(critique.cached for critique in scored.critiques),
@@ -124,6 +125,7 @@ def _count_credit(scored: Scored) -> dict[str, float]:
         "tokens_not_spent": (saved := _tokens_not_spent(scored.critiques)),
         "tokens_of_all_critiques": spent + saved,
         **Counter(f"critique_{critique.outcome}" for critique in scored.critiques),
+        **Counter(f"failed_{c.outcome}" for c in finished if c.outcome != "ok" and not c.cached),
     }
 
 

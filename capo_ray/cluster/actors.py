@@ -231,6 +231,9 @@ class AggregatorActor(Shown):
     async def write_samples(self, step: int, spare: Collection[str]) -> None:
         self._aggregator.write_samples(step, spare)
 
+    async def failure(self) -> str:
+        return self._aggregator.failure()
+
     async def metrics(self) -> Metrics:
         return self._aggregator.metrics()
 

@@ -221,6 +221,10 @@ class Aggregator:
         made = self._parts.critics.metrics() if self._parts.critics else {}
         return made | (self._canaries.take() if self._canaries else {})
 
+    def failure(self) -> str:
+        """Why a critique failed since the last call of `metrics`; empty where none did."""
+        return self._parts.critics.example() if self._parts.critics else ""
+
     def totals(self) -> Metrics:
         """How much is under way, and what was counted of critiques since the start, canaries apart."""
         judging = self._parts.critics.totals() if self._parts.critics else {}

@@ -21,6 +21,8 @@ from capo_ray.cluster.speeds import Speeds
 from capo_ray.cluster.trainer_group import TrainerGroup
 from capo_ray.critics.budget import CriticBudget, Sampled
 from capo_ray.critics.canaries import Canary
+from capo_ray.critics.failures import FailureLimit
+from capo_ray.critics.service import CriticsFailed
 from capo_ray.evaluate.metrics import estimate
 from capo_ray.gate import Gate
 from capo_ray.seeds import seed_of
@@ -41,6 +43,9 @@ class CrewSettings:
     responses_per_prompt: int
     sampling: Sampling
     max_dropped_share: float
+    max_failed_share: float = 1.0
+    failure_prompts: int = 16
+    """Of critiques, and the prompts over which it is taken; see critics.failures."""
     evaluation_responses: int = 1
     """To each held-out problem."""
     refills: int
@@ -77,6 +82,7 @@ class RayCrew:
         self._settings = settings
         self._gate = Gate()
         self._rollouts = RolloutPool(parts.workers, self._gate, revive=self._revive)
+        self._failures = FailureLimit(max_share=settings.max_failed_share, prompts=settings.failure_prompts)
         self._trained = 0
         """Version of the weights that the trainer holds once it has done what it was told."""
         self._speeds = Speeds(parts)
@@ -188,7 +194,27 @@ class RayCrew:
         shards = self._parts.aggregators
         return shards[seed_of(prompt.id) % len(shards)]
 
+    async def _look_at_critics(self, batch: Batch) -> None:
+        """Raises CriticsFailed; what critics said is written down then, since nothing else of the step will be."""
+        try:
+            warning = self._failures.look(batch.step, [group.tally for group in (*batch.groups, *batch.spare)])
+        except CriticsFailed as error:
+            await self._write_samples(batch)
+            raise CriticsFailed(f"{error}{await self._example()}") from None
+        if warning:
+            log.warning("%s%s", warning, await self._example())
+
+    async def _example(self) -> str:
+        causes = await asyncio.gather(*(shard.failure.remote() for shard in self._parts.aggregators))
+        return next((f". One of them: {cause}" for cause in causes if cause), "")
+
+    async def _write_samples(self, batch: Batch) -> None:
+        spare = [group.prompt_id for group in batch.spare]
+        for shard in self._parts.aggregators:
+            await shard.write_samples.remote(batch.step, spare)
+
     async def update(self, batch: Batch) -> Update:
+        await self._look_at_critics(batch)
         dropped = sum(group.tally.get("groups_dropped", 0.0) for group in batch.groups) / len(batch.groups)
         if dropped > self._settings.max_dropped_share:
             raise TooManyDropped(
@@ -244,9 +270,7 @@ class RayCrew:
 
     async def record(self, batch: Batch, update: Update, seconds: Metrics) -> None:
         tally = add(group.tally for group in (*batch.groups, *batch.spare))
-        spare = [group.prompt_id for group in batch.spare]
-        for shard in self._parts.aggregators:
-            await shard.write_samples.remote(batch.step, spare)
+        await self._write_samples(batch)
         metrics = rates(tally) | {f"trainer/{name}": value for name, value in update.metrics.items()}
         metrics |= await self._judging() | await self._speeds.take() | self._trainer_speed(batch, seconds)
         metrics |= {f"seconds/{name}": value for name, value in (seconds | {"collect": batch.seconds}).items()}

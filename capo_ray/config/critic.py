@@ -228,8 +228,17 @@ class Critic(Voter):
     outage_limit_s: float = setting(
         "seconds after which an outage that is waited for stops the run", 3600.0, unit="seconds", gt=0
     )
-    max_failed_share: float = setting("failed critiques above this share stop the run", 0.5, unit="share", gt=0, le=1)
-    failure_window: int = setting("critiques over which the failed share is taken", 256, unit="critiques", ge=1)
+    max_failed_share: float = setting(
+        "a share of failed critiques above this is a warning at the end of a step, and ends the run at the end of the "
+        "next one; 1: never",
+        0.5,
+        unit="share",
+        gt=0,
+        le=1,
+    )
+    failure_prompts: int = setting(
+        "the failed share is taken over the last whole steps that have so many prompts", 16, unit="prompts", ge=1
+    )
     canaries: Canaries | None = setting("see below; null: none are judged", None)
 
     @model_validator(mode="after")

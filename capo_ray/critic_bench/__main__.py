@@ -91,7 +91,7 @@ def configuration(options: Options) -> Config:
     """The experiment's configuration with k critiques, each asked for."""
     named = any(given.startswith("+experiment=") for given in options.overrides)
     experiment = () if named else ("+experiment=tiny_cpu",)
-    asked = (f"critic.critiques={options.k}", "critic.adaptive=false", "critic.max_failed_share=1")
+    asked = (f"critic.critiques={options.k}", "critic.adaptive=false")
     reliably = ("critic.on_outage=wait", "critic.cache=0")
     return compose([*experiment, *options.overrides, *asked, *reliably])
 

@@ -1,11 +1,10 @@
-"""What the judging service counts of critiques as they come, and the last of them that failed.
+"""What the judging service counts of critiques as they come, and an example of those that failed.
 
-Leaves out how many failures a run bears (service), and rates (tally).
+Leaves out how many failures a run bears (failures), and rates (tally).
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
 from collections.abc import Sequence
 from typing import get_args
 
@@ -22,20 +21,26 @@ _NAMES = (
 
 
 class CriticCounts:
-    def __init__(self, window: int) -> None:
-        """`window`: critiques over which failures are remembered."""
+    def __init__(self) -> None:
         self.totals: Metrics = dict.fromkeys(_NAMES, 0.0)
         """Sums since the start."""
         self._taken = dict(self.totals)
-        self._recent: deque[CritiqueOutcome] = deque(maxlen=window)
-        self.last_failure = ""
-        """Why the last critique failed."""
+        self._failure: tuple[str, str] | None = None
 
     def add(self, **counts: float) -> None:
         for name, value in counts.items():
             self.totals[name] += value
 
-    def count(self, critiques: Sequence[Critique], *, seconds: float) -> None:
+    def failed(self, response_key: str, cause: str) -> None:
+        """Keep the failure of the response whose name comes first: the same one whatever arrives when."""
+        self._failure = min(self._failure or (response_key, cause), (response_key, cause))
+
+    @property
+    def example(self) -> str:
+        """Why a critique failed since the last `take`."""
+        return self._failure[1] if self._failure else ""
+
+    def count(self, critiques: Sequence[Critique], response_key: str, *, seconds: float) -> None:
         """One response, which took `seconds`."""
         self.add(responses=1, seconds=seconds)
         for critique in critiques:
@@ -45,10 +50,8 @@ class CriticCounts:
                 dropped_indices=critique.num_dropped,
                 **{f"outcome_{critique.outcome}": 1},
             )
-            if (critique.outcome == "ok" or critique.outcome in FAILED_OUTCOMES) and not critique.cached:
-                self._recent.append(critique.outcome)
             if critique.outcome in FAILED_OUTCOMES and critique.text:
-                self.last_failure = f"a reply that ends in {critique.text[-200:]!r}"
+                self.failed(response_key, f"a reply that ends in {critique.text[-200:]!r}")
 
     def compare(self, critiques: Sequence[Critique], num_steps: int, how: str) -> None:
         """How far critiques agree, and whether the first alone would have said the same as all of them."""
@@ -58,19 +61,11 @@ class CriticCounts:
             differs = not first.num_valid or first.weights != whole.weights
             self.add(agreeing_pairs=same, compared_pairs=pairs, judged_in_full=1, first_differs=differs)
 
-    @property
-    def failed(self) -> Counter[CritiqueOutcome]:
-        """Failures by kind among the last `num_recent` critiques."""
-        return Counter(outcome for outcome in self._recent if outcome != "ok")
-
-    @property
-    def num_recent(self) -> int:
-        return len(self._recent)
-
     def take(self) -> Metrics:
         """Sums since the last call, and the share of critiques that were valid among those that could be."""
         totals = {name: value - self._taken[name] for name, value in self.totals.items()}
         self._taken = dict(self.totals)
+        self._failure = None
         valid = totals["outcome_ok"]
         judged = valid + sum(totals[f"outcome_{outcome}"] for outcome in FAILED_OUTCOMES)
         return totals | ({"valid_share": valid / judged} if judged else {})

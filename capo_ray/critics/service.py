@@ -4,10 +4,10 @@ It sees critics as the protocol CriticEngine, so that races and failures are tes
 response are one request to one engine, or one per critic where several vote; the responses of one problem prefer the
 engine that has their common prefix in its cache. Under adaptive voting they are asked for in rounds, and those that can
 change nothing are left out; a critique is the same in whatever round. A failed critique is a typed outcome,
-never an exception and never a zero; too many of them in a row of critiques are an exception, `CriticsFailed`, that
-stops the run.
+never an exception and never a zero.
 
-Leaves out: what is counted (see `counts`) and kept for later (see `cache`), sending and retrying (see
+Leaves out: how many of them a run bears (see `failures`), what is counted (see `counts`) and kept for later (see
+`cache`), sending and retrying (see
 `asking`), which engine a request goes to (see `routing`), starting engines (see `cluster`), voting (see `credit`).
 """
 
@@ -91,7 +91,7 @@ class Critics:
             Line(voter.engines, settings.routing(voter.max_sequences, each), settings.retrying) for voter in voters
         ]
         self._cache = CritiqueCache(settings.cache)
-        self._counts = CriticCounts(settings.failure_window)
+        self._counts = CriticCounts()
         self._without: set[int] = set()
         """Critics that the run goes without until they answer."""
 
@@ -111,7 +111,7 @@ class Critics:
         Always so many, in the critic's order, whatever happens to them; `response_key` names the response in the log.
         A critic whose window the prompt does not fit is shown the `shorter` reference instead of `reference`; where it
         still does not fit, or there is none, its critiques are `refused`: no step is ever cut. Raises CriticsFailed
-        when the share of failed critiques is above what the settings bear.
+        when an outage lasts longer than the settings bear.
         """
         num_critiques = self._settings.critiques if k is None else k
         start = monotonic()
@@ -121,8 +121,7 @@ class Critics:
             seed = seed_of(self._settings.cache_seed, whole.hash, "critique")
         critiques = await self._judged(_Response(whole, less, len(steps), response_key, seed), num_critiques)
         self._counts.add(references_shortened=less is not None and any(c.prompt_hash == less.hash for c in critiques))
-        self._counts.count(critiques, seconds=monotonic() - start)
-        self._check_failures()
+        self._counts.count(critiques, response_key, seconds=monotonic() - start)
         return critiques
 
     def _conversation(self, question: str, reference: Reference, steps: Sequence[str]) -> _Conversation:
@@ -208,7 +207,7 @@ class Critics:
         if isinstance(answer, Outage):
             answer = self._bear(voter, answer)
         if isinstance(answer, Failure):
-            self._counts.last_failure = answer.cause
+            self._counts.failed(response.key, answer.cause)
             made = [Critique(text="", outcome=answer.outcome, critic=answer.critic)] * n
         else:
             replies, critic = answer
@@ -275,13 +274,16 @@ class Critics:
         return (Critique(text="", outcome="not_asked"),) * self._settings.critiques
 
     def apart(self) -> Critics:
-        """The same engines and queues for what is no response of the run: counted by itself, never from a cache, and
-        no failure of it stops the run."""
+        """The same engines and queues for what is no response of the run: counted by itself and never from a cache."""
         made = copy(self)
-        made._settings = replace(self._settings, cache=0, max_failed_share=1.0)
+        made._settings = replace(self._settings, cache=0)
         made._cache = CritiqueCache(0)
-        made._counts = CriticCounts(made._settings.failure_window)
+        made._counts = CriticCounts()
         return made
+
+    def example(self) -> str:
+        """Why one of the critiques failed since `metrics` was last called; empty where none did."""
+        return self._counts.example
 
     def metrics(self) -> Metrics:
         """Sums since the last call, and the share of critiques that were valid among those that could be."""
@@ -307,13 +309,3 @@ class Critics:
         """Totals of the critics that count here what they do, by name."""
         engines = (member.engine for line in self._lines for member in line.pool.members)
         return {engine.name: totals for engine in engines if (totals := engine.metrics())}
-
-    def _check_failures(self) -> None:
-        settings = self._settings
-        failed = self._counts.failed
-        if failed.total() > settings.max_failed_share * settings.failure_window:
-            kinds = ", ".join(f"{outcome} {count}" for outcome, count in failed.most_common())
-            raise CriticsFailed(
-                f"{failed.total()} of the last {self._counts.num_recent} critiques failed ({kinds}); "
-                f"{settings.max_failed_share:.0%} of {settings.failure_window} may. Last: {self._counts.last_failure}"
-            )

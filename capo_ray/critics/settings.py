@@ -1,6 +1,7 @@
-"""How critics are asked and how much failure is borne, whoever they are; `build_critics` makes it of a Config.
+"""How critics are asked, whoever they are; `build_critics` makes it of a Config.
 
-Leaves out the critics themselves and what is done with all this (see `service`, `asking`, `routing`).
+Leaves out the critics themselves, what is done with all this (see `service`, `asking`, `routing`) and how many failures
+a run bears (see `failures`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from capo_ray.types import Sampling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CriticSettings:
-    """How critics are asked and how much failure is borne."""
+    """How critics are asked."""
 
     critiques: int = 4
     """k: critiques per response."""
@@ -61,9 +62,6 @@ class CriticSettings:
     """Seconds that are waited at most; then CriticsFailed."""
     prefix_slack: int = 4
     """Requests by which the engine that has the prefix may be busier than the idlest one."""
-    max_failed_share: float = 0.5
-    failure_window: int = 256
-    """Critiques over which the failed share is taken."""
 
     def routing(self, max_sequences: int, critiques: int) -> Routing:
         """Of a critic whose engines run `max_sequences` at a time, with `critiques` a request."""

@@ -168,7 +168,7 @@ def test_what_failed_is_asked_for_again(tmp_path: Path) -> None:
 
     def session() -> list[str]:
         bar.clear()
-        critics = Critics([engine], CriticSettings(max_failed_share=1.0, attempts=1, break_after=100))
+        critics = Critics([engine], CriticSettings(attempts=1, break_after=100))
         replies = asyncio.run(ask(items, critics, path, reference="none", seed=0, progress=lambda: bar.append(1)))
         assert len(bar) == len(replies) == 5
         assert sorted(reply.line() for reply in read_replies(path)) == sorted(reply.line() for reply in replies)

@@ -23,7 +23,7 @@ VOTES: list[Vote] = ["intersection", "majority", "strict_majority", "union", "av
 
 
 def service(*engines: SeededCritic, others: Sequence[Voter] = (), **given: object) -> Critics:
-    base: dict[str, object] = {"critiques": 4, "max_failed_share": 1.0, "full_share": 0.0}
+    base: dict[str, object] = {"critiques": 4, "full_share": 0.0}
     return Critics(engines, CriticSettings(**(base | given)), others=others)  # type: ignore[arg-type]
 
 

@@ -141,7 +141,7 @@ def test_an_unjudged_canary_is_in_the_valid_share_alone() -> None:
 
 def test_they_leave_what_is_counted_of_responses_alone() -> None:
     engine = Engine({"one": None})
-    critics = critics_of(engine, failure_window=4, max_failed_share=0.1, cache=9)
+    critics = critics_of(engine, cache=9)
     before = critics.metrics()
     got = taken(engine, *[Canary(PARTLY, seed) for seed in (1, 9, 1)], critics=critics)
     assert (got["canaries"], got["canary_valid_critiques"], got["canary_finished_critiques"]) == (3, 0, 6)

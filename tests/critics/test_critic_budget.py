@@ -126,7 +126,7 @@ def test_what_a_cache_had_costs_as_much() -> None:
         """Of four responses; every other one is equal to the first."""
 
         async def scene() -> list[tuple[Critique, ...]]:
-            critics = Critics([SeededCritic(num_steps=1)], CriticSettings(cache=size, max_failed_share=1.0))
+            critics = Critics([SeededCritic(num_steps=1)], CriticSettings(cache=size))
             return [
                 await critics.judge(asked, Reference("none"), ["a"], response_key="", seed=0)
                 for asked in ("1?", "2?", "1?", "3?", "1?")

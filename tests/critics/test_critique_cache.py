@@ -20,7 +20,7 @@ Question = tuple[str, str]
 
 
 def service(engine: SeededCritic, **given: object) -> Critics:
-    return Critics([engine], CriticSettings(**({"max_failed_share": 1.0, "cache": 8} | given)))  # type: ignore[arg-type]
+    return Critics([engine], CriticSettings(**({"cache": 8} | given)))  # type: ignore[arg-type]
 
 
 async def judge(critics: Critics, asked: Question, seed: int = 0) -> tuple[Critique, ...]:
@@ -124,7 +124,7 @@ def test_what_failed_is_not_kept() -> None:
 def test_where_one_of_two_critics_failed_it_is_asked_again() -> None:
     """Even where its critiques could not have changed the verdict."""
 
-    settings = CriticSettings(cache=8, attempts=1, max_failed_share=1.0)
+    settings = CriticSettings(cache=8, attempts=1)
     engine = SeededCritic(num_steps=1, flag_share=0.0, unreadable_share=0.0)
     critics = Critics([engine], settings, others=[Voter(engines=[FailsFirst("b", num_steps=1)])])
     first, second, third = asyncio.run(judge_in_turn(critics, [A, A, A]))
@@ -144,7 +144,7 @@ def test_what_nobody_was_there_to_be_asked_for_is_not_kept() -> None:
 
     async def scene() -> list[tuple[Critique, ...]]:
         given = {"on_outage": "outcome_only", "outage_s": 5.0, "break_after": 1, "break_pause_s": 20.0, "vote": "union"}
-        settings = CriticSettings(critiques=4, cache=8, max_failed_share=1.0, **given)  # type: ignore[arg-type]
+        settings = CriticSettings(critiques=4, cache=8, **given)  # type: ignore[arg-type]
         engine, sleeper = SeededCritic("a", num_steps=1, flag_share=0.0), Wakes("b", num_steps=1)
         critics = Critics([engine], settings, others=[Voter(engines=[sleeper])])
         answers = []
@@ -163,7 +163,7 @@ def test_what_nobody_was_there_to_be_asked_for_is_not_kept() -> None:
 def test_an_unreadable_one_that_is_found_again_fails_once() -> None:
     """It is the same reply: that it comes back a hundred times says nothing new of the critic."""
     engine = SeededCritic(num_steps=1, unreadable_share=1.0)
-    critics = service(engine, critiques=1, max_failed_share=0.5, failure_window=4)
+    critics = service(engine, critiques=1)
     answers = asyncio.run(judge_in_turn(critics, [A] * 20))
     assert {critique.outcome for answer in answers for critique in answer} == {"unreadable"}
 

@@ -441,12 +441,12 @@ def test_real_text_with_a_full_size_tokenizer_and_a_critic_that_makes_no_sense(t
         "data.evaluation_prompts=4",
         "prompts_per_step=2",
         "responses_per_prompt=2",
-        "critic.failure_window=22",  # 8 a step
+        "critic.failure_prompts=4",  # 2 a step
         "critic.max_failed_share=0.9",
         "tracking.wandb=off",
     )
     assert ran.code == 1, ran.output
-    assert re.search(r"(2\d) of the last \1 critiques failed \(truncated \1\); 90% of 22 may", ran.output), ran.output
+    assert re.search(r"16 of the 16 critiques of steps 2 to 3 failed \(truncated 16\); 90% may", ran.output), ran.output
     assert "Traceback" not in ran.output
     assert len(ran.steps) == 2
     assert all(line["critic/valid_share"] < 0.1 for line in ran.steps)
