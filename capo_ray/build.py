@@ -29,7 +29,8 @@ from capo_ray.types import Prompt, Sampling
 
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import RayCrew
-    from capo_ray.cluster.hiring import WarmEngines
+    from capo_ray.cluster.hiring import Hire, WarmEngines
+    from capo_ray.cluster.trainer_group import TrainerGroup
     from capo_ray.credit.template import PromptTemplate
     from capo_ray.critics.canaries import Canary
     from capo_ray.tracking import Tracker
@@ -251,6 +252,15 @@ def critic_engine_settings(config: Config, voter: Voter, critic: ModelFiles) -> 
     }
 
 
+async def start_all(hire: Hire, trainers: TrainerGroup, *, shared_gpus: bool) -> None:
+    """Where ranks share GPUs with engines they load after them: vLLM measures the whole device while it starts."""
+    if shared_gpus:
+        await hire.ready()
+        await trainers.start()
+    else:
+        await asyncio.gather(hire.ready(), trainers.start())
+
+
 @asynccontextmanager
 async def running_crew(
     config: Config, found: Prepared, run_dir: Path, tracker: Tracker, warm: WarmEngines | None = None
@@ -283,7 +293,7 @@ async def running_crew(
         )
         named = [(f"critic-{n}", critic) for n, critic in enumerate(hire.critics)]
         aggregators = hire.aggregators(partial(make_aggregator, config, found.template, named, run_dir / "samples"))
-        await asyncio.gather(hire.ready(), trainers.start())
+        await start_all(hire, trainers, shared_gpus=config.cluster.weight_transfer == "ipc")
         await trainers.connect(hire.rollouts)
         parts = CrewParts(
             workers=hire.rollouts,

@@ -1,5 +1,6 @@
 """The factories of actors, which may run on another machine than the one that made them."""
 
+import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from capo_ray.build import make_aggregator, make_critic, make_rollout, make_trainer
+from capo_ray.build import make_aggregator, make_critic, make_rollout, make_trainer, start_all
 from capo_ray.config.run import compose
 
 CONFIG = compose(["+experiment=tiny_cpu"])
@@ -31,3 +32,20 @@ def test_a_node_that_does_not_see_the_storage_says_so(make: Callable[[], Any]) -
     )
     with pytest.raises(FileNotFoundError, match=re.escape(told)):
         make()
+
+
+@pytest.mark.parametrize(("shared_gpus", "order"), [(True, ["engines", "ranks"]), (False, ["ranks", "engines"])])
+def test_ranks_that_share_gpus_with_engines_load_after_them(shared_gpus: bool, order: list[str]) -> None:
+    ended: list[str] = []
+
+    class Hire:
+        async def ready(self) -> None:
+            await asyncio.sleep(0.01)
+            ended.append("engines")
+
+    class Trainers:
+        async def start(self) -> None:
+            ended.append("ranks")
+
+    asyncio.run(start_all(Hire(), Trainers(), shared_gpus=shared_gpus))  # type: ignore[arg-type]
+    assert ended == order

@@ -13,14 +13,20 @@ from ray.exceptions import ActorUnavailableError
 
 log = logging.getLogger(__name__)
 
+END_S = 6 * 3600.0
+"""More than the slowest storage needs for the largest model, and than a cluster takes to grow."""
 
-async def with_patience(awaited: Awaitable[Any], what: str, *, patience_s: float = 30.0) -> Any:
-    """Await a call or a Ray reference, and log `what` it is every `patience_s` seconds while it lasts."""
+
+async def with_patience(awaited: Awaitable[Any], what: str, *, patience_s: float = 30.0, end_s: float = END_S) -> Any:
+    """Await a call or a Ray reference, and log `what` it is every `patience_s` seconds while it lasts; raises
+    TimeoutError after `end_s`."""
     waiting = asyncio.ensure_future(_await(awaited))
     waited = 0.0
     try:
         while not (await asyncio.wait((waiting,), timeout=patience_s))[0]:
             waited += patience_s
+            if waited >= end_s:
+                raise TimeoutError(f"waited in vain for {what}, {waited:.0f} s; logs/ says what it was doing")
             log.warning("waiting for %s since %.0f s", what, waited)
         return waiting.result()
     finally:

@@ -55,7 +55,9 @@ class NotEnough(RuntimeError):
 def environment(config: Config, role: Role) -> dict[str, str]:
     """Environment of an actor's process, set before it imports anything."""
     if config.cluster.device == "gpu":
-        return {}
+        # Handles of GPU memory are objects that vLLM passes to its own engine process only when told to; both are ours.
+        handles = role == "rollout" and config.cluster.weight_transfer == "ipc"
+        return {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if handles else {}
     variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     most = max((voter.kv_cache_gib for _, voter in critics_here(config)), default=1)
     kv_cache = {"rollout": config.rollout.kv_cache_gib, "critic": most}

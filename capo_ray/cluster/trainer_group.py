@@ -7,8 +7,10 @@ Each rank is sent the groups it trains on and no others, by reference. Leaves ou
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -22,6 +24,11 @@ Place = tuple[int, int]
 """(group, member) of a response in a batch."""
 GRACE_S = 10.0
 """Seconds in which Ray hears of a rank that died."""
+WORD_S = {"update": 300.0, "save": 300.0}
+"""A wait is logged as often; others every 30 s."""
+END_S = 6 * 3600.0
+"""More than any call takes. What ranks wait for among themselves ends before: see train_deepspeed.COLLECTIVE."""
+log = logging.getLogger(__name__)
 
 
 class TrainerGroup:
@@ -45,8 +52,8 @@ class TrainerGroup:
 
     async def start(self) -> None:
         try:
-            host, port = await self._actors[0].address.remote()
-            await with_patience(self._all("start", host, port), f"{len(self._actors)} trainer ranks to start")
+            host, port = await with_patience(self._actors[0].address.remote(), "trainer rank 0 to say where it is")
+            await self._all("start", host, port)
         except RayActorError as error:
             raise RuntimeError(f"a trainer rank could not start: {cause_of(error)}") from error
 
@@ -70,7 +77,7 @@ class TrainerGroup:
             actor.update.remote(scale, *_share(made, rank, places, divisors, groups))
             for rank, actor in enumerate(self._actors)
         ]
-        updates: list[Update] = await _together(calls)
+        updates: list[Update] = await _together(calls, "update")
         return updates[0]
 
     async def publish_weights(self, version: int) -> str:
@@ -95,14 +102,24 @@ class TrainerGroup:
         await self._all("close")
 
     async def _all(self, what: str, *arguments: Any) -> list[Any]:
-        return await _together([getattr(actor, what).remote(*arguments) for actor in self._actors])
+        return await _together([getattr(actor, what).remote(*arguments) for actor in self._actors], what)
 
 
-async def _together(calls: Sequence[Awaitable[Any]], *, grace_s: float = GRACE_S) -> list[Any]:
-    """What all ranks return. A rank whose peer died may say before Ray does that a connection broke: the death is what
-    is raised then, if it is heard of within `grace_s`."""
+async def _together(
+    calls: Sequence[Awaitable[Any]],
+    what: str,
+    *,
+    word_s: float | None = None,
+    end_s: float = END_S,
+    grace_s: float = GRACE_S,
+) -> list[Any]:
+    """What all ranks return. A wait is logged with the ranks that are missing, and ends after `end_s`.
+
+    A rank whose peer died may say before Ray does that a connection broke: the death is what is raised then, if it is
+    heard of within `grace_s`."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
+        await _finished(tasks, what, word_s or WORD_S.get(what, 30.0), end_s)
         return await asyncio.gather(*tasks)
     except Exception as error:
         if not is_loss(error):
@@ -114,6 +131,20 @@ async def _together(calls: Sequence[Awaitable[Any]], *, grace_s: float = GRACE_S
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _finished(tasks: Sequence[asyncio.Future[Any]], what: str, word_s: float, end_s: float) -> None:
+    """Until all are done or one has failed."""
+    start = monotonic()
+    while True:
+        done, late = await asyncio.wait(tasks, timeout=word_s, return_when=asyncio.FIRST_EXCEPTION)
+        if not late or any(task.exception() for task in done):
+            return
+        ranks = ", ".join(str(rank) for rank, task in enumerate(tasks) if task in late)
+        waited = monotonic() - start
+        if waited > end_s:
+            raise TimeoutError(f"trainer ranks {ranks} did not end {what} within {end_s:g} s; their logs say why")
+        log.warning("waiting for trainer ranks %s to end %s since %.0f s", ranks, what, waited)
 
 
 def _flatten(

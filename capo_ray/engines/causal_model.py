@@ -6,11 +6,13 @@ Leaves out: optimisation and ranks (see `train_deepspeed`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from capo_ray.learn.batch import MicroBatch
@@ -20,27 +22,65 @@ _HEAD_EXTRAS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Fields of models that change the logits after the head."""
 
 
-def make(source: str | Mapping[str, Any], *, dtype: torch.dtype, seed: int) -> Any:
-    """A model from a folder or Hugging Face id with weights, or a random one from a config (.json file or mapping)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def make(source: str | Mapping[str, Any], *, dtype: torch.dtype, seed: int, partitioned: bool = False) -> Any:
+    """A model from a folder or Hugging Face id with weights, or a random one from a config (.json file or mapping).
 
+    `partitioned`, for ZeRO-3: collective; of every tensor of a folder a rank keeps its share from the start, so that
+    none ever holds the whole model. A random one is whole first, or it would be another than at other stages.
+    """
     torch.manual_seed(seed)
-    if isinstance(source, Mapping):
-        fields = dict(source)
-        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    elif source.endswith(".json"):
-        if not Path(source).is_file():
-            raise ValueError(f"there is no model config {source}")
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    random = isinstance(source, Mapping) or source.endswith(".json")
+    with _partitioned(dtype) if partitioned and not random else nullcontext():
+        model = _load(source, dtype)
     extras = [name for name in _HEAD_EXTRAS if getattr(model.config, name, None) not in (None, 1, 1.0)]
     if extras:
         raise ValueError(
             f"models whose config sets {', '.join(extras)} are not supported: their logits are not the head's"
         )
     return without_dropout(model)
+
+
+def _load(source: str | Mapping[str, Any], dtype: torch.dtype) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if isinstance(source, Mapping):
+        fields = dict(source)
+        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if not source.endswith(".json"):
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    if not Path(source).is_file():
+        raise ValueError(f"there is no model config {source}")
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
+
+
+class _ZeroThree:
+    """What transformers asks a configuration of DeepSpeed before it makes a model; its own class wants accelerate."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def is_zero3(self) -> bool:
+        return True
+
+
+@contextmanager
+def _partitioned(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, transformers makes models under deepspeed.zero.Init, and loads their weights tensor by tensor."""
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    config = _ZeroThree(
+        {
+            "train_batch_size": dist.get_world_size(),
+            "bf16": {"enabled": dtype == torch.bfloat16},
+            "zero_optimization": {"stage": 3},
+        }
+    )
+    set_hf_deepspeed_config(config)  # it keeps a weak reference
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
 
 
 def without_dropout(model: Any) -> Any:
@@ -69,8 +109,13 @@ class Scorer(nn.Module):
 
 
 def shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Name and full shape of every parameter, tied ones once, also where ZeRO-3 holds shards."""
-    return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}
+    """Name and full shape of every parameter, tied ones once."""
+    return {name: shape_of(parameter) for name, parameter in model.named_parameters()}
+
+
+def shape_of(parameter: Tensor) -> tuple[int, ...]:
+    """Also where ZeRO-3 holds a share of it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def write_pretrained(model: Any, weights: dict[str, Tensor], path: str, tokenizer: str | None) -> None:

@@ -14,6 +14,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -36,6 +37,8 @@ from capo_ray.types import Metrics, TrainSequence, Update
 log = logging.getLogger(__name__)
 
 _TAG = "deepspeed"
+COLLECTIVE = timedelta(minutes=30)
+"""A rank that waits longer for its peers fails; rank 0 may be so long in writing a model that others wait for."""
 Nested = list[list[Tensor]]
 """[optimizer step][micro-batch], [N] each."""
 
@@ -76,7 +79,7 @@ class DeepSpeedEngine:
         self._device = _join(rank, world_size, device)
         precision = getattr(torch, dtype)
         self._objective = objective_of(algorithm) if algorithm else Objective()
-        self._model = causal_model.make(model, dtype=precision, seed=seed)
+        self._model = causal_model.make(model, dtype=precision, seed=seed, partitioned=trainer.zero_stage == 3)
         self._reference = self._make_reference(reference if reference is not None else model, precision, seed)
         if trainer.gradient_checkpointing:
             self._model.gradient_checkpointing_enable({"use_reentrant": trainer.zero_stage == 3})
@@ -104,9 +107,10 @@ class DeepSpeedEngine:
     def _make_reference(self, source: str | Mapping[str, Any], precision: torch.dtype, seed: int) -> Any:
         if not self._objective.kl_weight:
             return None
-        model = causal_model.make(source, dtype=precision, seed=seed)
+        partitioned = self._trainer.zero_stage == 3
+        model = causal_model.make(source, dtype=precision, seed=seed, partitioned=partitioned)
         scorer = causal_model.Scorer(model.requires_grad_(False)).eval()
-        if self._trainer.zero_stage < 3:
+        if not partitioned:
             return scorer.to(self._device)
         import deepspeed
 
@@ -343,7 +347,7 @@ def _join(rank: int, world_size: int, device: Literal["cpu", "gpu"]) -> torch.de
     elif world_size == 1 and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     else:
-        dist.init_process_group(backend, rank=rank, world_size=world_size)
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=COLLECTIVE)
     return torch.device("cpu" if device == "cpu" else f"cuda:{local}")
 
 

@@ -9,6 +9,7 @@ import torch
 
 from capo_ray.config.blocks import Trainer
 from capo_ray.config.method import Algorithm
+from capo_ray.engines.causal_model import shape_of
 from capo_ray.learn.loss import Objective
 from capo_ray.learn.surrogate import Clip
 
@@ -62,6 +63,6 @@ def decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     if not weight_decay:
         return [{"params": parameters, "weight_decay": 0.0}]
     return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if len(shape_of(p)) >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if len(shape_of(p)) < 2], "weight_decay": 0.0},
     ]

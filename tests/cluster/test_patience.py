@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
 
-from capo_ray.cluster.patience import ends_within
+from capo_ray.cluster.patience import ends_within, with_patience
 
 
 def test_a_call_that_does_not_end_is_left_behind() -> None:
@@ -20,3 +21,12 @@ def test_a_call_that_ends_is_waited_for_and_its_error_is_raised() -> None:
     assert ends_within(10, lambda: done.append(1)) and done == [1]
     with pytest.raises(ZeroDivisionError):
         ends_within(10, lambda: 1 // 0)
+
+
+def test_a_wait_says_what_for_and_ends(caplog: pytest.LogCaptureFixture) -> None:
+    async def use() -> None:
+        await with_patience(asyncio.Event().wait(), "rollout-0 to start", patience_s=0.01, end_s=0.03)
+
+    with pytest.raises(TimeoutError, match="waited in vain for rollout-0 to start"):
+        asyncio.run(use())
+    assert "waiting for rollout-0 to start since" in caplog.text

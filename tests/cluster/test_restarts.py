@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from capo_ray.cluster.faults import cause_of, is_loss
 from capo_ray.cluster.restarts import outlive
 from capo_ray.critics.service import CriticsFailed
 from capo_ray.driver import StaleSample, train
+from capo_ray.engines.receivers import ReceiverFailed
 from capo_ray.types import Batch, GroupSummary, Metrics, Update
 
 GONE = OwnerDiedError("ab" * 28, "", "")
@@ -153,6 +155,9 @@ def test_nothing_but_a_loss_is_tried_again(error: Exception) -> None:
 def test_what_a_loss_is() -> None:
     died = ActorDiedError()
     losses = [died, ActorUnavailableError("gone", b"1" * 16), GONE, in_an_actor(died), in_an_actor(in_an_actor(GONE))]
+    losses.append(in_an_actor(pickle.loads(pickle.dumps(ReceiverFailed("rollout-1 failed in update", died)))))
+    assert "rollout-1" in cause_of(losses[-1])
+    assert not is_loss(in_an_actor(ReceiverFailed("rollout-1 failed in update", ValueError("shape"))))
     losses.append(ExceptionGroup("groups", [died, ExceptionGroup("more", [GONE])]))
     assert all(map(is_loss, losses))
     assert cause_of(losses[-1]) == cause_of(died)

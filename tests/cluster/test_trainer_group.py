@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError
 
-from capo_ray.cluster.trainer_group import TrainerGroup, _flatten, _share
+from capo_ray.cluster.trainer_group import TrainerGroup, _flatten, _share, _together
 from capo_ray.learn.batch import plan
 from capo_ray.types import Batch, GroupSummary
 
@@ -141,3 +141,15 @@ def test_a_rank_that_fails_alone_fails_as_itself() -> None:
     assert asyncio.run(use(Rank("checksum"), Rank(""))) == "checksum"
     with pytest.raises(FloatingPointError, match="not finite"):
         asyncio.run(use(Rank(""), Rank(FloatingPointError("not finite"))))
+
+
+def test_a_rank_that_does_not_end_is_named_and_waited_for_no_longer_than_the_limit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def use() -> None:
+        ranks = Rank(""), Rank("", asyncio.Event()), Rank("")
+        await _together([rank.remote(1) for rank in ranks], "update", word_s=0.01, end_s=0.05)
+
+    with pytest.raises(TimeoutError, match=r"trainer ranks 1 did not end update within 0.05 s"):
+        asyncio.run(use())
+    assert "waiting for trainer ranks 1 to end update" in caplog.text

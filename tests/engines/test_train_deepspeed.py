@@ -1,5 +1,6 @@
 """One update is one update: however it is split over ranks, micro-batches and ZeRO stages, and across a restart."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,21 +53,60 @@ MANY = Case(
 
 
 @pytest.fixture(scope="module")
-def whole(one: Ranks) -> Any:
+def folder(one: Ranks, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model with weights: under ZeRO-3 such are made in shares."""
+    path = str(tmp_path_factory.mktemp("model"))
+    one(written, Case(stage=0), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(one: Ranks, folder: str) -> Any:
     """One rank, no micro-batches, no ZeRO."""
-    return one(updated, MANY.but(stage=0), 2)
+    return one(updated, MANY.but(model=folder, stage=0), 2)
 
 
-def test_micro_batches_change_nothing(one: Ranks, whole: Any) -> None:
+def test_micro_batches_change_nothing(one: Ranks, whole: Any, folder: str) -> None:
     for stage in (0, 3):
-        assert_same(one(updated, MANY.but(stage=stage, budget=20), 2), whole)
+        assert_same(one(updated, MANY.but(model=folder, stage=stage, budget=20), 2), whole)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_change_nothing_at_any_zero_stage(two: Ranks, whole: Any, stage: int) -> None:
-    of_ranks = two.each(updated, MANY.but(stage=stage, budget=20), 2)
+def test_two_ranks_change_nothing_at_any_zero_stage(two: Ranks, whole: Any, folder: str, stage: int) -> None:
+    of_ranks = two.each(updated, MANY.but(model=folder, stage=stage, budget=20), 2)
     for rank in of_ranks:
         assert_same(rank, whole)
+
+
+def held(rank: int, ranks: int, path: str) -> Any:
+    """Numbers of a model that this rank holds once it is made, and of the whole; and what is gathered at each stage."""
+    import torch
+
+    from capo_ray.engines import causal_model, trainer_settings
+
+    model = causal_model.make(path, dtype=torch.bfloat16, seed=0, partitioned=True)
+    mine = sum(parameter.numel() + parameter.ds_tensor.numel() for parameter in model.parameters())
+    gathered = []
+    for stage in range(4):
+        with engine_of(
+            Case(model=path, stage=stage, dtype="bfloat16", trainer={"weight_decay": 0.1}), rank, ranks
+        ) as engine:
+            gathered.append(weights_of(engine))
+            groups = [
+                sum(math.prod(causal_model.shape_of(p)) for p in group["params"])
+                for group in trainer_settings.decay_groups(engine._model, 0.1)
+            ]
+    return mine, sum(math.prod(shape) for shape in causal_model.shapes(model).values()), groups, gathered
+
+
+def test_under_zero_three_a_model_is_made_in_shares_and_gathered_as_at_every_stage(two: Ranks, folder: str) -> None:
+    for mine, all_numbers, (decaying, rest), (first, *others) in two.each(held, folder):
+        assert mine <= all_numbers / 2 + 100  # shares are padded
+        assert decaying + rest == all_numbers and 0 < rest < decaying
+        for other in others:
+            assert list(other) == list(first)
+            for name in first:
+                np.testing.assert_array_equal(other[name], first[name])
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "constant"])
@@ -341,9 +381,10 @@ def test_a_written_model_is_read_back(one: Ranks, two: Ranks, tmp_path: Path, ti
     assert is_tied is tied and list(read) == list(weights)
     for name in read:
         np.testing.assert_array_equal(read[name], weights[name])
-    _, start = one(updated, Case(model=str(tmp_path), stage=0), 0)
-    for name in read:
-        np.testing.assert_array_equal(start[name], weights[name])
+    for stage in (0, 3):
+        _, start = two(updated, Case(model=str(tmp_path), stage=stage), 0)
+        for name in read:
+            np.testing.assert_array_equal(start[name], weights[name])
 
 
 def declared(rank: int, ranks: int, stage: int) -> Any:
