@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal
 
 Span = tuple[int, int]
@@ -168,6 +169,12 @@ class Scored:
             raise ValueError(
                 f"rollout {self.rollout.prompt_id!r}/{self.rollout.index}: {len(self.token_rewards)} token rewards "
                 f"for {len(self.rollout.token_ids)} tokens"
+            )
+        if odd := [t for t, reward in enumerate(self.token_rewards) if not isfinite(reward)]:
+            raise ValueError(
+                f"rollout {self.rollout.prompt_id!r}/{self.rollout.index}: the reward of token {odd[0]} is "
+                f"{self.token_rewards[odd[0]]}, and of {len(odd)} tokens not finite: look at reward.* and at a vote of "
+                "your own"
             )
         if self.verdict is not None and len(self.verdict.weights) != len(self.steps):
             raise ValueError(

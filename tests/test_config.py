@@ -200,6 +200,15 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "truth; start from critic=truth",
         ),
         (
+            "algorithm.kl_gradient=true algorithm.kl_place=reward",
+            "`algorithm.kl_gradient` is of the ratio that weighs the KL in the loss, and there is none: "
+            "algorithm.kl_weight is 0, algorithm.kl_place reward; leave it out",
+        ),
+        (
+            "algorithm.kl_cap=0",
+            "algorithm.kl_cap: Input should be greater than 0, got 0",
+        ),
+        (
             "algorithm.surrogate=gspo",
             "`algorithm.surrogate` gspo gives a response one ratio and one advantage, and advantage capo has one per "
             "token; use gspo_token",

@@ -16,7 +16,9 @@ Vote = Literal["intersection", "majority", "strict_majority", "union", "average"
 ErrorSet = Literal["all", "from_first", "first"]
 Returns = Literal["none", "suffix_sum", "suffix_min"]
 OutcomeSource = Literal["verifier", "critic"]
-Advantage = Literal["capo", "capo_mean", "capo_channels", "capo_batch", "grpo", "dr_grpo", "rloo", "reinforce_pp"]
+Advantage = Literal[
+    "capo", "capo_mean", "capo_channels", "capo_batch", "grpo", "grpo_sample", "dr_grpo", "rloo", "reinforce_pp"
+]
 Surrogate = Literal["clip", "cispo", "gspo", "gspo_token"]
 
 
@@ -127,6 +129,19 @@ class Algorithm(Block):
     )
     kl_place: Literal["loss", "reward"] = setting(
         "`reward`: the KL of a token lowers its advantage, before the first pass", "loss", source="CAPO"
+    )
+    kl_cap: float | None = setting(
+        "most KL of one token; one that is held there has no gradient of its own; null: no bound",
+        10.0,
+        unit="nats",
+        source="as verl, TRL",
+        gt=0,
+    )
+    kl_gradient: bool = setting(
+        "let the gradient of the KL in the loss go through the ratio that weighs it, so that it is that of the reverse "
+        "KL, off policy too",
+        False,
+        source="DeepSeek-V3.2, arXiv 2512.02556",
     )
     entropy_weight: float = setting(
         "weight of an entropy bonus; 0: none", 0.0, unit="none", source="PPO, arXiv 1707.06347", ge=0

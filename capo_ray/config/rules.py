@@ -64,10 +64,16 @@ def _check_objective(config: Config) -> None:
             f"`algorithm.surrogate` gspo gives a response one ratio and one advantage, and advantage "
             f"{algorithm.advantage} has one per token; use gspo_token"
         )
-    if algorithm.kl_estimator == "k1" and algorithm.kl_place == "loss" and algorithm.kl_weight:
+    kl_in_loss = bool(algorithm.kl_weight) and algorithm.kl_place == "loss"
+    if algorithm.kl_estimator == "k1" and kl_in_loss and not algorithm.kl_gradient:
         raise ValueError(
             "`algorithm.kl_estimator` k1 has a gradient of 0 on average, so it does nothing in the loss; set "
             "algorithm.kl_place=reward, or use k2 or k3"
+        )
+    if algorithm.kl_gradient and not kl_in_loss:
+        raise ValueError(
+            "`algorithm.kl_gradient` is of the ratio that weighs the KL in the loss, and there is none: "
+            f"algorithm.kl_weight is {algorithm.kl_weight:g}, algorithm.kl_place {algorithm.kl_place}; leave it out"
         )
     if algorithm.refills and algorithm_of(algorithm.advantage).over_batch:
         raise ValueError(

@@ -17,7 +17,9 @@ from typing import Literal
 
 from capo_ray import extension
 
-Advantage = Literal["capo", "capo_mean", "capo_channels", "capo_batch", "grpo", "dr_grpo", "rloo", "reinforce_pp"]
+Advantage = Literal[
+    "capo", "capo_mean", "capo_channels", "capo_batch", "grpo", "grpo_sample", "dr_grpo", "rloo", "reinforce_pp"
+]
 Rows = Sequence[Sequence[float]]
 """[member][T]"""
 
@@ -76,8 +78,16 @@ def as_they_are(token_rewards: Rows, outcome_rewards: Sequence[float]) -> list[t
 
 
 def standard_scores(token_rewards: Rows, outcome_rewards: Sequence[float]) -> list[tuple[float, ...]]:
-    """GRPO: every response against the mean and std of the responses."""
+    """GRPO: every response against the mean and population std of the responses."""
     mean, std = _mean_and_std(Counter(outcome_rewards))
+    return _spread([(reward - mean) / (std + EPSILON) for reward in outcome_rewards], token_rewards)
+
+
+def sample_scores(token_rewards: Rows, outcome_rewards: Sequence[float]) -> list[tuple[float, ...]]:
+    """GRPO as most libraries have it: with the deviation of a sample, over n - 1. Alone a response has none."""
+    mean, std = _mean_and_std(Counter(outcome_rewards))
+    n = len(outcome_rewards)
+    std *= sqrt(n / max(n - 1, 1))
     return _spread([(reward - mean) / (std + EPSILON) for reward in outcome_rewards], token_rewards)
 
 
@@ -116,6 +126,7 @@ ALGORITHMS: dict[Advantage, Algorithm] = {
     "capo_channels": Algorithm(channels, step_penalties=True),
     "capo_batch": Algorithm(as_they_are, step_penalties=True, over_batch=True),
     "grpo": Algorithm(standard_scores, step_penalties=False),
+    "grpo_sample": Algorithm(sample_scores, step_penalties=False),
     "dr_grpo": Algorithm(centred, step_penalties=False),
     "rloo": Algorithm(leave_one_out, step_penalties=False),
     "reinforce_pp": Algorithm(as_they_are, step_penalties=False, over_batch=True),

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
-from capo_ray.credit.advantage import algorithm_of
+from capo_ray.credit.advantage import Algorithm, algorithm_of
 from capo_ray.credit.penalty import ErrorSet, Returns, penalties
 from capo_ray.credit.reward import ANSWER_ONLY, Outcome, outcome_reward, token_rewards
 from capo_ray.credit.vote import vote
@@ -99,7 +100,7 @@ def score_group(members: Sequence[Member], scheme: Scheme) -> GroupScore:
 
     advantages: list[tuple[float, ...] | None] = [None] * len(members)
     if kept:
-        rows = algorithm.normalise([scored[m].token_rewards for m in kept], [outcomes[m] or 0.0 for m in kept])
+        rows = _normalised(algorithm, [scored[m] for m in kept], [outcomes[m] or 0.0 for m in kept], scheme.advantage)
         for m, row in zip(kept, rows, strict=True):
             masked = scheme.mask_cut_off and members[m].rollout.finish == "length"
             advantages[m] = None if masked else row
@@ -110,6 +111,23 @@ def score_group(members: Sequence[Member], scheme: Scheme) -> GroupScore:
         num_unverifiable=sum(member.answer == "unverifiable" for member in members),
         num_unjudged=len(unjudged),
     )
+
+
+def _normalised(
+    algorithm: Algorithm, members: Sequence[Scored], outcomes: Sequence[float], name: str
+) -> Sequence[tuple[float, ...]]:
+    """Advantages of the `members` that are compared. Raises ValueError, with the response, where one is not finite."""
+    try:
+        rows = algorithm.normalise([member.token_rewards for member in members], outcomes)
+    except OverflowError as error:
+        raise ValueError(f"algorithm.advantage {name}: rewards are too large to be compared ({error})") from error
+    for member, row in zip(members, rows, strict=True):
+        if not all(map(isfinite, row)):
+            raise ValueError(
+                f"rollout {member.rollout.prompt_id!r}/{member.rollout.index}: algorithm.advantage {name} makes an "
+                "advantage that is not finite of finite rewards"
+            )
+    return rows
 
 
 def _nobody_was_asked(member: Member) -> bool:

@@ -52,6 +52,8 @@ def objective_of(algorithm: Algorithm) -> Objective:
         kl_weight=algorithm.kl_weight,
         kl_estimator=algorithm.kl_estimator,
         kl_place=algorithm.kl_place,
+        kl_cap=algorithm.kl_cap,
+        kl_gradient=algorithm.kl_gradient,
         entropy_weight=algorithm.entropy_weight,
         importance_cap=algorithm.importance_cap,
     )

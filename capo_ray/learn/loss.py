@@ -8,6 +8,7 @@ over tokens, so that whoever adds them up over micro-batches and ranks divides o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -25,6 +26,8 @@ MAX_LOG_RATIO = 20.0
 """exp(20) is 5e8: far outside any clip range, but finite in every precision. Without the clamp one token that the
 policy has all but ruled out overflows to infinity, and infinity times an advantage of 0 poisons the whole gradient."""
 
+_MOST_LOG_RATIO = 700.0
+"""Metrics show ratios as they are, up to what float64 can hold."""
 _CHUNK_ELEMENTS = 2**27
 """Logits scored at a time; float32 copies of all logits at once would be the largest tensor of a run."""
 
@@ -59,17 +62,15 @@ def clamped(log_ratio: Tensor) -> Tensor:
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def kl_penalty(logprobs: Tensor, reference: Tensor, estimator: KlEstimator) -> Tensor:
+def kl_penalty(logprobs: Tensor, reference: Tensor, estimator: KlEstimator, *, cap: float | None = None) -> Tensor:
     """Estimate of KL(policy || reference) per token, r = log reference - log policy: k1 -r, k2 r^2/2,
-    k3 e^r-r-1, abs |r|. The gradient of k1 is 0 on average: it is of use in a reward only."""
+    k3 e^r-r-1, abs |r|. The gradient of k1 is 0 on average: by itself it is of use in a reward only.
+
+    No token has more than `cap`, nor less than -`cap`; one that is held there has no gradient.
+    """
     r = clamped(reference - logprobs)
-    if estimator == "k1":
-        return -r
-    if estimator == "k2":
-        return r * r / 2
-    if estimator == "k3":
-        return r.expm1() - r
-    return r.abs()
+    made = {"k1": lambda: -r, "k2": lambda: r * r / 2, "k3": lambda: r.expm1() - r, "abs": r.abs}[estimator]()
+    return made if cap is None else made.clamp(-cap, cap)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,8 @@ class Objective:
     kl_weight: float = 0.0
     kl_estimator: KlEstimator = "k3"
     kl_place: KlPlace = "loss"
+    kl_cap: float | None = 10.0
+    kl_gradient: bool = False
     entropy_weight: float = 0.0
     importance_cap: float | None = None
 
@@ -114,12 +117,19 @@ def policy_loss(
     `old` are the frozen log-probabilities that the ratio is taken against, `sampler` those the tokens were drawn with,
     `rows` the response of each token. With `importance_cap` each token's surrogate counts min(old / sampler, cap): 1
     where old is the sampler's own. The KL term is an expectation under the policy, taken over samples of `old`, so it
-    is weighted by the ratio (1 in the first pass), which gets no gradient. In the reward it is taken at `old` and
-    lowers the token's advantage by kl_weight x KL.
+    is weighted by the ratio (1 in the first pass), which gets a gradient with `kl_gradient` alone. In the reward it is
+    taken at `old` and lowers the token's advantage by kl_weight x KL. Raises FloatingPointError where the reference has
+    a NaN: the gradient would stay finite and the KL be gone.
     """
+    if reference is not None and bool(reference.isnan().any()):
+        raise FloatingPointError(
+            f"{int(reference.isnan().sum())} of the reference's {len(reference)} log-probabilities of a micro-batch "
+            "are NaN: its weights or its number format are broken; look at policy.path, or set algorithm.kl_weight=0"
+        )
     log_ratio = clamped(logprobs - old)
+    estimator, cap = objective.kl_estimator, objective.kl_cap
     if reference is not None and objective.kl_place == "reward":
-        advantages = advantages - objective.kl_weight * kl_penalty(old, reference, objective.kl_estimator)
+        advantages = advantages - objective.kl_weight * kl_penalty(old, reference, estimator, cap=cap)
     tokens = Tokens(logprobs=logprobs, log_ratio=log_ratio, advantages=advantages, rows=rows)
     made = surrogate_of(objective.surrogate)(tokens, objective.bounds)
     losses = made.losses
@@ -133,24 +143,28 @@ def policy_loss(
     if objective.entropy_weight:
         value = value - objective.entropy_weight * (weights * entropy).sum()
     if reference is not None and objective.kl_place == "loss":
-        kl = kl_penalty(logprobs, reference, objective.kl_estimator) * log_ratio.detach().exp()
+        ratio = (log_ratio if objective.kl_gradient else log_ratio.detach()).exp()
+        kl = kl_penalty(logprobs, reference, estimator, cap=cap) * ratio
         value = value + objective.kl_weight * (weights * kl).sum()
     with torch.no_grad():
+        true = (logprobs - old).double().clamp(max=_MOST_LOG_RATIO)
         mismatch = ((logprobs if old is sampler else old) - sampler).abs()  # before the policy moves, where known
         sums = {
             "clip_fraction": made.held.float().sum(),
             "sampler_gap_mean": mismatch.sum(),
             "entropy": entropy.detach().sum(),
-            "ratio_mean": log_ratio.exp().sum(),
-            "kl_old": (log_ratio.expm1() - log_ratio).sum(),  # k3 under samples of `old`
+            "ratio_mean": true.exp().sum(),
+            "kl_old": (true.expm1() - true).sum(),  # k3 under samples of `old`
             "advantage_abs": advantages.abs().sum(),
         }
         if importance is not None:
             sums["importance_mean"] = importance.sum()
             sums["importance_capped"] = (importance < gap.exp()).float().sum()
         if reference is not None:
+            at = logprobs if objective.kl_place == "loss" else old
             sums["kl_reference"] = kl_penalty(logprobs, reference, "k3").sum()
-        maxima = {"ratio_max": log_ratio.max().exp(), "sampler_gap_max": mismatch.max()}
+            sums["kl_capped"] = (kl_penalty(at, reference, estimator).abs() > (cap or math.inf)).float().sum()
+        maxima = {"ratio_max": true.max().exp(), "sampler_gap_max": mismatch.max()}
         totals = {"loss": value.detach(), "policy_loss": policy.detach()}
     return Loss(value=value, tokens=len(logprobs), sums=sums, maxima=maxima, totals=totals)
 

@@ -14,7 +14,7 @@ from capo_ray.credit.advantage import ALGORITHMS, Advantage
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.penalty import ErrorSet, Returns, penalties
 from capo_ray.credit.reward import Outcome
-from capo_ray.types import Critique, Finish, Rollout, Step
+from capo_ray.types import Answer, Critique, Finish, Rollout, Step
 
 EPSILON = 1e-6
 
@@ -114,6 +114,8 @@ def slow_advantages(members: list[Member], scheme: Scheme) -> list[list[float]]:
         process = [reward - o for r, o in zip(rows, outcomes, strict=True) for reward in r]
         for_row = []
         for reward in row:
+            n = len(outcomes)
+            sample = std(outcomes) * (n / (n - 1)) ** 0.5 if n > 1 else 0.0
             grpo = (outcomes[i] - mean(outcomes)) / (std(outcomes) + EPSILON)
             for_row.append(
                 {
@@ -122,6 +124,7 @@ def slow_advantages(members: list[Member], scheme: Scheme) -> list[list[float]]:
                     "capo_channels": grpo + (reward - outcomes[i] - mean(process)) / (std(process) + EPSILON),
                     "capo_batch": reward,
                     "grpo": grpo,
+                    "grpo_sample": (outcomes[i] - mean(outcomes)) / (sample + EPSILON),
                     "dr_grpo": outcomes[i] - mean(outcomes),
                     "rloo": outcomes[i] - (mean(others) if others else outcomes[i]),
                     "reinforce_pp": reward,
@@ -253,3 +256,32 @@ def test_the_configuration_names_what_the_core_has() -> None:
     assert get_args(method.Advantage) == get_args(Advantage) == tuple(ALGORITHMS)
     assert get_args(method.ErrorSet) == get_args(ErrorSet)
     assert get_args(method.Returns) == get_args(Returns)
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite_is_refused_with_its_response(reward: float) -> None:
+    member = Member(
+        rollout=Rollout(
+            prompt_id="p7", index=3, text="ab", finish="stop", token_ids=(1, 2), logprobs=(0.0, 0.0), char_ends=(1, 2),
+            versions=(0,),
+        ),
+        steps=(),
+        critiques=(),
+        answer="correct",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"rollout 'p7'/3: the reward of token 0 is (nan|inf), and of 2 tokens"):
+        score_group([member], Scheme(outcome_weight=reward, advantage="grpo"))
+
+
+@pytest.mark.parametrize("weight", [1e200, 1.7e308])
+def test_rewards_that_cannot_be_compared_are_refused(weight: float) -> None:
+    def one(index: int, answer: Answer) -> Member:
+        rollout = Rollout(
+            prompt_id="p7", index=index, text="a", finish="stop", token_ids=(1,), logprobs=(0.0,), char_ends=(1,),
+            versions=(0,),
+        )  # fmt: skip
+        return Member(rollout=rollout, steps=(), critiques=(), answer=answer)
+
+    with pytest.raises(ValueError, match=r"algorithm.advantage (capo|grpo)"):
+        for advantage in ("capo", "grpo"):
+            score_group([one(0, "correct"), one(1, "wrong")], Scheme(outcome_weight=weight, advantage=advantage))

@@ -31,6 +31,11 @@ OBJECTIVES = [
     Objective(kl_weight=0.05, kl_estimator="abs", importance_cap=0.8),
     Objective(kl_weight=0.05, kl_estimator="k1", kl_place="reward"),
     Objective(surrogate="cispo", kl_weight=0.05, kl_estimator="k3", kl_place="reward"),
+    Objective(kl_weight=0.05, kl_estimator="k3", kl_gradient=True),
+    Objective(kl_weight=0.05, kl_estimator="k1", kl_gradient=True, kl_cap=0.3),
+    Objective(kl_weight=0.05, kl_estimator="k2", kl_cap=0.05),
+    Objective(kl_weight=0.05, kl_estimator="k3", kl_cap=None),
+    Objective(kl_weight=0.05, kl_estimator="k1", kl_place="reward", kl_cap=0.2),
 ]
 LENGTHS = [1, 7, 12, 1, 19]
 """Ragged, with responses of one token."""
@@ -77,12 +82,16 @@ def slow(given: dict[str, Tensor], objective: Objective, frozen: dict[str, Tenso
     def kl(r: float) -> float:
         return {"k1": -r, "k2": r * r / 2, "k3": math.exp(r) - r - 1, "abs": abs(r)}[objective.kl_estimator]
 
-    loss = clipped = capped = kl_old = ratios = kl_reference = largest = 0.0
+    def held(r: float) -> float:
+        cap = math.inf if objective.kl_cap is None else objective.kl_cap
+        return min(max(kl(r), -cap), cap)
+
+    loss = kl_capped = clipped = capped = kl_old = ratios = kl_reference = largest = 0.0
     for members in sequences:
         advantages = [
             tokens[t]["advantages"]
             - (
-                objective.kl_weight * kl(tokens[t]["reference"] - tokens[t]["old"])
+                objective.kl_weight * held(tokens[t]["reference"] - tokens[t]["old"])
                 if objective.kl_place == "reward"
                 else 0.0
             )
@@ -115,7 +124,11 @@ def slow(given: dict[str, Tensor], objective: Objective, frozen: dict[str, Tenso
             loss -= token["weights"] * gain
             r = token["reference"] - token["logprobs"]
             if objective.kl_weight and objective.kl_place == "loss":
-                loss += token["weights"] * objective.kl_weight * math.exp(held_at[t] - token["old"]) * kl(r)
+                weighed = token["logprobs"] if objective.kl_gradient else held_at[t]
+                loss += token["weights"] * objective.kl_weight * math.exp(weighed - token["old"]) * held(r)
+            at_old = token["reference"] - token["old"]
+            place = r if objective.kl_place == "loss" else at_old
+            kl_capped += kl(place) != held(place)
             ratios, largest = ratios + ratio, max(largest, ratio)
             kl_old += ratio - 1 - math.log(ratio)
             kl_reference += math.exp(r) - r - 1
@@ -127,6 +140,7 @@ def slow(given: dict[str, Tensor], objective: Objective, frozen: dict[str, Tenso
         "ratio_max": largest,
         "kl_old": kl_old,
         "kl_reference": kl_reference,
+        "kl_capped": kl_capped,
     }
 
 
@@ -285,6 +299,74 @@ def test_a_token_that_was_ruled_out_poisons_nothing() -> None:
     )
     made.value.backward()
     assert made.value.isfinite() and extreme.grad is not None and extreme.grad.isfinite().all()
+
+
+def test_no_token_has_more_kl_than_the_cap() -> None:
+    """A token that the policy has all but ruled out and the reference has not; its neighbours are what they were."""
+    logprobs = torch.tensor([-30.0, -1.0, -1.0], requires_grad=True)
+    fields: dict[str, Any] = {
+        "old": logprobs.detach(), "sampler": logprobs.detach(), "reference": torch.tensor([-1.0, -1.3, -1.0]),
+        "advantages": torch.zeros(3), "weights": torch.ones(3), "rows": torch.zeros(3, dtype=torch.long),
+        "entropy": torch.zeros(3),
+    }  # fmt: skip
+
+    def made(**given: Any) -> Loss:
+        return policy_loss(logprobs, **fields, objective=Objective(kl_weight=1.0, **given))
+
+    default, free = made(), made(kl_cap=None)
+    small = kl_penalty(torch.tensor(-1.0), torch.tensor(-1.3), "k3").item()
+    assert default.value.item() == pytest.approx(10 + small)
+    assert free.value.item() == pytest.approx(math.exp(20), rel=1e-6)  # of the clamped log ratio
+    assert (default.sums["kl_capped"], free.sums["kl_capped"]) == (1, 0)
+    default.value.backward()
+    assert logprobs.grad is not None and logprobs.grad[0] == 0 and logprobs.grad[1] != 0
+    logprobs.grad = None
+    made(kl_gradient=True).value.backward()
+    assert logprobs.grad.tolist()[0] == pytest.approx(10)  # type: ignore[attr-defined]  # of the ratio alone
+
+
+@pytest.mark.parametrize("off_policy", [0.0, 0.7])
+@pytest.mark.parametrize(("through", "pulls"), [(False, "forward"), (True, "reverse")])
+def test_whose_gradient_k3_has(through: bool, pulls: str, off_policy: float) -> None:
+    """Summed over a vocabulary as the old policy samples it: with the gradient through the ratio that of
+    KL(policy || reference), without it that of KL(reference || policy)."""
+    generator = torch.Generator().manual_seed(0)
+    logits, ahead, other = torch.randn(3, 9, generator=generator, dtype=torch.float64)
+    logits.requires_grad_()
+    policy, reference = logits.log_softmax(-1), other.log_softmax(-1)
+    old = (logits.detach() + off_policy * ahead).log_softmax(-1)
+    loss = policy_loss(
+        policy, old=old, sampler=old, reference=reference, advantages=torch.zeros(9), weights=old.exp(),
+        rows=torch.zeros(9, dtype=torch.long), entropy=torch.zeros(9),
+        objective=Objective(kl_weight=1.0, kl_gradient=through, kl_cap=None),
+    )  # fmt: skip
+    (got,) = torch.autograd.grad(loss.value, logits, retain_graph=True)
+    reverse = (policy.exp() * (policy - reference)).sum()
+    forward = (reference.exp() * (reference - policy)).sum()
+    (wanted,) = torch.autograd.grad(reverse if pulls == "reverse" else forward, logits)
+    assert torch.allclose(got, wanted, atol=1e-12)
+
+
+def test_ratios_are_shown_as_they_are() -> None:
+    fields: dict[str, Any] = {
+        "sampler": torch.zeros(2), "reference": None, "advantages": torch.zeros(2), "weights": torch.ones(2),
+        "rows": torch.zeros(2, dtype=torch.long), "entropy": torch.zeros(2), "objective": Objective(),
+    }  # fmt: skip
+    made = policy_loss(torch.tensor([-1.0, -1.0]), old=torch.tensor([-1.0, -51.0]), **fields)
+    assert made.maxima["ratio_max"].item() == pytest.approx(math.exp(50), rel=1e-5)
+    assert made.sums["kl_old"].item() == pytest.approx(math.exp(50) - 51, rel=1e-5)
+    far = policy_loss(torch.tensor([-1.0, -1.0]), old=torch.tensor([-1.0, -1e6]), **fields)
+    assert all(value.isfinite() for value in (*far.sums.values(), *far.maxima.values()))
+
+
+@pytest.mark.parametrize("place", ["loss", "reward"])
+def test_a_reference_with_nan_is_an_error(place: Any) -> None:
+    given = case(3)
+    given["reference"][4] = math.nan
+    with pytest.raises(
+        FloatingPointError, match=r"^1 of the reference's 40 log-probabilities of a micro-batch are NaN"
+    ):
+        run(given, Objective(kl_weight=0.05, kl_place=place))
 
 
 @pytest.mark.parametrize("estimator", [name for name in get_args(KlEstimator) if name != "k1"])
