@@ -1,11 +1,13 @@
 # make demo        the tiny world on the real stack, on this machine's CPU
 # make test        the checks and every test but long ones; make test-fast: those that start no engine
 # make test-long   long real runs: pages' commands, a pretrained model, faults
+# make gpu-check   the first ten minutes on a GPU: does it work there, and how fast (docs/gpu.md)
 # make lint        ruff and mypy
 # make learn-check the whole tiny_cpu run with three seeds: does it learn?
 # make lab-quick   two arms, two seeds, the laboratory's report: under 10 minutes
 # make tiny-models train tiny models again (over an hour of two cores)
-# Every target sets up .venv first, once (3 minutes, 4 GB). ARGS="..." goes to the program, e.g. make demo ARGS="seed=1".
+# Every target sets up .venv first, once (3 minutes, 4 GB); gpu-check does so with the stack for GPUs (make setup-gpu).
+# ARGS="..." goes to the program, e.g. make demo ARGS="seed=1".
 
 SHELL := /bin/bash
 PY := .venv/bin/python
@@ -17,7 +19,7 @@ MAX_SKIPS ?= $(if $(wildcard $(CAPO_TEST_DATA)/.),3,1000)
 PARALLEL := -n 2 --dist loadfile
 test test-fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast test-long lint setup learn-check lab-quick tiny-models
+.PHONY: demo test test-fast test-long gpu-check lint setup setup-gpu learn-check lab-quick tiny-models
 
 demo: setup
 	$(PY) -m capo_ray.launch +experiment=tiny_cpu $(ARGS)
@@ -31,6 +33,10 @@ test-fast: setup
 
 test-long: setup
 	$(PY) -m pytest -q -m long --max-skips $(MAX_SKIPS) --durations 0 $(ARGS)
+
+# A trial with device=cpu is for machines that hold the stack for CPU.
+gpu-check: $(if $(findstring device=cpu,$(ARGS)),setup,setup-gpu)
+	$(PY) -m capo_ray.gpu_check $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .
@@ -47,4 +53,7 @@ tiny-models: setup
 	$(PY) -m capo_ray.tasks.arithmetic.models $(ARGS)
 
 setup:
-	@requirements/setup.sh
+	@requirements/setup.sh cpu
+
+setup-gpu:
+	@requirements/setup.sh gpu

@@ -12,6 +12,7 @@ from capo_ray.data import __main__ as data
 from capo_ray.doctor.__main__ import completed
 from capo_ray.evaluate import settings
 from capo_ray.evaluate.suites import find_suite
+from capo_ray.gpu_check import __main__ as gpu_check
 from capo_ray.lab import __main__ as lab
 from capo_ray.lab.design import load
 from capo_ray.program import own_keys
@@ -54,6 +55,7 @@ CHECKS: dict[str, Callable[[Arguments], object]] = {
     "critic_bench": _critic_bench,
     "data": _data,
     "doctor": _doctor,
+    "gpu_check": gpu_check.options_of,
     "lab": _lab,
     "credit": lambda arguments: credit.arguments(list(arguments)),
     "revote": revote.arguments,
