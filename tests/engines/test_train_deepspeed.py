@@ -135,6 +135,23 @@ def test_a_batch_of_nothing_is_no_update(two: Ranks) -> None:
         np.testing.assert_array_equal(weights[name], start)
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+def test_steps_too_small_for_bfloat16_add_up_until_the_engines_see_them(one: Ranks, stage: int) -> None:
+    """A step of 2e-6 is under half a bf16 step of most weights; float32 weights keep it. Without them the share would
+    stay where the first step has left it."""
+    case = Case(
+        stage=stage, dtype="bfloat16", trainer={"learning_rate": 2e-6, "warmup_steps": 0, "schedule": "constant"}
+    )
+    start, once, often = (one(updated, case, times)[1] for times in (0, 1, 30))
+
+    def reached(weights: dict[str, Any]) -> float:
+        changed = sum(int((weights[name] != start[name]).sum()) for name in start)
+        return changed / sum(tensor.size for tensor in start.values())
+
+    assert 0 < reached(once) < 0.1
+    assert reached(often) > 0.3
+
+
 def test_supervised_training_is_split_as_well(one: Ranks, two: Ranks) -> None:
     case = Case(supervised=True)
     assert_same(two(updated, case.but(budget=20, stage=3)), one(updated, case.but(stage=0)))
