@@ -47,7 +47,7 @@ class Prepared:
     """What critics are asked with; None where there are none."""
     prompts_for: Callable[[int, int], Sequence[Prompt]]
     held_out: Sequence[Prompt]
-    canaries_for: Callable[[int], Sequence[Canary]]
+    canaries_for: Callable[[int, Sequence[Prompt]], Sequence[Canary]]
 
 
 def prepare(config: Config, run_dir: Path) -> Prepared:

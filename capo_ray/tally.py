@@ -58,6 +58,8 @@ RATES: dict[str, tuple[str, str]] = {
     "critic/canary_precision": ("canary_hits", "canary_flagged"),
     "critic/canary_recall": ("canary_hits", "canary_wrong"),
     "critic/canary_valid_share": ("canary_valid_critiques", "canary_finished_critiques"),
+    "critic/canary_flagged_step_share": ("canary_flagged_steps", "canary_judged_steps"),
+    "critic/canary_false_alarm_share": ("canary_false_flags", "canary_right"),
     "critic/over_budget_share": ("over_budget", "responses"),
     "group/credit_share": ("groups_with_credit", "groups"),
     "group/dropped_share": ("groups_dropped", "groups"),

@@ -30,7 +30,7 @@ from capo_ray.run_dir import RunDirError
 from capo_ray.terminal import display, table_rows
 from capo_ray.tracking_sinks import Beside, Sink, TensorBoard, start_wandb
 from capo_ray.types import JsonDict, Metrics
-from capo_ray.watch import CanaryWatch, HackingWatch, Watch
+from capo_ray.watch import CanaryGap, CanaryWatch, HackingWatch, Watch
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -155,6 +155,7 @@ class Tracker:
     def _new_watches(self) -> list[Watch]:
         watches: list[Watch] = [HackingWatch()]
         if (floors := self._canaries) is not None:
+            watches.append(CanaryGap())
             watches.append(CanaryWatch(min_precision=floors.min_precision, min_recall=floors.min_recall))
         return watches
 

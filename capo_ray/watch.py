@@ -2,8 +2,8 @@
 
 A policy that games its critic: paid for steps that nobody flags it can learn to write more of them (the paper saw it
 where P is above C), so responses grow, or fall apart into more steps, while fewer answers are right; means over the
-last steps are compared with those over the first. And a critic that misses the known wrong steps of canaries, or flags
-their right ones.
+last steps are compared with those over the first. A critic that misses the known wrong steps of canaries, or flags
+their right ones. And one that treats canaries otherwise than the run's own responses.
 """
 
 from __future__ import annotations
@@ -67,6 +67,65 @@ class HackingWatch:
 
     def _mean(self, name: str) -> tuple[float, float]:
         return fmean(step[name] for step in self._first), fmean(step[name] for step in self._last)
+
+
+class CanaryGap:
+    """Says something when critics treat canaries otherwise than the run's own responses, once per `window` canaries:
+    what canaries say of a critic is worth nothing then.
+
+    Shares of flagged steps may differ by as much as there are more errors in one than in the other. But canaries are
+    chosen for their errors, and nobody flags less than by false alarms alone.
+    """
+
+    def __init__(self, *, window: int = 50, valid: float = 0.15, flagged: float = 0.15) -> None:
+        """`valid` and `flagged` are differences of shares that are borne."""
+        self._window = window
+        self._valid = valid
+        self._flagged = flagged
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
+
+    def look(self, metrics: Mapping[str, float]) -> str | None:
+        canaries = metrics.get("critic/canaries")
+        if not canaries:
+            return None
+        for name in _COMPARED:
+            if (share := metrics.get(f"critic/{name}")) is not None:
+                self._sums[name] = self._sums.get(name, 0.0) + canaries * share
+                self._counts[name] = self._counts.get(name, 0.0) + canaries
+        if max(self._counts.values(), default=0.0) < self._window:
+            return None
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        apart = [found for found in (self._validity(means), self._flags(means)) if found]
+        if not apart:
+            return None
+        return (
+            f"critics treat canaries and the run's own responses differently: {' and '.join(apart)}. What "
+            "canaries say of them (critic/canary_precision, critic/canary_recall) does not hold for the run: look at critiques/, and "
+            "take canaries that are more like its problems"
+        )
+
+    def _validity(self, means: Mapping[str, float]) -> str | None:
+        there, here = means.get("canary_valid_share"), means.get("valid_share")
+        if there is None or here is None or abs(there - here) <= self._valid:
+            return None
+        return f"{there:.0%} of the critiques of canaries are valid and {here:.0%} of the run's"
+
+    def _flags(self, means: Mapping[str, float]) -> str | None:
+        there, here = means.get("canary_flagged_step_share"), means.get("flagged_step_share")
+        if there is None or here is None:
+            return None
+        least = means.get("canary_false_alarm_share", 0.0)
+        if least - self._flagged <= here <= there + self._flagged:
+            return None
+        return f"{there:.0%} of the steps of canaries are flagged and {here:.0%} of the run's"
+
+
+_COMPARED = (
+    *("canary_valid_share", "canary_flagged_step_share", "canary_false_alarm_share"),
+    *("valid_share", "flagged_step_share"),
+)
 
 
 class CanaryWatch:

@@ -1,6 +1,6 @@
 """When a run says that its policy may be gaming the critic."""
 
-from capo_ray.watch import CanaryWatch, HackingWatch
+from capo_ray.watch import CanaryGap, CanaryWatch, HackingWatch
 
 
 def watched(steps: list[tuple[float, float, float]]) -> list[str | None]:
@@ -62,3 +62,34 @@ def test_only_the_last_canaries_count() -> None:
 def test_nothing_is_said_of_nothing() -> None:
     assert seen((10, 0, 0, 0)) == [None]
     assert CanaryWatch(min_precision=1, min_recall=1, window=1).look({"outcome/accuracy": 0.5}) is None
+
+
+def compared(**shares: float) -> str | None:
+    """What is said after 2 x 25 canaries."""
+    watch = CanaryGap()
+    step = {f"critic/{name}": share for name, share in shares.items()} | {"critic/canaries": 25.0}
+    assert watch.look(step) is None
+    return watch.look(step)
+
+
+def test_canaries_that_are_treated_otherwise_are_told_of() -> None:
+    """The shares of a run whose critic was right of canaries and wrong of three of four flags."""
+    seen = {"canary_valid_share": 1.0, "canary_flagged_step_share": 0.35, "canary_false_alarm_share": 0.04}
+    said = compared(**seen, valid_share=0.68, flagged_step_share=0.56)
+    assert said == (
+        "critics treat canaries and the run's own responses differently: 100% of the critiques of canaries are valid "
+        "and 68% of the run's and 35% of the steps of canaries are flagged and 56% of the run's. What canaries say of them "
+        "(critic/canary_precision, critic/canary_recall) does not hold for the run: look at critiques/, and take "
+        "canaries that are more like its problems"
+    )
+    assert compared(**seen, valid_share=0.95, flagged_step_share=0.05) is None  # a policy that has learnt
+    assert compared(**seen | {"canary_false_alarm_share": 0.3}, valid_share=1.0, flagged_step_share=0.05) is not None
+    assert compared(canary_valid_share=0.5, valid_share=0.7) is not None
+    assert compared(canary_valid_share=0.5) is None
+
+
+def test_a_gap_is_told_of_once_per_window() -> None:
+    watch = CanaryGap(window=10)
+    step = {"critic/canaries": 5.0, "critic/canary_valid_share": 1.0, "critic/valid_share": 0.1}
+    assert [watch.look(step) is not None for _ in range(6)] == [False, True] * 3
+    assert watch.look({"critic/valid_share": 0.1}) is None

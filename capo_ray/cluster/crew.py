@@ -65,8 +65,8 @@ class CrewParts:
     checkpoints: Checkpoints
     prompts_for: Callable[[int, int], Sequence[Prompt]]
     """(step, attempt) -> the prompts of its batch; a pure function."""
-    canaries_for: Callable[[int], Sequence[Canary]]
-    """step -> the canaries that are judged beside its responses; a pure function."""
+    canaries_for: Callable[[int, Sequence[Prompt]], Sequence[Canary]]
+    """(step, its prompts) -> the canaries that are judged beside the responses; a pure function."""
     held_out: Sequence[Prompt]
     budget: CriticBudget | None
     """Of critic tokens; None: every response is judged as soon as it is finished."""
@@ -104,8 +104,9 @@ class RayCrew:
 
     async def collect(self, step: int) -> Batch:
         start = monotonic()
-        begun = self._begin_canaries(step)
-        groups = await self._groups(self._parts.prompts_for(step, 0), step, self._settings.samples_per_step)
+        prompts = self._parts.prompts_for(step, 0)
+        begun = self._begin_canaries(step, prompts)
+        groups = await self._groups(prompts, step, self._settings.samples_per_step)
         spare: list[GroupSummary] = []
         for attempt in range(1, self._settings.refills + 1):
             silent = [place for place, group in enumerate(groups) if not group.has_credit]
@@ -120,9 +121,9 @@ class RayCrew:
         await asyncio.gather(*begun)
         return Batch(step=step, groups=tuple(groups), spare=tuple(spare), seconds=monotonic() - start)
 
-    def _begin_canaries(self, step: int) -> list[Any]:
+    def _begin_canaries(self, step: int, prompts: Sequence[Prompt]) -> list[Any]:
         """Spread them over the shards, which say no more than that they have begun."""
-        shards, canaries = self._parts.aggregators, self._parts.canaries_for(step)
+        shards, canaries = self._parts.aggregators, self._parts.canaries_for(step, prompts)
         shares = [canaries[number :: len(shards)] for number in range(len(shards))]
         return [shard.begin_canaries.remote(share) for shard, share in zip(shards, shares, strict=True) if share]
 

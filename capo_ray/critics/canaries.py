@@ -1,9 +1,10 @@
 """Canaries: responses with known wrong steps, judged beside a run's own, to see what its critics are worth.
 
 Which of them belong to a step is a pure function of seed and step, so a resumed run goes on with the next. They are
-asked about as any response is (template, critiques, rounds, queues), counted apart, and touch no reward; nothing waits
-for them: one that is not done when its step is written down counts at the step that follows. Leaves out the warning
-(see `watch`) and what flags are worth against labels (see `credit.flags`).
+asked about as any response is (template, critiques, rounds, queues), with no better reference than the run's own
+problems have, counted apart, and touch no reward; nothing waits for them: one that is not done when its step is written
+down counts at the step that follows. Leaves out the warnings (see `watch`) and what flags are worth against labels (see
+`credit.flags`).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from capo_ray.config.run import Config
-from capo_ray.credit.critique import ReferenceKind
+from capo_ray.credit.critique import ReferenceKind, reference_of
 from capo_ray.credit.flags import FlagCounts, flags
 from capo_ray.critics.labelled import Item, arithmetic, processbench
 from capo_ray.critics.service import Critics, CriticsFailed
 from capo_ray.data.problem import DataError
 from capo_ray.seeds import seed_of
 from capo_ray.tally import add
-from capo_ray.types import FAILED_OUTCOMES, Critique, Metrics
+from capo_ray.types import FAILED_OUTCOMES, Critique, Metrics, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class Canary:
     item: Item
     seed: int
     """Of its critiques."""
+    most: ReferenceKind = "solution"
+    """The best reference that a problem of the run has; it is shown no better one."""
 
 
 class CanarySet:
@@ -56,19 +59,22 @@ class CanarySet:
         if chosen is None:
             return cls((), seed=config.seed, per_step=0.0)
         items = _arithmetic(config) if chosen.source == "arithmetic" else _file(chosen.source)
+        _warn_of_less(items, config)
         return cls(
             items, seed=config.seed, per_step=chosen.rate * config.prompts_per_step * config.responses_per_prompt
         )
 
-    def for_step(self, step: int) -> list[Canary]:
+    def for_step(self, step: int, prompts: Sequence[Prompt] = ()) -> list[Canary]:
+        """Those that are judged beside the responses to `prompts`, each with the kind of reference that one of them
+        has."""
         first, end = (math.ceil(self._per_step * steps) for steps in (step, step + 1))
-        return [self._canary(number) for number in range(first, end)]
+        kinds = [reference_of(prompt, "solution").kind for prompt in prompts] or ["solution"]
+        return [self._canary(number, kinds[number % len(kinds)]) for number in range(first, end)]
 
-    def _canary(self, number: int) -> Canary:
+    def _canary(self, number: int, most: ReferenceKind) -> Canary:
         turn, place = divmod(number, len(self._items))
-        return Canary(
-            self._items[_order(self._seed, turn, len(self._items))[place]], seed_of(self._seed, "canary", number)
-        )
+        item = self._items[_order(self._seed, turn, len(self._items))[place]]
+        return Canary(item, seed_of(self._seed, "canary", number), most)
 
 
 @lru_cache(maxsize=2)
@@ -88,6 +94,26 @@ def _arithmetic(config: Config) -> list[Item]:
         for number, problem in enumerate(asked)
     ]
     return [item for item in arithmetic(responses) if True in item.labels]
+
+
+def _warn_of_less(items: Sequence[Item], config: Config) -> None:
+    """What canaries lack and the run has cannot be made up."""
+    assert config.critic is not None and config.critic.canaries is not None
+    wanted = config.critic.reference
+    if wanted == "solution" and config.data.kind != "arithmetic" and config.data.solution_field is None:
+        wanted = "answer"
+    less = sum(_rank(reference_of(item.as_prompt(), wanted).kind) < _rank(wanted) for item in items)
+    if less:
+        log.warning(
+            "critic.canaries.source: %d of %d canaries of %s have no reference like the run's own problems (%s): what "
+            "critics are worth there is worth less here. Give the records the fields `answer` and `solution`, or set "
+            "critic.reference=none",
+            less, len(items), config.critic.canaries.source, wanted,
+        )  # fmt: skip
+
+
+def _rank(kind: ReferenceKind) -> int:
+    return ("none", "answer", "solution").index(kind)
 
 
 def _file(source: str) -> list[Item]:
@@ -117,7 +143,8 @@ class CanaryJudge:
 
     async def _judge(self, canary: Canary) -> Metrics:
         try:
-            critiques = await canary.item.judged_by(self._critics, reference=self._reference, seed=canary.seed)
+            shown = min(self._reference, canary.most, key=_rank)
+            critiques = await canary.item.judged_by(self._critics, reference=shown, seed=canary.seed)
         except CriticsFailed as error:  # whether that stops the run is for its own responses to say
             log.warning("a canary was not judged: %s", error)
             critiques = self._critics.not_asked()
@@ -127,11 +154,16 @@ class CanaryJudge:
         valid = sum(critique.outcome == "ok" for critique in critiques)
         row = flags(critiques, len(item.steps), self._vote, min_valid_critiques=self._min_valid)
         found = FlagCounts.of([(row, item.labels)])
+        right = sum(label is False for label in item.labels) if row is not None else 0
         return {
             "canaries": 1.0,
             "canary_hits": float(found.hits),
             "canary_flagged": float(found.flagged),
             "canary_wrong": float(found.wrong),
+            "canary_false_flags": float(found.flagged - found.hits),
+            "canary_right": float(right),
+            "canary_flagged_steps": float(sum(row or ())),
+            "canary_judged_steps": float(len(row or ())),
             "canary_valid_critiques": float(valid),
             "canary_finished_critiques": float(valid + sum(c.outcome in FAILED_OUTCOMES for c in critiques)),
             "canary_tokens": float(sum(critique.num_tokens for critique in critiques)),

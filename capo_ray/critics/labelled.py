@@ -37,9 +37,13 @@ class Item:
         """What `dataclasses.asdict` and JSON made of one."""
         return Item(**(record | {"steps": tuple(record["steps"]), "labels": tuple(record["labels"])}))
 
+    def as_prompt(self) -> Prompt:
+        """Its problem, as one of a run."""
+        return Prompt(id=self.id, question=self.question, token_ids=(0,), answer=self.answer, solution=self.solution)
+
     async def judged_by(self, critics: Critics, *, reference: ReferenceKind, seed: int) -> tuple[Critique, ...]:
         """What critics say of it, asked as they are of a response of a run."""
-        prompt = Prompt(id=self.id, question=self.question, token_ids=(0,), answer=self.answer, solution=self.solution)
+        prompt = self.as_prompt()
         return await critics.judge(
             self.question,
             reference_of(prompt, reference),
@@ -78,7 +82,16 @@ def _processbench(record: JsonDict, where: str) -> Item:
     if not isinstance(record.get("problem"), str):
         raise DataError(f"{where}: `problem` must be a text")
     labels = [False] * len(steps) if label < 0 else [False] * label + [True] + [None] * (len(steps) - label - 1)
-    return Item(id=str(record.get("id", where)), question=record["problem"], steps=tuple(steps), labels=tuple(labels))
+    reference = {name: record.get(name) or "" for name in ("answer", "solution")}
+    if odd := [name for name, text in reference.items() if not isinstance(text, str)]:
+        raise DataError(f"{where}: `{odd[0]}` must be a text")
+    return Item(
+        id=str(record.get("id", where)),
+        question=record["problem"],
+        steps=tuple(steps),
+        labels=tuple(labels),
+        **reference,
+    )
 
 
 def arithmetic(responses: Sequence[tuple[str, str]]) -> list[Item]:

@@ -100,6 +100,15 @@ class Loss:
     totals: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def _refuse_nan(reference: Tensor | None) -> None:
+    """The loss would be NaN, its gradient finite, and the KL gone without a sign."""
+    if reference is not None and bool(reference.isnan().any()):
+        raise FloatingPointError(
+            f"{int(reference.isnan().sum())} of the reference's {len(reference)} log-probabilities of a micro-batch "
+            "are NaN: its weights or its number format are broken; look at policy.path, or set algorithm.kl_weight=0"
+        )
+
+
 def policy_loss(
     logprobs: Tensor,
     *,
@@ -119,13 +128,9 @@ def policy_loss(
     where old is the sampler's own. The KL term is an expectation under the policy, taken over samples of `old`, so it
     is weighted by the ratio (1 in the first pass), which gets a gradient with `kl_gradient` alone. In the reward it is
     taken at `old` and lowers the token's advantage by kl_weight x KL. Raises FloatingPointError where the reference has
-    a NaN: the gradient would stay finite and the KL be gone.
+    a NaN.
     """
-    if reference is not None and bool(reference.isnan().any()):
-        raise FloatingPointError(
-            f"{int(reference.isnan().sum())} of the reference's {len(reference)} log-probabilities of a micro-batch "
-            "are NaN: its weights or its number format are broken; look at policy.path, or set algorithm.kl_weight=0"
-        )
+    _refuse_nan(reference)
     log_ratio = clamped(logprobs - old)
     estimator, cap = objective.kl_estimator, objective.kl_cap
     if reference is not None and objective.kl_place == "reward":

@@ -21,7 +21,7 @@ from capo_ray.critics.settings import CriticSettings
 from capo_ray.data.problem import DataError
 from capo_ray.engines.protocols import Completion, Message, Replies
 from capo_ray.tally import rates
-from capo_ray.types import Metrics, Sampling
+from capo_ray.types import Metrics, Prompt, Sampling
 
 STEPS = ("one", "two", "three", "four")
 PARTLY = Item(id="partly", question="q", steps=STEPS, labels=(False, True, None, None))
@@ -120,12 +120,48 @@ def test_they_are_asked_about_as_responses_are() -> None:
     assert engine.asked == as_response and len(as_response) == 2
 
 
+@pytest.mark.parametrize(
+    ("solution", "answer", "shown"), [("so", "5", "it is so"), ("", "5", "seven"), (" ", "5", "seven"), ("", "", None)]
+)
+def test_they_are_shown_no_better_reference_than_the_runs_problems_have(
+    solution: str, answer: str, shown: str | None
+) -> None:
+    """A critic with a worked solution in front of it says little of one without."""
+    engine = Engine({"one": [1]})
+    item = Item(id="i", question="q?", steps=STEPS, labels=(False,) * 4, solution="it is so", answer="seven")
+    prompt = Prompt(id="p", question="?", token_ids=(1,), answer=answer, solution=solution)
+    (canary,) = CanarySet([item], seed=0, per_step=1).for_step(0, [prompt])
+    taken(engine, canary)
+    told = engine.asked[0]["messages"][-1]["content"]
+    assert [text for text in ("it is so", "seven") if text in told] == ([shown] if shown else [])
+
+
+def test_where_some_problems_have_a_solution_some_canaries_are_shown_theirs() -> None:
+    prompts = [Prompt(id=str(n), question="?", token_ids=(1,), answer="5", solution="so" * (n % 2)) for n in range(4)]
+    made = CanarySet(items(9), seed=0, per_step=4).for_step(1, prompts)
+    assert sorted(canary.most for canary in made) == ["answer", "answer", "solution", "solution"]
+
+
+def test_the_runs_own_choice_of_a_reference_is_the_limit() -> None:
+    engine = Engine()
+    item = Item(id="i", question="q?", steps=STEPS, labels=(True,) * 4, solution="it is so", answer="seven")
+
+    async def scene() -> None:
+        judge = CanaryJudge(critics_of(engine), reference="answer", vote="majority")
+        judge.begin([Canary(item, 1)])
+        await settle()
+
+    asyncio.run(scene())
+    assert "seven" in str(engine.asked[0]["messages"]) and "it is so" not in str(engine.asked[0]["messages"])
+
+
 def test_precision_and_recall_are_over_the_steps_whose_label_is_known() -> None:
     engine = Engine({"one": [0, 1, 3]})
     got = taken(engine, Canary(PARTLY, 1))
     assert (got["canary_hits"], got["canary_flagged"], got["canary_wrong"]) == (1, 2, 1)
     assert rates(got) == {
-        "critic/canary_precision": 0.5, "critic/canary_recall": 1.0, "critic/canary_valid_share": 1.0
+        "critic/canary_precision": 0.5, "critic/canary_recall": 1.0, "critic/canary_valid_share": 1.0,
+        "critic/canary_flagged_step_share": 0.75, "critic/canary_false_alarm_share": 1.0,
     }  # fmt: skip
     assert (got["canaries"], got["canary_tokens"]) == (1, 14)
 
@@ -134,7 +170,8 @@ def test_an_unjudged_canary_is_in_the_valid_share_alone() -> None:
     lost = Item(id="lost", question="q", steps=("lost", "two"), labels=(True, False))
     got = taken(Engine({"lost": None, "one": [1]}), Canary(lost, 1), Canary(PARTLY, 5))
     assert rates(got) == {
-        "critic/canary_precision": 1.0, "critic/canary_recall": 1.0, "critic/canary_valid_share": 0.5
+        "critic/canary_precision": 1.0, "critic/canary_recall": 1.0, "critic/canary_valid_share": 0.5,
+        "critic/canary_flagged_step_share": 0.25, "critic/canary_false_alarm_share": 0.0,
     }  # fmt: skip
     assert got["canaries"] == 2
 

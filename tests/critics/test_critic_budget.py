@@ -208,7 +208,10 @@ class Crew(RayCrew):
         self.attempts = attempts
         self.rng = random.Random(seed)
         parts: Any = SimpleNamespace(
-            workers=[], aggregators=self.shards[:1], prompts_for=self.prompts_for, canaries_for=lambda step: [],
+            workers=[],
+            aggregators=self.shards[:1],
+            prompts_for=self.prompts_for,
+            canaries_for=lambda step, prompts: [],
             budget=budget,
         )  # fmt: skip
         super().__init__(parts, settings)
