@@ -102,8 +102,8 @@ class CanaryGap:
             return None
         return (
             f"critics treat canaries and the run's own responses differently: {' and '.join(apart)}. What "
-            "canaries say of them (critic/canary_precision, critic/canary_recall) does not hold for the run: look at critiques/, and "
-            "take canaries that are more like its problems"
+            "canaries say of them (critic/canary_precision, critic/canary_recall) does not hold for the run: look at "
+            "critiques/, and take canaries that are more like its problems"
         )
 
     def _validity(self, means: Mapping[str, float]) -> str | None:

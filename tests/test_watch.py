@@ -78,8 +78,8 @@ def test_canaries_that_are_treated_otherwise_are_told_of() -> None:
     said = compared(**seen, valid_share=0.68, flagged_step_share=0.56)
     assert said == (
         "critics treat canaries and the run's own responses differently: 100% of the critiques of canaries are valid "
-        "and 68% of the run's and 35% of the steps of canaries are flagged and 56% of the run's. What canaries say of them "
-        "(critic/canary_precision, critic/canary_recall) does not hold for the run: look at critiques/, and take "
+        "and 68% of the run's and 35% of the steps of canaries are flagged and 56% of the run's. What canaries say of "
+        "them (critic/canary_precision, critic/canary_recall) does not hold for the run: look at critiques/, and take "
         "canaries that are more like its problems"
     )
     assert compared(**seen, valid_share=0.95, flagged_step_share=0.05) is None  # a policy that has learnt

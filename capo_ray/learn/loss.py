@@ -109,6 +109,10 @@ def _refuse_nan(reference: Tensor | None) -> None:
         )
 
 
+def _num_capped(kl: Tensor, cap: float | None) -> Tensor:
+    return (kl.abs() > (math.inf if cap is None else cap)).float().sum()
+
+
 def policy_loss(
     logprobs: Tensor,
     *,
@@ -154,21 +158,16 @@ def policy_loss(
     with torch.no_grad():
         true = (logprobs - old).double().clamp(max=_MOST_LOG_RATIO)
         mismatch = ((logprobs if old is sampler else old) - sampler).abs()  # before the policy moves, where known
-        sums = {
-            "clip_fraction": made.held.float().sum(),
-            "sampler_gap_mean": mismatch.sum(),
-            "entropy": entropy.detach().sum(),
-            "ratio_mean": true.exp().sum(),
-            "kl_old": (true.expm1() - true).sum(),  # k3 under samples of `old`
-            "advantage_abs": advantages.abs().sum(),
-        }
+        sums = {"clip_fraction": made.held.float().sum(), "sampler_gap_mean": mismatch.sum()}
+        sums |= {"ratio_mean": true.exp().sum(), "kl_old": (true.expm1() - true).sum()}  # k3 under samples of `old`
+        sums |= {"entropy": entropy.detach().sum(), "advantage_abs": advantages.abs().sum()}
         if importance is not None:
             sums["importance_mean"] = importance.sum()
             sums["importance_capped"] = (importance < gap.exp()).float().sum()
         if reference is not None:
             at = logprobs if objective.kl_place == "loss" else old
             sums["kl_reference"] = kl_penalty(logprobs, reference, "k3").sum()
-            sums["kl_capped"] = (kl_penalty(at, reference, estimator).abs() > (cap or math.inf)).float().sum()
+            sums["kl_capped"] = _num_capped(kl_penalty(at, reference, estimator), cap)
         maxima = {"ratio_max": true.max().exp(), "sampler_gap_max": mismatch.max()}
         totals = {"loss": value.detach(), "policy_loss": policy.detach()}
     return Loss(value=value, tokens=len(logprobs), sums=sums, maxima=maxima, totals=totals)
