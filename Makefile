@@ -12,8 +12,6 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 export CAPO_TEST_DATA ?= $(abspath ../shared/data)
-# More skipped tests than this fail the run; each is listed with its reason. Without the folder every test of it skips.
-MAX_SKIPS ?= $(if $(wildcard $(CAPO_TEST_DATA)/.),3,1000)
 
 # Two processes, a file in one of them; one OpenMP thread each, since more threads than cores starve one another.
 PARALLEL := -n 2 --dist loadfile
@@ -25,14 +23,14 @@ demo: setup
 	$(PY) -m capo_ray.launch +experiment=tiny_cpu $(ARGS)
 
 test: lint
-	$(PY) -m pytest -q $(PARALLEL) -m "not ray and not e2e and not long" --max-skips $(MAX_SKIPS) --durations 10 $(ARGS)
-	$(PY) -m pytest -q -m "(ray or e2e) and not long" --max-skips $(MAX_SKIPS) --durations 15 $(ARGS)
+	$(PY) -m pytest -q $(PARALLEL) -m "not ray and not e2e and not long" --strict-skips --durations 10 $(ARGS)
+	$(PY) -m pytest -q -m "(ray or e2e) and not long" --strict-skips --durations 15 $(ARGS)
 
 test-fast: setup
 	$(PY) -m pytest -q $(PARALLEL) -m "not engine and not ray and not e2e and not slow and not long" $(ARGS)
 
 test-long: setup
-	$(PY) -m pytest -q -m long --max-skips $(MAX_SKIPS) --durations 0 $(ARGS)
+	$(PY) -m pytest -q -m long --strict-skips --durations 0 $(ARGS)
 
 # A trial with device=cpu is for machines that hold the stack for CPU.
 gpu-check: $(if $(findstring device=cpu,$(ARGS)),setup,setup-gpu)

@@ -59,7 +59,7 @@ def critics_over(
 
 
 def critics_without_actors(voter: Voter) -> tuple[CriticEngine, ...]:
-    """Those that live where they are asked from: servers, a user's own, and those of the tiny world without a model."""
+    """Those that live where they are asked from: servers, a user's own, and those without a model."""
     if voter.kind == "http":
         return http_critics(voter)
     if extension.is_own(voter.kind):

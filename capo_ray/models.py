@@ -168,6 +168,8 @@ def _here(name: str, field: str) -> Path:
     if not is_hub_id(name):
         experiment = conf_dir() / "experiment" / f"{folder.name}.yaml"
         made = f". python -m capo_ray.sft +experiment={folder.name} makes it" if experiment.is_file() else ""
+        if folder.name == "smollm2":
+            made = f". python -m capo_ray.smollm2 out={name} makes it"
         raise ConfigError(f"{message}; name a folder or a Hugging Face id (owner/name){made}")
     from huggingface_hub import snapshot_download
 

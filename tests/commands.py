@@ -16,6 +16,7 @@ from capo_ray.gpu_check import __main__ as gpu_check
 from capo_ray.lab import __main__ as lab
 from capo_ray.lab.design import load
 from capo_ray.program import own_keys
+from capo_ray.smollm2 import __main__ as smollm2
 from capo_ray.view import __main__ as view
 
 Arguments = Sequence[str]
@@ -59,6 +60,7 @@ CHECKS: dict[str, Callable[[Arguments], object]] = {
     "lab": _lab,
     "credit": lambda arguments: credit.arguments(list(arguments)),
     "revote": revote.arguments,
+    "smollm2": smollm2.options_of,
     "view": lambda arguments: view.arguments(list(arguments)),
 }
 """Program -> what raises, or ends the process, where its arguments are wrong."""

@@ -1,4 +1,4 @@
-"""What every test can use: the folder of real test data, and a bound on how many tests may be skipped."""
+"""What every test can use: the folder of real test data; and which tests may be skipped."""
 
 import os
 import signal
@@ -11,6 +11,14 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("CAPO_TEST_DATA") or ROOT.parent / "shared" / "data")
 
+ALLOWED_SKIPS = (
+    "no real test data: ",
+    "no browser: ",
+    "Prometheus is not installed ",
+    "the wheel of SmolLM2 cannot be had: ",
+)
+"""How the reasons begin for which a test may be skipped: what a machine may lack."""
+
 settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
 settings.load_profile("untimed")
 # A shell starts what runs in the background deaf to Ctrl-C, and so would be every program that a test interrupts.
@@ -18,7 +26,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--max-skips", type=int, default=None, help="more skipped tests than this fail the run")
+    parser.addoption(
+        "--strict-skips", action="store_true", help="a skip for a reason that is not allowed fails the run"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -40,21 +50,21 @@ def _hygiene() -> Iterator[None]:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Too many skips fail the run: a suite that skips itself proves nothing."""
-    bound = session.config.getoption("--max-skips")
-    if bound is None or exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        return
-    if _num_skipped(session.config) > bound:
+    """A skip for another reason fails the run: a suite that skips itself proves nothing."""
+    if exitstatus == pytest.ExitCode.OK and _skips_not_allowed(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    bound, skipped = config.getoption("--max-skips"), _num_skipped(config)
-    if bound is not None:
-        verdict = f"FAILED: {skipped} tests skipped" if skipped > bound else f"{skipped} tests skipped"
-        terminalreporter.write_line(f"{verdict}, {bound} allowed (--max-skips)")
+    for reason in _skips_not_allowed(config):
+        terminalreporter.write_line(
+            f"FAILED: a test is skipped and conftest.ALLOWED_SKIPS has no such reason: {reason}"
+        )
 
 
-def _num_skipped(config: pytest.Config) -> int:
+def _skips_not_allowed(config: pytest.Config) -> list[str]:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    return len(reporter.stats.get("skipped", [])) if reporter else 0
+    if reporter is None or not config.getoption("--strict-skips"):
+        return []
+    reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in reporter.stats.get("skipped", [])]
+    return [reason for reason in reasons if not reason.startswith(ALLOWED_SKIPS)]

@@ -191,8 +191,9 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "rollout.max_response_tokens = 128",
         ),
         (
-            "critic=placebo data=math data.path=x.jsonl",
-            "`critic.kind` placebo is for data.kind arithmetic, whose steps can be checked, and data.kind is math",
+            "critic=truth data=math data.path=x.jsonl",
+            "`critic.kind` truth is for data.kind arithmetic, whose steps can be checked, and data.kind is math; "
+            "critic=placebo, which flags at random, takes any data",
         ),
         (
             "critic=truth critic.workers=2",

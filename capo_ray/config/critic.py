@@ -32,13 +32,13 @@ def _looks_like_a_key(name: str) -> bool:
 
 
 class Voter(Block):
-    """A critic: the frozen model that judges, and what runs it. Either vLLM engines of this run or servers; the tiny
-    world has one that knows the truth and one that knows nothing, to compare with."""
+    """A critic: the frozen model that judges, and what runs it. Either vLLM engines of this run or servers; to compare
+    with, the tiny world has one that knows the truth, and any data one that knows nothing."""
 
     kind: Annotated[str, *or_own(Literal["vllm", "http", "truth", "placebo"])] = setting(
         "`vllm`: engines that this run starts; `http`: servers that speak OpenAI's chat completions; "
-        "`truth`: flags what is wrong and nothing else, `placebo`: flags steps at random (both for the "
-        "tiny world); `module:name`: an engine of your own, see [extending.md](extending.md#a-critic)",
+        "`truth`: flags what is wrong and nothing else (tiny world only); `placebo`: flags steps at random, of any "
+        "data; `module:name`: an engine of your own, see [extending.md](extending.md#a-critic)",
         "vllm",
     )
     flag_share: float = setting("share of the steps that a `placebo` flags", 0.2, unit="share", ge=0, le=1)

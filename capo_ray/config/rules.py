@@ -120,10 +120,10 @@ def _check_credit(config: Config) -> None:
             "`critic.on_outage` outcome_only has nothing to fall back on where `reward.outcome` is critic; use wait"
         )
     for voter in config.critic.voters if config.critic else ():
-        if voter.kind in ("truth", "placebo") and config.data.kind != "arithmetic":
+        if voter.kind == "truth" and config.data.kind != "arithmetic":
             raise ValueError(
-                f"`critic.kind` {voter.kind} is for data.kind arithmetic, whose steps can be checked, and data.kind is "
-                f"{config.data.kind}"
+                "`critic.kind` truth is for data.kind arithmetic, whose steps can be checked, and data.kind is "
+                f"{config.data.kind}; critic=placebo, which flags at random, takes any data"
             )
     if config.critic is not None and config.critic.adaptive and reward.outcome == "critic":
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Critics of the tiny world that need no model: one that knows the truth, one that knows nothing.
+"""Critics that need no model: one that knows the truth of the tiny world, and one that knows nothing, for any data.
 
 They are the ceiling and the placebo of an experiment: what perfect critiques would be worth, and what is gained by
 flags alone, wherever they fall. Both answer the prompt that any critic is asked. Leaves out: the tiny critic, which is
