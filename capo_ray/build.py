@@ -24,6 +24,7 @@ from capo_ray.config.critic import Voter
 from capo_ray.config.run import Config
 from capo_ray.critics.prompt import find_template
 from capo_ray.models import ModelFiles, find_model
+from capo_ray.options import check_options
 from capo_ray.planning.plan import critics_here, optimizer_steps_per_batch
 from capo_ray.types import Prompt, Sampling
 
@@ -56,6 +57,7 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
     from capo_ray.critics.canaries import CanarySet
     from capo_ray.data.prompts import load_prompts
 
+    check_options(config)
     checkpoint = Checkpoints(run_dir, keep=config.keep_checkpoints).settle()
     if checkpoint is not None:
         check_trainers(checkpoint, {"ranks": config.trainer.ranks, "zero_stage": config.trainer.zero_stage})
@@ -232,6 +234,7 @@ def rollout_settings(config: Config, policy: ModelFiles) -> dict[str, Any]:
         "gpu_memory_share": rollout.gpu_memory_share,
         "eager": rollout.eager,
         "device": config.cluster.device,
+        "options": rollout.engine,
         "weight_transfer": f"capo_{config.cluster.weight_transfer}",
     }
 
@@ -249,6 +252,7 @@ def critic_engine_settings(config: Config, voter: Voter, critic: ModelFiles) -> 
         "gpu_memory_share": voter.gpu_memory_share,
         "eager": voter.eager,
         "device": config.cluster.device,
+        "options": voter.engine,
     }
 
 

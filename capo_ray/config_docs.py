@@ -87,7 +87,7 @@ def _table(block: dict[str, Any]) -> Iterator[str]:
 def _default(spec: dict[str, Any]) -> str:
     value = spec.get("default")
     if isinstance(value, dict):
-        return "its defaults"
+        return "its defaults" if value else "`{}`"
     if isinstance(value, bool) or value is None:
         return {True: "`true`", False: "`false`", None: "`null`"}[value]
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"

@@ -19,6 +19,7 @@ from pathlib import Path
 from capo_ray.checkpoint import Checkpoints
 from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.data.problem import DataError
+from capo_ray.options import check_options
 from capo_ray.program import FAILED, INTERRUPTED, leave, run_program
 from capo_ray.run import run
 from capo_ray.run_dir import RunDirError, claim
@@ -59,6 +60,7 @@ def launch(config: Config) -> int:
     from capo_ray.planning.plan import describe, refuse_unfit
 
     if config.dry_run:
+        check_options(config)
         examples = [prompt_example(config)]
         if config.critic is not None:
             examples.append(example(config, find_template(config.critic)))

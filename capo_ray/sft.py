@@ -29,9 +29,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ValidationError, model_validator
 
 from capo_ray.config.blocks import Block, Data, Model, Trainer, setting
+from capo_ray.config.library import DeepSpeedOptions
 from capo_ray.config.run import ConfigError, composed
 from capo_ray.conversations import EXAMPLE, encode, length, read, tokenizer_of, write_tokenizer
 from capo_ray.models import find_model, shown
+from capo_ray.options import check
 from capo_ray.planning.machine import gpu_sizes, shape_of
 from capo_ray.planning.memory import rank_memory
 from capo_ray.program import run_program
@@ -80,6 +82,11 @@ class Sft(Block):
     device: Literal["auto", "cpu", "gpu"] = setting("where it runs; auto: on GPUs where there are any", "auto")
     gradient_checkpointing: bool = setting(
         "recompute activations instead of keeping them", False, source="transformers `gradient_checkpointing_enable`"
+    )
+    deepspeed: DeepSpeedOptions = setting(
+        "further options of DeepSpeed, by its names, see [operations.md](operations.md#options-of-the-libraries)",
+        {},
+        source="DeepSpeed `config`",
     )
     seed: int = setting("every random choice of the run is a function of it", 0, unit="none", ge=0)
     evaluation_share: float = setting("share of the conversations held out", 0.0, unit="share", ge=0, lt=1)
@@ -375,6 +382,7 @@ def work(arguments: list[str]) -> int:
     # before torch is imported: spinning threads of busy processes starve each other
     os.environ["OMP_NUM_THREADS"] = "1"
     config = parse(arguments)
+    check({}, {"deepspeed": (config.zero_stage, config.deepspeed)})
     if config.dry_run:
         print(describe(config))
     else:

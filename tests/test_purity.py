@@ -69,6 +69,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tasks": ("config", "credit", "engines.protocols", "extension", "tally", "types"),
     "data": ("chat", "config", "models", "tasks", "types"),
     "conversations": ("chat", "config", "data", "types"),
+    "options": ("config",),
     "resumable": ("config",),
     "program": ("config", "data", "run_dir"),
     "evaluate.metrics": (),

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict, TypeVar, 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
 
 from capo_ray import extension
+from capo_ray.config.library import DeepSpeedOptions, RolloutOptions
 
 
 class Block(BaseModel):
@@ -237,6 +238,12 @@ class Rollout(Block):
         "KV cache of a worker on CPU, GiB", 1, unit="GiB", source="vLLM `VLLM_CPU_KVCACHE_SPACE`", gt=0
     )
     eager: bool = setting("no CUDA graphs and no compilation", False, source="vLLM `enforce_eager`")
+    engine: RolloutOptions = setting(
+        "further options of vLLM's engines, by vLLM's names, see "
+        "[operations.md](operations.md#options-of-the-libraries)",
+        {},
+        source="vLLM `EngineArgs`",
+    )
 
 
 class Trainer(Block):
@@ -269,6 +276,11 @@ class Trainer(Block):
     )
     gradient_checkpointing: bool = setting(
         "recompute activations instead of keeping them", False, source="transformers `gradient_checkpointing_enable`"
+    )
+    deepspeed: DeepSpeedOptions = setting(
+        "further options of DeepSpeed, by its names, see [operations.md](operations.md#options-of-the-libraries)",
+        {},
+        source="DeepSpeed `config`",
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, model_validator
 
 from capo_ray import extension
 from capo_ray.config.blocks import Block, Model, or_own, setting
+from capo_ray.config.library import CriticOptions
 
 
 def _check_name(name: str) -> str:
@@ -82,6 +83,12 @@ class Voter(Block):
         "KV cache of a worker on CPU, GiB (vllm only)", 1, unit="GiB", source="vLLM `VLLM_CPU_KVCACHE_SPACE`", gt=0
     )
     eager: bool = setting("no CUDA graphs and no compilation (vllm only)", False, source="vLLM `enforce_eager`")
+    engine: CriticOptions = setting(
+        "further options of vLLM's engines, by vLLM's names (vllm only), see "
+        "[operations.md](operations.md#options-of-the-libraries)",
+        {},
+        source="vLLM `EngineArgs`",
+    )
     same_critic: bool = setting(
         "more engines for the critic before this one: they run the same model, share its critiques and "
         "stand in for one another (`others` only)",
@@ -91,6 +98,10 @@ class Voter(Block):
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
         {"http": _check_http, "vllm": _check_vllm}.get(self.kind, _check_no_model)(self)
+        if self.engine and self.kind != "vllm":
+            raise ValueError(
+                f"`engine` holds options of vLLM's engines, and `kind` {self.kind} starts none; leave it out"
+            )
         return self
 
     @property

@@ -26,6 +26,7 @@ from capo_ray.critics.labelled import arithmetic, processbench, read_responses
 from capo_ray.critics.prompt import find_template
 from capo_ray.critics.service import CriticsFailed
 from capo_ray.data.problem import DataError
+from capo_ray.options import check_options
 from capo_ray.program import GOES_ON, leave, own_keys, run_program
 from capo_ray.resumable import claim, progress
 from capo_ray.types import JsonDict
@@ -99,6 +100,7 @@ def configuration(options: Options) -> Config:
 async def run(options: Options, config: Config, out: Path) -> list[Reply]:
     """Judge what is not judged yet; all replies."""
     assert config.critic is not None
+    check_options(config, trains=False)
     template = find_template(config.critic)
     given: Sequence[object] = ()
     if options.data == "processbench":

@@ -101,6 +101,7 @@ def critics_and_prompt(config: Config, template: PromptTemplate) -> JsonDict:
         "template": template.name if critic.template in SHIPPED else f"{template.name} ({template.digest})",
         **{name: getattr(critic, name) for name in ("reference", "temperature", "top_p")},
         "max_critique_tokens": critic.max_critique_tokens,
+        **({"engines": options} if any(options := [voter.engine for voter in critic.voters]) else {}),
     }
 
 

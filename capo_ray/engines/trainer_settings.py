@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from capo_ray.config.blocks import Trainer
+from capo_ray.config.library import merged
 from capo_ray.config.method import Algorithm
 from capo_ray.engines.causal_model import shape_of
 from capo_ray.learn.loss import Objective
@@ -26,7 +27,7 @@ def learning_rate(trainer: Trainer, step: int, total_steps: int) -> float:
 
 
 def deepspeed_config(trainer: Trainer, model: Any, world_size: int) -> dict[str, Any]:
-    return {
+    own: dict[str, Any] = {
         "train_batch_size": world_size,  # not used: boundaries are set by hand, see train_deepspeed
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -43,6 +44,7 @@ def deepspeed_config(trainer: Trainer, model: Any, world_size: int) -> dict[str,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+    return merged(own, trainer.deepspeed)
 
 
 def objective_of(algorithm: Algorithm) -> Objective:

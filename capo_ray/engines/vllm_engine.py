@@ -6,8 +6,8 @@ Leaves out what a role means (rollout_vllm, critic_vllm) and where engines run (
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm import SamplingParams
@@ -18,6 +18,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from capo_ray.busy import Busy
+from capo_ray.engines.vllm_options import as_vllm_takes
 from capo_ray.types import Metrics, Sampling
 
 BATCHED_TOKENS = 8192
@@ -44,6 +45,8 @@ class VllmSettings:
     """Of a critic's conversations; None: the tokenizer's own."""
     weight_transfer: str | None = None
     """Transport of weights_receive by name; None for a frozen model."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further ones by vLLM's names; they take the place of those that are set here."""
 
 
 def open_engine(settings: VllmSettings) -> AsyncLLM:
@@ -75,7 +78,7 @@ def arguments_of(settings: VllmSettings) -> AsyncEngineArgs:
             "weight_transfer_config": {"backend": settings.weight_transfer},
             "worker_extension_cls": "capo_ray.engines.weights_receive.ReceiptExtension",
         }
-    return AsyncEngineArgs(**given)
+    return AsyncEngineArgs(**(given | as_vllm_takes(settings.options)))
 
 
 def _on_cpu() -> dict[str, Any]:

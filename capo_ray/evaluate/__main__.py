@@ -33,6 +33,7 @@ from capo_ray.evaluate.responses import Mode, Response, Task, ask, kept, read_re
 from capo_ray.evaluate.settings import Options, configuration, options_of
 from capo_ray.evaluate.suites import Question, Suite, find_suite, questions
 from capo_ray.models import ModelFiles, find_model
+from capo_ray.options import check_options
 from capo_ray.planning.machine import gpu_sizes
 from capo_ray.planning.plan import refuse_silent
 from capo_ray.program import GOES_ON, leave, run_program
@@ -129,6 +130,7 @@ def find(options: Options, config: Config, suite: Suite) -> Asked:
         strange = [name for name, benchmark in suite.items() if benchmark.answer != "arithmetic"]
         if strange:
             raise ConfigError(f"critic: this one knows the tiny world alone, and the suite has {', '.join(strange)}")
+    check_options(config, trains=False)
     policy = find_model(config.policy, "policy", options.folder, seed=config.seed)
     problems = [
         (name, question)
@@ -165,6 +167,7 @@ def about_of(options: Options, config: Config, suite: Suite, policy: ModelFiles)
         "seed": config.seed,
         "system_prompt": config.policy.system_prompt,
         "max_response_tokens": config.rollout.max_response_tokens,
+        **({"engine": config.rollout.engine} if config.rollout.engine else {}),
         **({"temperature": config.rollout.temperature, "top_p": config.rollout.top_p} if options.k else {}),
     }
 

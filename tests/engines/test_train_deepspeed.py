@@ -152,6 +152,24 @@ def test_steps_too_small_for_bfloat16_add_up_until_the_engines_see_them(one: Ran
     assert reached(often) > 0.3
 
 
+def settings_in_use(rank: int, ranks: int, case: Case) -> tuple[int, bool, float, int]:
+    with engine_of(case, rank, ranks) as engine:
+        used = engine._engine
+        return (
+            used.zero_reduce_bucket_size(),
+            used.memory_breakdown(),
+            used.gradient_clipping(),
+            used.zero_optimization_stage(),
+        )
+
+
+def test_options_by_deepspeeds_names_arrive_beside_our_own(two: Ranks) -> None:
+    options = {"zero_optimization": {"reduce_bucket_size": 12345}, "memory_breakdown": True}
+    case = Case(stage=1, trainer={"max_grad_norm": 0.25, "deepspeed": options})
+    assert two(settings_in_use, case) == (12345, True, 0.25, 1)
+    assert two(settings_in_use, case.but(trainer={"max_grad_norm": 0.25}))[:2] == (500_000_000, False)
+
+
 def test_supervised_training_is_split_as_well(one: Ranks, two: Ranks) -> None:
     case = Case(supervised=True)
     assert_same(two(updated, case.but(budget=20, stage=3)), one(updated, case.but(stage=0)))

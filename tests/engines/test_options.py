@@ -1,0 +1,192 @@
+"""Options by the libraries' own names: what this project keeps for itself, what the libraries themselves say of the
+rest, and who asks them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capo_ray import launch, options, sft
+from capo_ray.config.library import OF_ENGINES, OF_ROLLOUTS
+from capo_ray.config.run import ConfigError, compose
+
+TINY = "+experiment=tiny_cpu"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "rollout.engine.max_model_len=99",
+            "rollout.engine: max_model_len is not handed on to vLLM: a critic's is `window`; the policy's is "
+            "data.max_prompt_tokens + rollout.max_response_tokens",
+        ),
+        (
+            "critic.engine={data_parallel_rank: 2}",
+            "critic.engine: data_parallel_rank is not handed on to vLLM: an engine has the GPUs of its actor, on one "
+            "machine: set `tensor_parallel`",
+        ),
+        (
+            "rollout.engine.quantization=fp8",
+            "rollout.engine: quantization is not handed on to vLLM: the policy is sampled from as it is trained",
+        ),
+        (
+            "critic.engine.load_format=dummy",
+            "critic.engine: load_format dummy is not handed on to vLLM: weights that are made up answer nothing",
+        ),
+        (
+            "trainer.deepspeed.zero_optimization.stage=3",
+            "trainer.deepspeed: zero_optimization.stage is not handed on to DeepSpeed: set `zero_stage`",
+        ),
+        ("rollout.engine=3", "rollout.engine: Input should be a valid dictionary, got 3"),
+    ],
+)
+def test_what_has_a_setting_here_or_must_not_change_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose([TINY, override])
+    assert str(error.value) == message
+
+
+def test_a_critic_without_an_engine_takes_no_options_of_one() -> None:
+    with pytest.raises(ConfigError, match=r"`engine` holds options of vLLM's engines, and `kind` truth starts none"):
+        compose([TINY, "critic=truth", "critic.engine.block_size=16"])
+
+
+def test_a_critic_may_be_quantised() -> None:
+    config = compose([TINY, "critic.engine={quantization: fp8}"])
+    assert config.critic is not None and config.critic.engine == {"quantization": "fp8"}
+
+
+def test_a_library_that_is_not_here_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(options, "find_spec", lambda library: None)
+    with caplog.at_level(logging.WARNING):
+        options.check_options(compose([TINY, "rollout.engine.nonsense=1", "trainer.deepspeed.nonsense=1"]))
+    assert caplog.messages == [
+        "rollout.engine: not checked, since vllm is not installed here",
+        "trainer.deepspeed: not checked, since deepspeed is not installed here",
+    ]
+
+
+def test_nobody_is_asked_where_nothing_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "_ask", lambda given: pytest.fail("asked"))
+    options.check_options(compose([TINY]))
+    options.check_options(compose([TINY, "trainer.deepspeed.nonsense=1"]), trains=False)
+
+
+@pytest.mark.engine
+def test_every_fault_of_a_run_is_said_before_it_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By both libraries, in one process of its own."""
+    given = [
+        f"run_dir={tmp_path / 'run'}",
+        "rollout.engine.max_num_batch_tokens=512",
+        "critic.engine.max_num_batched_tokens='512'",
+        "trainer.deepspeed.zero_optimization.overlap_com=true",
+    ]
+    expected = (
+        "error: rollout.engine.max_num_batch_tokens: vLLM's EngineArgs has no such option; did you mean "
+        "max_num_batched_tokens?\n"
+        "critic.engine.max_num_batched_tokens: Input should be a valid integer, got '512'\n"
+        "trainer.deepspeed.zero_optimization.overlap_com: DeepSpeed has no such option; did you mean overlap_comm?\n"
+    )
+    for more in ([], ["dry_run=true"]):
+        assert launch.main([TINY, *given, *more]) == 2
+        assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("name", "given", "made"),
+    [
+        ("max_num_batched_tokens", 4096, 4096),
+        ("cpu_offload_gb", 4, 4.0),
+        ("cpu_offload_params", ["a"], {"a"}),
+        ("max_num_batched_tokens", "4096", "max_num_batched_tokens: Input should be a valid integer, got '4096'"),
+        ("enable_prefix_caching", 1, "enable_prefix_caching: Input should be a valid boolean, got 1"),
+        ("attention_backend", "FLASH_ATN", "attention_backend: vLLM knows no 'FLASH_ATN'; did you mean FLASH_ATTN?"),
+        ("block_sise", 3, "block_sise: vLLM's EngineArgs has no such option; did you mean block_size?"),
+        (
+            "compilation_config",
+            {"modee": 3},
+            "compilation_config: modee: Unexpected keyword argument, got {'modee': 3}",
+        ),
+    ],
+)
+def test_vllm_is_asked_for_name_and_type(name: str, given: Any, made: Any) -> None:
+    from capo_ray.engines.vllm_options import as_vllm_takes
+
+    try:
+        assert as_vllm_takes({name: given}) == {name: made}
+    except ValueError as error:
+        assert str(error) == made
+
+
+@pytest.mark.engine
+def test_vllm_has_all_that_is_kept_from_it() -> None:
+    """A field that vLLM gave another name would no longer be refused under its new one."""
+    from capo_ray.engines.vllm_options import as_vllm_takes
+
+    known = as_vllm_takes.__globals__["_types"]()
+    assert set(OF_ROLLOUTS) <= set(known) and set(OF_ENGINES) < set(OF_ROLLOUTS)
+    assert any(name.startswith("data_parallel_") for name in known)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}, "memory_breakdown": True}, ""),
+        (
+            {"wall_clock_brakdown": True},
+            "wall_clock_brakdown: DeepSpeed has no such option; did you mean wall_clock_breakdown?",
+        ),
+        (
+            {"wall_clock_breakdown": "yes"},
+            "wall_clock_breakdown: must be such as DeepSpeed's default False, got 'yes'",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"devices": "cpu"}}},
+            "zero_optimization.offload_optimizer.devices: DeepSpeed has no such option; did you mean device?",
+        ),
+        (
+            {"zero_optimization": {"overlap_comm": [1]}},
+            "zero_optimization: overlap_comm: Input should be a valid boolean, got [1]",
+        ),
+        (
+            {"activation_checkpointing": {"cpu_checkpoint": True}},
+            "activation_checkpointing.cpu_checkpoint: DeepSpeed has no such option; did you mean cpu_checkpointing?",
+        ),
+        ({"aio": {"block_size": "x"}}, "aio.block_size: must be such as DeepSpeed's default 1048576, got 'x'"),
+        (
+            {"checkpoint": {"tag_validation": "FAI"}},
+            "checkpoint: DeepSpeed cannot use this: Checkpoint config contains invalid tag_validation value of FAI, "
+            "expecting one of ['WARN', 'IGNORE', 'FAIL']",
+        ),
+    ],
+)
+def test_deepspeed_is_asked_for_name_and_type(
+    given: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from capo_ray.engines.deepspeed_options import check
+
+    try:
+        check(given, 2)
+        said = ""
+    except ValueError as error:
+        said = str(error)
+    assert said == message
+
+
+@pytest.mark.engine
+def test_supervised_training_takes_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["+experiment=qwen7b_sft", "dry_run=true"]
+    assert sft.main([*given, "deepspeed.gradient_cliping=1"]) == 2
+    assert "deepspeed.gradient_cliping: DeepSpeed has no such option; did you mean gradient_" in capsys.readouterr().err
+    assert sft.main([*given, "deepspeed.gradient_clipping=1"]) == 2
+    assert "gradient_clipping is not handed on to DeepSpeed: set `max_grad_norm`" in capsys.readouterr().err
