@@ -107,7 +107,7 @@ def rollout(
                 eager=True,
                 device="cpu",
                 weight_transfer="capo_shm",
-                options={"block_size": 16, "max_num_batched_tokens": 512},
+                options={"block_size": 64, "max_num_batched_tokens": 512},
             ),
             name="rollout-0",
         )
@@ -167,7 +167,7 @@ def test_rollouts_are_whole_and_their_text_is_what_the_ids_decode_to(
 def test_options_by_vllms_names_arrive(rollout: tuple[Any, Path, Path]) -> None:
     """One that nothing else sets, and one in place of what stands in vllm_engine."""
     config = rollout[0]._engine.vllm_config
-    assert (config.scheduler_config.max_num_batched_tokens, config.cache_config.block_size) == (512, 16)
+    assert (config.scheduler_config.max_num_batched_tokens, config.cache_config.block_size) == (512, 64)
 
 
 def test_equal_seeds_give_equal_responses_and_other_seeds_others(
