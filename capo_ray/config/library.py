@@ -7,11 +7,11 @@ Leaves out whether a library has an option of that name and type, which the libr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, JsonValue
+from pydantic import AfterValidator
 
-Options = Mapping[str, JsonValue]
+Options = Mapping[str, Any]
 
 _MODEL = "the model is loaded as it was found: set `path`, `tokenizer` and `dtype` of the model"
 _GPUS = "an engine has the GPUs of its actor, on one machine: set `tensor_parallel`"
@@ -73,16 +73,12 @@ def _refusal(library: str, owned: Mapping[str, str], prefixes: tuple[str, ...] =
     return refuse
 
 
-RolloutOptions = Annotated[
-    dict[str, JsonValue], AfterValidator(_refusal("vLLM", OF_ROLLOUTS, prefixes=("data_parallel_",)))
-]
-CriticOptions = Annotated[
-    dict[str, JsonValue], AfterValidator(_refusal("vLLM", OF_ENGINES, prefixes=("data_parallel_",)))
-]
-DeepSpeedOptions = Annotated[dict[str, JsonValue], AfterValidator(_refusal("DeepSpeed", OF_DEEPSPEED))]
+RolloutOptions = Annotated[dict[str, Any], AfterValidator(_refusal("vLLM", OF_ROLLOUTS, prefixes=("data_parallel_",)))]
+CriticOptions = Annotated[dict[str, Any], AfterValidator(_refusal("vLLM", OF_ENGINES, prefixes=("data_parallel_",)))]
+DeepSpeedOptions = Annotated[dict[str, Any], AfterValidator(_refusal("DeepSpeed", OF_DEEPSPEED))]
 
 
-def merged(own: Mapping[str, JsonValue], given: Options) -> dict[str, JsonValue]:
+def merged(own: Mapping[str, Any], given: Options) -> dict[str, Any]:
     """`own` with what is `given` in its place; mappings inside are merged too."""
     result = dict(own)
     for name, value in given.items():
