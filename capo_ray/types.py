@@ -65,13 +65,15 @@ class Rollout:
     index: int
     """Position in its group, from 0."""
     text: str
-    """What `token_ids` decode to, special tokens left out."""
+    """What `token_ids` decode to; special tokens are left out, but marks of thoughts."""
     finish: Finish
     token_ids: tuple[int, ...]  # [T]
     logprobs: tuple[float, ...]  # [T] under the distribution that was sampled from
     char_ends: tuple[int, ...]  # [T] code point where the next token starts; see credit.tokens
     versions: tuple[int, ...]
     """Policy versions that sampled it, ascending; one unless weights moved in flight."""
+    opened: str = ""
+    """The mark of a thought that its prompt left open; see credit.thoughts."""
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in ("token_ids", "logprobs", "char_ends")}
@@ -84,6 +86,11 @@ class Rollout:
                 f"rollout {self.prompt_id!r}/{self.index}: char_ends closes at {self.char_ends[-1]}, "
                 f"its text has {len(self.text)} characters"
             )
+
+    @property
+    def whole(self) -> str:
+        """What is verified: the text, begun inside a thought where its prompt opened one."""
+        return self.opened + self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

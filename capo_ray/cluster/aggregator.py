@@ -103,7 +103,7 @@ class Aggregator:
 
     async def _verified(self, prompt: Prompt, rollout: Rollout, steps: tuple[Step, ...]) -> Member:
         """The response as nobody has judged it yet."""
-        found = await self._parts.verify(prompt, rollout.text)
+        found = await self._parts.verify(prompt, rollout.whole)
         if not isinstance(found, Verification):
             found = Verification(answer=found)
         return Member(

@@ -37,6 +37,9 @@ _MARK = re.compile(
     "|".join(f"(?P<open{i}>{opening})|(?P<close{i}>{closing})" for i, (opening, closing) in enumerate(_PAIRS)),
     re.IGNORECASE,
 )
+_OPENS = "|".join(opening for opening, _ in _PAIRS)
+_OPEN_AT_END = re.compile(rf"(?:{_OPENS})(?:<\|message\|>)?\s*\Z", re.IGNORECASE)
+_LONGEST_MARK = 100
 _IN_VOCABULARY = re.compile(r"<\|(?:channel|message)\|>|<\|channel>|<channel\|>", re.IGNORECASE)
 """Special tokens of which marks are made."""
 
@@ -74,6 +77,13 @@ def thoughts(text: str) -> tuple[list[Span], bool]:
     if opened is not None:
         spans.append((opened[1], len(text)))
     return spans, opened is not None
+
+
+def open_mark(prompt: str) -> str:
+    """The mark at the end of a prompt that opens a thought, as chat templates of thinking models write it; what the
+    model writes begins inside of it. Empty where there is none."""
+    found = _OPEN_AT_END.search(prompt[-_LONGEST_MARK:])
+    return found[0] if found else ""
 
 
 def is_mark(token: str) -> bool:

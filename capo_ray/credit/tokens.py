@@ -2,8 +2,9 @@
 
 The map is made from the bytes of the *sampled* ids and never by encoding text again: encode(decode(ids)) need not be
 ids. `TokenTable` reads a `tokenizer.json` and knows each id's bytes; `decode` gives what the tokenizer's own decoder
-gives with special tokens skipped, and beside it `char_ends`. Ids that the tokenizer does not know (models pad their
-vocabulary) have no bytes, like special tokens.
+gives with special tokens skipped, and beside it `char_ends`. Special tokens that mark thoughts are text here all the
+same, since what a response says depends on them (credit.thoughts). Ids that the tokenizer does not know (models pad
+their vocabulary) have no bytes, like other special tokens.
 
 Leaves out: encoding (see `credit.recorded`).
 """
@@ -18,6 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+from capo_ray.credit.thoughts import is_mark
 
 _LEADS = bytes(not 0x80 <= byte < 0xC0 for byte in range(256))
 _REPLACEMENT = "\ufffd".encode()
@@ -40,8 +43,9 @@ class TokenTable:
         byte_tokens: Iterable[int] = (),
         strip_left: int = 0,
     ) -> None:
-        """`pieces` leaves special tokens out. `byte_tokens` are those that stand for one byte in byte-fallback
-        vocabularies; `strip_left` is the number of leading spaces that the decoder takes from a whole text."""
+        """`pieces` leaves special tokens out, but marks of thoughts. `byte_tokens` are those that stand for one byte in
+        byte-fallback vocabularies; `strip_left` is the number of leading spaces that the decoder takes from a whole
+        text."""
         self._pieces = dict(pieces)
         self._byte_tokens = frozenset(byte_tokens)
         self._strip_left = strip_left
@@ -134,7 +138,7 @@ def _broken_char_ends(data: bytes, chunks: Sequence[bytes]) -> tuple[int, ...]:
 
 
 def _tokens(spec: Mapping[str, Any]) -> dict[int, str]:
-    """Id to token string, special tokens left out."""
+    """Id to token string; special tokens are left out, but marks of thoughts."""
     model = spec.get("model")
     vocab = model.get("vocab") if isinstance(model, Mapping) else None
     if not isinstance(vocab, Mapping):
@@ -144,7 +148,7 @@ def _tokens(spec: Mapping[str, Any]) -> dict[int, str]:
     tokens = {token_id: token for token, token_id in vocab.items()}
     added = spec.get("added_tokens") or []
     tokens.update({entry["id"]: entry["content"] for entry in added})
-    special = {entry["content"] for entry in added if entry["special"]}
+    special = {entry["content"] for entry in added if entry["special"] and not is_mark(entry["content"])}
     return {token_id: token for token_id, token in tokens.items() if token not in special}
 
 

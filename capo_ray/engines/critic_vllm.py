@@ -1,15 +1,27 @@
 """Critics on vLLM: completes conversations with a frozen model.
 
-Leaves out what is asked and how replies are read (credit), and which engine is asked when (critics).
+The marks of a critic's thoughts reach the reply: special tokens are kept where the vocabulary has such marks, and a
+thought that the chat template opens is opened in the reply. Leaves out what is asked and how replies are read (credit),
+and which engine is asked when (critics).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from capo_ray.credit.thoughts import is_mark, open_mark
 from capo_ray.engines.protocols import Completion, Message, PromptTooLong, Replies
 from capo_ray.engines.vllm_engine import Requests, VllmSettings, open_engine, parameters_of
 from capo_ray.types import Metrics, Sampling
+
+_END = 32
+"""Tokens at the end of a prompt among which a mark of thoughts is looked for."""
+
+
+def has_special_marks(tokenizer: Any) -> bool:
+    """Whether vLLM would drop the marks of thoughts from a text, since they are special tokens."""
+    return any(token.special and is_mark(token.content) for token in tokenizer.added_tokens_decoder.values())
 
 
 class VllmCritic:
@@ -27,6 +39,7 @@ class VllmCritic:
                 f"the critic's tokenizer {settings.tokenizer} has no chat template; use an instruction-tuned model"
             )
         self._tokenizer = tokenizer
+        self._keeps_special = has_special_marks(tokenizer)
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
         token_ids = self._tokenizer.apply_chat_template(
@@ -42,13 +55,14 @@ class VllmCritic:
                 f"{len(token_ids)} prompt tokens and {sampling.max_tokens} for the critique are more than the window "
                 f"of {window} of {self.name}"
             )
-        output = await self._requests.run(
-            token_ids, parameters_of(sampling, seed=seed, n=n, logprobs=False, detokenize=True)
-        )
+        parameters = parameters_of(sampling, seed=seed, n=n, logprobs=False, detokenize=True)
+        parameters.skip_special_tokens = not self._keeps_special
+        output = await self._requests.run(token_ids, parameters)
+        opened = open_mark(self._tokenizer.decode(token_ids[-_END:]))
         return Replies(
             completions=tuple(
                 Completion(
-                    text=completion.text,
+                    text=opened + completion.text,
                     truncated=completion.finish_reason == "length",
                     num_tokens=len(completion.token_ids),
                 )

@@ -13,11 +13,14 @@ from typing import Any
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.outputs import CompletionOutput
 
+from capo_ray.credit.thoughts import open_mark
 from capo_ray.credit.tokens import TokenTable
 from capo_ray.engines.protocols import PromptTooLong, Stage, WeightReceipt
 from capo_ray.engines.vllm_engine import Requests, VllmSettings, open_engine, parameters_of
 from capo_ray.types import Finish, Metrics, Prompt, Rollout, Sampling
 
+_END = 32
+"""Tokens at the end of a prompt among which a mark of thoughts is looked for."""
 FINISH: dict[str | None, Finish] = {"stop": "stop", "length": "length"}
 
 
@@ -66,6 +69,7 @@ class VllmRollout:
             logprobs=_sampled_logprobs(output.logprobs, token_ids),
             char_ends=char_ends,
             versions=versions,
+            opened=open_mark(self._table.decode(prompt.token_ids[-_END:])[0]),
         )
 
     async def take_weights(self, stage: Stage, given: Mapping[str, Any]) -> WeightReceipt | None:

@@ -126,7 +126,7 @@ async def ask(
         async with free:
             seeds = {index: seed_of(seed, "evaluation", task.benchmark, problem.id, mode, index)}
             (rollout,) = [found async for found in engine.generate(task.prompt, sampling[mode], seeds)]
-        found = await grade(task.benchmark, task.question, rollout.text)
+        found = await grade(task.benchmark, task.question, rollout.whole)
         response = Response(
             benchmark=task.benchmark,
             id=problem.id,

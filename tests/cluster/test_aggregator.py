@@ -365,6 +365,20 @@ def test_the_ledger_has_dropped_responses_too(tmp_path: Path) -> None:
     assert first.prompt_hash == second.prompt_hash != group.members[1].critiques[0].prompt_hash
 
 
+def test_a_thought_that_the_prompt_opened_is_verified_as_one(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    async def verify(prompt: Prompt, response: str) -> Verification:
+        seen.append(response)
+        return Verification(answer="wrong")
+
+    shard = Shard(tmp_path)
+    shard.aggregator._parts = replace(shard.aggregator._parts, verify=verify)
+    rollout = replace(group_of(GOOD)[0], opened="<think>\n")
+    asyncio.run(shard.aggregator.check(PROMPT, rollout))
+    assert seen == ["<think>\n" + rollout.text]
+
+
 def test_no_file_without_samples(tmp_path: Path) -> None:
     shard = Shard(tmp_path)
     shard.score(group_of(GOOD, LOST))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from capo_ray.credit.critique import escape
 from capo_ray.credit.reply import parse
-from capo_ray.credit.thoughts import is_mark, said, thoughts
+from capo_ray.credit.thoughts import is_mark, open_mark, said, thoughts
 
 PAIRS = [
     ("<think>", "</think>"),
@@ -66,6 +66,23 @@ def test_what_is_said_stands_outside_of_thoughts(opening: str, closing: str) -> 
 )
 def test_said(text: str, expected: tuple[str, bool]) -> None:
     assert said(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opened"),
+    [
+        ("<|im_start|>assistant\n<think>\n", "<think>\n"),
+        ("[/INST][THINK]", "[THINK]"),
+        ("<|start|>assistant<|channel|>analysis<|message|>", "<|channel|>analysis<|message|>"),
+        ("What does <think> mean?<|im_end|><|im_start|>assistant\n", ""),
+        ("<think>\n\n</think>\n\n", ""),
+        ("", ""),
+    ],
+)
+def test_a_thought_that_the_prompt_opens(prompt: str, opened: str) -> None:
+    """A response that is cut off in it says nothing, though no mark stands in its text."""
+    assert open_mark("x" * 200 + prompt) == opened
+    assert said(opened + "So 6? Let me") == (("", True) if opened else ("So 6? Let me", False))
 
 
 def test_which_special_tokens_belong_to_the_text() -> None:

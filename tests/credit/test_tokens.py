@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
+from capo_ray.credit.thoughts import said
 from capo_ray.credit.tokens import TokenTable
 
 
@@ -153,6 +154,24 @@ def test_added_tokens_that_are_not_special_are_text() -> None:
         "<think it>a bé",
         (10, 11, 13, 13, 13, 14, 14),
     )
+
+
+def test_special_tokens_that_mark_thoughts_are_text() -> None:
+    """What a response says depends on them; those beside them are left out as ever."""
+    spec = {
+        "model": {"vocab": {"a": 0, "Ġb": 1}},
+        "added_tokens": [
+            {"id": number, "content": content, "special": True}
+            for number, content in enumerate(("[THINK]", "[/THINK]", "</s>", "◁think▷", "<|channel|>"), start=2)
+        ],
+        "decoder": {"type": "ByteLevel"},
+    }
+    table = TokenTable.from_tokenizer_json(spec)
+    text, ends = table.decode([2, 0, 3, 1, 4])
+    assert (text, ends) == ("[THINK]a[/THINK] b", (7, 8, 16, 18, 18))
+    assert said(text) == (" b", False)
+    assert said(table.decode([5, 0, 4])[0]) == ("", True)
+    assert table.decode([6, 0])[0] == "<|channel|>a"
 
 
 @pytest.mark.parametrize(

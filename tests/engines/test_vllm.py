@@ -227,6 +227,20 @@ def engine_processes() -> set[psutil.Process]:
     return {child for child in psutil.Process().children(recursive=True) if child.name().startswith("VLLM::")}
 
 
+def test_marks_of_thoughts_that_are_special_tokens_are_kept_for_the_parser(tokenizer: Path) -> None:
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    from capo_ray.engines.critic_vllm import has_special_marks
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    assert not has_special_marks(loaded)
+    loaded.add_tokens([AddedToken("<think>", special=False)])
+    assert not has_special_marks(loaded)  # no decoder leaves it out
+    loaded.add_tokens([AddedToken("[THINK]", special=True)])
+    assert has_special_marks(loaded)
+
+
 def test_a_critic_completes_n_times_from_one_seed_refuses_what_does_not_fit_and_says_when_it_is_dead(
     tmp_path: Path, tokenizer: Path, loop: asyncio.AbstractEventLoop
 ) -> None:
