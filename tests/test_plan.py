@@ -182,13 +182,13 @@ def test_the_one_message() -> None:
         "  it needs: 16 GPUs, 17 cores (4 x rollout with 1 GPUs, 2 x critic with 4 GPUs, 4 x trainer with 1 GPUs)",
         "  here: 2 cores, 23.0 GiB of memory, no GPU",
         "  missing: 16 GPUs (here: 0); 17 cores (here: 2)",
-        "  fits here: +experiment=tiny_cpu or +experiment=tiny_cpu_text",
+        "  fits here: +experiment=smollm2_cpu or +experiment=tiny_cpu or +experiment=tiny_cpu_text",
         "  elsewhere: join a cluster with cluster.address=auto, or see the plan with dry_run=true",
     ]
     refuse_unfit(config(PAPER), TWO_NODES)
     refuse_unfit(config(PAPER, "cluster.address=auto"))
     assert experiments_that_fit(Machine(cpus=1, gpus=0, memory_gib=1)) == []
-    assert len(experiments_that_fit(TWO_NODES)) == 30
+    assert len(experiments_that_fit(TWO_NODES)) == 31
 
 
 def test_the_description_holds_configuration_and_plan() -> None:

@@ -24,8 +24,8 @@ FILES: Any = SimpleNamespace(folder="/models/m", tokenizer="/models/m")
 def on_gpus() -> dict[str, Config]:
     """The experiments of conf/ that run on GPUs; supervised ones have no engines."""
     names = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
-    plain = [name for name in names if not name.endswith("_sft") and not name.startswith("tiny")]
-    return {name: compose([f"+experiment={name}"]) for name in plain}
+    found = {name: compose([f"+experiment={name}"]) for name in names if not name.endswith("_sft")}
+    return {name: config for name, config in found.items() if config.cluster.device == "gpu"}
 
 
 def engines_of(name: str, config: Config) -> Iterator[tuple[str, dict[str, Any], int]]:

@@ -1,14 +1,13 @@
 """The program of the pretrained model: its problems, and what it says where the wheel cannot be had."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
+from capo_ray import sft
 from capo_ray.config.run import ConfigError
 from capo_ray.models import find_model
-from capo_ray.sft import parse
 from capo_ray.smollm2 import wheel
 from capo_ray.smollm2.__main__ import main
 from capo_ray.smollm2.problems import SUMS, word_problems
@@ -74,14 +73,15 @@ def test_what_pip_says_is_its_last_error() -> None:
     assert wheel._reason("") == "it does not say why"
 
 
-def test_an_experiment_without_its_model_names_the_program_that_makes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_experiment_without_its_model_plans_and_names_the_program_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = parse(["+experiment=smollm2_cpu_sft"])
+    assert sft.main(["+experiment=smollm2_cpu_sft", "dry_run=true"]) == 0
+    assert "plan: 2 ranks on one machine, 12 steps, 16 conversations an update" in capsys.readouterr().out
+    config = sft.parse(["+experiment=smollm2_cpu_sft"])
     with pytest.raises(ConfigError, match=r"python -m capo_ray.smollm2 out=./models/smollm2 makes it"):
         find_model(config.model, "model", tmp_path, seed=0)
     trained = config.model.model_copy(update={"path": config.out})
     with pytest.raises(ConfigError, match=r"python -m capo_ray.sft \+experiment=smollm2_cpu_sft makes it"):
         find_model(trained, "policy", tmp_path, seed=0)
-    assert json.loads(json.dumps(word_problems(1, seed=0)[0])).keys() == {"question", "solution", "answer"}
