@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "resumable": ("config",),
     "program": ("config", "data", "run_dir"),
     "evaluate.metrics": (),
-    "evaluate.choices": ("tasks", "types"),
+    "evaluate.choices": ("credit", "tasks", "types"),
     "evaluate.suites": ("config", "data", "evaluate.choices", "seeds", "types"),
     "cluster": (
         "busy",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capo_ray.config.blocks import Source
-from capo_ray.tasks.math import last_boxed
+from capo_ray.tasks.answers.final import last_boxed
 from capo_ray.types import JsonDict
 
 

@@ -14,6 +14,7 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import Any
 
+from capo_ray.tasks.math import decided
 from capo_ray.types import Verification
 
 _START_S = 120.0
@@ -37,6 +38,8 @@ class Verifier:
 
     async def verify(self, gold: str, response: str) -> Verification:
         """Never raises for what an answer says."""
+        if (found := decided(gold, response)) is not None:
+            return found
         child = await self._idle.get()
         try:
             return await child.ask({"gold": gold, "response": response}, self._timeout_s)

@@ -28,7 +28,7 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints does not come between the answers
-    judge("1", "\\boxed{2}")  # loads what is loaded late
+    judge("3", "\\boxed{\\sum_{k=1}^{2} k}")  # loads what is loaded late
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin.buffer:
         task = json.loads(line)
