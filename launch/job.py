@@ -35,18 +35,19 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = [
-    ".venv",
-    ".git",
-    "runs",
-    "models",
-    "evaluations",
-    "tests",
-    "benchmarks",
-    "docs",
+    "/.venv",
+    "/.git",
+    "/runs",
+    "/models",
+    "/evaluations",
+    "/tests",
+    "/benchmarks",
+    "/docs",
     "**/__pycache__",
     ".*_cache",
 ]
-"""Of the checkout: what programs write there, and what no run reads. The cluster takes 500 MiB at most."""
+"""At the top of the checkout: what programs write there, and what no run reads; folders below with the same names go
+along. The cluster takes 500 MiB at most."""
 STARTING_S = 60
 """Seconds that a cluster has, whose dashboard answers already, before it must take jobs."""
 STOP_S = 60
@@ -193,7 +194,7 @@ def _is_left_here(value: str) -> bool:
     there = (ROOT / value).resolve()
     if not there.exists() or not there.is_relative_to(ROOT):
         return True
-    return bool(set(there.relative_to(ROOT).parts[:1]) & set(LEFT_OUT))
+    return bool({f"/{part}" for part in there.relative_to(ROOT).parts[:1]} & set(LEFT_OUT))
 
 
 def what_goes_on(metadata: Mapping[str, str]) -> tuple[str, ...] | None:

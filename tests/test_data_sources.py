@@ -149,6 +149,12 @@ def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("name", ["set [v2]", "a*", "b?"])
+def test_a_folder_that_is_read_as_a_pattern(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    assert "takes brackets, * and ? in" in fault(tmp_path / name)
+
+
 def test_a_folder_as_the_hub_has_them(hub_folder: Path) -> None:
     data = of_conf("gsm8k", hub_folder)
     found = usable(data)

@@ -55,6 +55,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "name: Hydra reads a part of `my=run` as its own grammar; quote it once for the shell and once for Hydra: "
             "'name=\"my=run\"'",
         ),
+        (
+            "critic.endpoints=[http://[::1]:8000/v1,http://h/v1]",
+            "critic.endpoints: Hydra reads a part of `[http://[::1]:8000/v1,http://h/v1]` as its own grammar; quote it "
+            "once for the shell and once for Hydra: "
+            '\'critic.endpoints=["http://[::1]:8000/v1","http://h/v1"]\'',
+        ),
         ("seed=1,2", "seed: Hydra reads a part of `1,2` as its own grammar; quote it once for the shell"),
         ("tiny", "tiny: arguments are key=value, or +group=name"),
         ("data.kind=math data.path=~/none.jsonl", f"data.path: there is no file {Path.home()}/none.jsonl; pass"),

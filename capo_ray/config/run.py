@@ -165,8 +165,20 @@ def _refuse_unreadable(override: str) -> None:
     key, equals, value = override.removeprefix("++").partition("=")
     if not equals:
         raise ConfigError(f"{override}: arguments are key=value, or +group=name")
-    quoted = value.replace('"', '\\"')
     raise ConfigError(
         f"{key}: Hydra reads a part of `{value}` as its own grammar; quote it once for the shell and once for Hydra: "
-        f"'{key}=\"{quoted}\"'"
+        f"'{key}={_quoted(value)}'"
     )
+
+
+def _quoted(value: str) -> str:
+    """As Hydra's grammar has a text; of a list of texts, each item."""
+    if value.startswith("[") and value.endswith("]") and "{" not in value:
+        return f"[{','.join(map(_as_text, value[1:-1].split(',')))}]"
+    return _as_text(value)
+
+
+def _as_text(value: str) -> str:
+    value = value.strip()
+    escaped = value.replace('"', '\\"')
+    return value if len(value) > 1 and value[0] == value[-1] == '"' else f'"{escaped}"'

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,11 @@ def _parquet(path: Path, option: str) -> Iterator[Row]:
 def _data_set(data: Source, path: Path) -> Iterator[Row]:
     """A folder with a data set, or one of the hub."""
     name = str(path) if path.is_dir() else str(data.path)
+    if path.is_dir() and re.search(r"[][*?]", name):
+        raise DataError(
+            f"{data.place}.path: the library datasets takes brackets, * and ? in {name!r} for a pattern and finds "
+            "nothing; rename the folder, or name a jsonl or parquet file in it"
+        )
     try:
         from datasets import disable_progress_bars, load_dataset
     except ImportError:

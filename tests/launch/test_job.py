@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,6 +111,20 @@ class Client:
     def submit_job(self, **taken: object) -> str:
         self.taken = taken
         return "job"
+
+
+def test_folders_are_left_out_at_the_top_alone(job: ModuleType, tmp_path: Path) -> None:
+    """A user's own modules may stand in a folder called models."""
+    from ray._private.runtime_env import packaging
+
+    there = ["mine/models/vote.py", "mine/tests/data.py", "models/large.py", "docs/page.py", "mine/__pycache__/x.py"]
+    for name in there:
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_text("x = 1")
+    packaging._zip_files(str(tmp_path / "root"), job.LEFT_OUT, str(tmp_path / "sent.zip"), True)
+    assert (
+        sorted(name for name in zipfile.ZipFile(tmp_path / "sent.zip").namelist() if name.endswith(".py")) == there[:2]
+    )
 
 
 def test_what_ray_is_asked_for(job: ModuleType) -> None:
