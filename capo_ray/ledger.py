@@ -104,7 +104,8 @@ class Ledger:
     ) -> None:
         """Take in a group as it is before it is scored. `steps_right` has the truth per member where it is known."""
         rows = self._rows.setdefault(step, {RESPONSES: [], CRITIQUES: []})
-        problem = dict(zip(PROBLEM, (prompt.question, prompt.answer, prompt.solution), strict=True))
+        texts = (_encodable(text) for text in (prompt.question, prompt.answer, prompt.solution))
+        problem = dict(zip(PROBLEM, texts, strict=True))
         for member, right in zip(members, steps_right or [None] * len(members), strict=True):
             key = {"step": step, "prompt_id": prompt.id, "response": member.rollout.index}
             rows[RESPONSES].append(key | _response(member) | problem | {"steps_right": right})
@@ -115,7 +116,7 @@ class Ledger:
 
     def write(self, step: int, spare: Collection[str] = ()) -> None:
         """Write what was taken in of `step`; `spare` names the prompts whose groups were replaced by others."""
-        rows = self._rows.pop(step, None)
+        rows = self._rows.get(step)
         if rows is None:
             return
         for row in rows[RESPONSES]:
@@ -132,6 +133,12 @@ class Ledger:
             schema = schemas[kind].with_metadata({"scheme": self._scheme})
             pq.write_table(pa.Table.from_pylist(rows[kind], schema=schema), partial, compression="zstd")
             partial.rename(path)
+        del self._rows[step]
+
+
+def _encodable(text: str) -> str:
+    """`text` of a data set with what no UTF-8 has (lone surrogates) replaced."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _critique(critique: Critique) -> JsonDict:

@@ -13,6 +13,7 @@ from capo_ray.build_critics import critic_settings
 from capo_ray.config.blocks import Tracking
 from capo_ray.config.run import compose
 from capo_ray.credit.group import Member, Scheme, score_group
+from capo_ray.credit.reply import parse
 from capo_ray.credit.reward import Outcome
 from capo_ray.credit.steps import steps_of
 from capo_ray.credit.template import shipped
@@ -132,6 +133,22 @@ def test_a_row_per_critique_with_how_it_was_sampled(tmp_path: Path) -> None:
         (0, 3, 3), (1, 4, 3), (3, 2, 0), (4, 3, 3),
     ]  # fmt: skip
     assert responses[0]["step_tokens"] == [[0, 1], [1, 2]] and responses[0]["step_chars"] == [[0, 3], [3, 4]]
+
+
+def test_no_text_from_outside_can_keep_a_step_from_being_written(tmp_path: Path) -> None:
+    """A reply that a server cut inside an emoji once ended a run at the end of its step."""
+    said = parse("No \ud83d \x00\n<incorrect_steps>1</incorrect_steps>", 2, critic="critic-0")
+    ledger = Ledger(tmp_path, shard=0, scheme=SCHEME, sampling=SAMPLING)
+    ledger.add(
+        0,
+        replace(problem("p"), question="\ud800?", answer="\udfff"),
+        [member("a\n\n", "b", index=0, critiques=(said,))],
+    )
+    ledger.write(0)
+    ((_, (group,)),) = read(tmp_path)
+    assert (group.question, group.gold) == ("??", "?")
+    (critique,) = group.members[0].critiques
+    assert (critique.outcome, critique.wrong_steps) == ("ok", (1,)) and critique.text.startswith("No \ufffd \ufffd\n")
 
 
 def test_files_are_written_whole_and_by_step(tmp_path: Path) -> None:

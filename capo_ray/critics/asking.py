@@ -219,6 +219,8 @@ class Line:
             return Failure("engine_error", f"{type(error).__name__}: {error}", engine.name)
         finally:
             limits.discard(limit)
+        if not isinstance(replies, Replies):  # of a user's own critic
+            return Failure("engine_error", f"it gave no Replies but {type(replies).__name__}", engine.name)
         if len(replies.completions) != request.n:
             cause = f"asked for {request.n} completions, it gave {len(replies.completions)}"
             return Failure("engine_error", cause, engine.name)

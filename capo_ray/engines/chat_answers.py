@@ -13,14 +13,12 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from capo_ray.credit.reply import storable
-from capo_ray.engines.protocols import Completion, Replies
+from capo_ray.engines.protocols import MOST_TOKENS, Completion, Replies
 
 CHARACTERS_PER_TOKEN = 4
 """About, of what critics write; for servers that do not count."""
 OPTIONAL = ("seed", "top_p", "temperature")
 """Fields of a request that a server can do without, those first whose loss changes least."""
-_MOST_TOKENS = 2**31 - 1
-"""What the ledger's columns hold."""
 _FINISHED = frozenset({"stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "complete"})
 _READ = 20_000
 """Characters of an answer in which the reason of a fault is looked for."""
@@ -134,7 +132,7 @@ def _count(usage: Mapping[str, Any], name: str) -> int:
     value = usage.get(name)
     if value is None:
         return 0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST_TOKENS or value % 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS or value % 1:
         raise ValueError(f"usage.{name} must be a number of tokens, got {str(value)[:40]!r}")
     return int(value)
 

@@ -15,6 +15,15 @@ from capo_ray.types import Metrics, Prompt, Rollout, Sampling, TrainSequence, Up
 Message = Mapping[str, str]
 
 
+MOST_TOKENS = 2**31 - 1
+"""What the columns of a ledger hold."""
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or not 0 <= value <= MOST_TOKENS:
+        raise ValueError(f"{name} must be a number of tokens, got {str(value)[:40]!r}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """One reply of a critic, not yet parsed."""
@@ -22,6 +31,12 @@ class Completion:
     text: str
     truncated: bool
     num_tokens: int
+
+    def __post_init__(self) -> None:
+        """Whoever made it: it goes into metrics, budgets and files."""
+        if not isinstance(self.text, str):
+            raise ValueError(f"a completion's text must be a text, got {type(self.text).__name__}")
+        _check_count("num_tokens", self.num_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +46,10 @@ class Replies:
     completions: tuple[Completion, ...]
     prompt_tokens: int
     cached_tokens: int
+
+    def __post_init__(self) -> None:
+        _check_count("prompt_tokens", self.prompt_tokens)
+        _check_count("cached_tokens", self.cached_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -267,6 +267,28 @@ def test_wrong_number_of_replies_is_an_engine_error() -> None:
     assert outcomes([asyncio.run(judge(critics(Short())))]) == {"engine_error": 2}
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: Completion(text="Yes", truncated=False, num_tokens=-5),
+        lambda: Completion(text="Yes", truncated=False, num_tokens=2**40),
+        lambda: Completion(text="Yes", truncated=False, num_tokens="7"),  # type: ignore[arg-type]
+        lambda: Completion(text=None, truncated=False, num_tokens=7),  # type: ignore[arg-type]
+        lambda: Replies(completions=(), prompt_tokens=-1, cached_tokens=0),
+        lambda: None,
+        lambda: "Yes",
+    ],
+)
+def test_what_no_ledger_can_hold_is_an_engine_error(made: Callable[[], object]) -> None:
+    """Whoever gives it, a critic of the user's own too."""
+
+    class Odd(FakeCritic):
+        async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
+            return made()  # type: ignore[return-value]
+
+    assert outcomes([asyncio.run(judge(critics(Odd())))]) == {"engine_error": 2}
+
+
 def test_concurrency_is_bounded() -> None:
     engines = [FakeCritic(name, seconds=0.005) for name in "ab"]
     service = critics(*engines, max_sequences=10)
