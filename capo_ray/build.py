@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from capo_ray.build_critics import check_servers, critic_budget, critic_settings, make_critics
 from capo_ray.checkpoint import Checkpoints, check_trainers
@@ -256,6 +256,24 @@ def critic_engine_settings(config: Config, voter: Voter, critic: ModelFiles) -> 
     }
 
 
+class ScoredAhead(NamedTuple):
+    """Which log-probabilities can be made while critics judge: old ones, and the reference's."""
+
+    old: bool
+    reference: bool
+
+
+def scored_ahead(config: Config) -> ScoredAhead:
+    """With batches in flight the trainer is busy, or has other weights by the time of the update; without critics there
+    is nothing to wait for."""
+    algorithm = config.algorithm
+    idle = config.critic is not None and algorithm.max_staleness == 0
+    several = optimizer_steps_per_batch(config) > 1
+    return ScoredAhead(
+        old=idle and algorithm.old_logprobs == "trainer" and several, reference=idle and algorithm.kl_weight > 0
+    )
+
+
 async def start_all(hire: Hire, trainers: TrainerGroup, *, shared_gpus: bool) -> None:
     """Where ranks share GPUs with engines they load after them: vLLM measures the whole device while it starts."""
     if shared_gpus:
@@ -294,6 +312,7 @@ async def running_crew(
             aggregation=config.algorithm.aggregation,
             max_response_tokens=config.rollout.max_response_tokens,
             over_batch=algorithm_of(config.algorithm.advantage).over_batch,
+            old_ahead=(ahead := scored_ahead(config)).old,
         )
         named = [(f"critic-{n}", critic) for n, critic in enumerate(hire.critics)]
         aggregators = hire.aggregators(partial(make_aggregator, config, found.template, named, run_dir / "samples"))
@@ -304,6 +323,7 @@ async def running_crew(
             critics=hire.critics,
             aggregators=aggregators,
             trainers=trainers,
+            score_ahead=trainers.score if any(ahead) else None,
             tracker=tracker,
             checkpoints=Checkpoints(run_dir, keep=config.keep_checkpoints),
             prompts_for=found.prompts_for,

@@ -20,6 +20,9 @@ from capo_ray.critics.canaries import Canary
 from capo_ray.engines.protocols import Message, Replies, Stage, UpdateBatch, WeightReceipt
 from capo_ray.types import GroupSummary, Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
 
+FETCH_S = 60.0
+"""Seconds for the responses to one prompt to come."""
+
 
 @contextmanager
 def loading() -> Iterator[None]:
@@ -115,7 +118,7 @@ class TrainerActor(Shown):
         self._host = ""
         self._engine: Any = None
         self._sender: Any = None
-        self._stages = {stage: Busy() for stage in ("update", "publish", "save", "restore")}
+        self._stages = {stage: Busy() for stage in ("score", "update", "publish", "save", "restore")}
         self._tokens = 0
         self._version = -1
         self._badge = badge
@@ -162,6 +165,19 @@ class TrainerActor(Shown):
         sequences = (sequence for step in chosen for micro_batch in step for sequence in micro_batch)
         self._tokens += sum(len(sequence.prompt_ids) + len(sequence.token_ids) for sequence in sequences)
         return update
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[Any]], old: bool) -> None:
+        """`responses`: references to those to each prompt. They are fetched here and not by Ray: a rank that loses one
+        must still say so to its peers."""
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            groups: list[list[Rollout]] | None = [ray.get(list(some), timeout=FETCH_S) for some in responses]
+        except RayError:
+            groups = None
+        with self._stages["score"]:
+            self._engine.score(None if groups is None else _sequences(prompts, groups), old=old)
 
     def publish_weights(self, version: int) -> str:
         with self._stages["publish"]:
@@ -251,6 +267,21 @@ class AggregatorActor(Shown):
 
     async def close(self) -> None:
         await self._aggregator.end()
+
+
+def _sequences(prompts: Sequence[Prompt], groups: Sequence[Sequence[Rollout]]) -> list[TrainSequence]:
+    """Before anything is known of them but their tokens; in an order that does not depend on who was first."""
+    return [
+        TrainSequence(
+            prompt_ids=prompt.token_ids,
+            token_ids=rollout.token_ids,
+            advantages=(0.0,) * len(rollout.token_ids),
+            logprobs=rollout.logprobs,
+        )
+        for prompt, rollouts in zip(prompts, groups, strict=True)
+        for rollout in sorted(rollouts, key=lambda rollout: rollout.index)
+        if rollout.token_ids
+    ]
 
 
 def stage_seconds(stages: Mapping[str, Busy]) -> Metrics:

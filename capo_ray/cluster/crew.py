@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 from capo_ray.checkpoint import Checkpoints, read_state
+from capo_ray.cluster.ahead import Groups, ScoreAhead
 from capo_ray.cluster.patience import when_up
 from capo_ray.cluster.rollout_pool import RolloutPool
 from capo_ray.cluster.speeds import Speeds
@@ -61,6 +62,8 @@ class CrewParts:
     """Critic actors, for their totals."""
     aggregators: Sequence[Any]
     trainers: TrainerGroup
+    score_ahead: Callable[[Groups], Awaitable[None]] | None = None
+    """Has the trainer score responses while critics judge them; None where that gains nothing."""
     tracker: Tracker
     checkpoints: Checkpoints
     prompts_for: Callable[[int, int], Sequence[Prompt]]
@@ -131,6 +134,15 @@ class RayCrew:
         self, prompts: Sequence[Prompt], step: int, num_samples: int, *, spent: float = 0.0
     ) -> list[GroupSummary]:
         """`spent`: critic tokens of the step so far."""
+        self._ahead = ScoreAhead(self._parts.score_ahead, prompts, self._settings.responses_per_prompt)
+        try:
+            groups = await self._judged(prompts, step, num_samples, spent)
+            await self._ahead.end()
+        finally:
+            self._ahead.leave()
+        return groups
+
+    async def _judged(self, prompts: Sequence[Prompt], step: int, num_samples: int, spent: float) -> list[GroupSummary]:
         samples = _spread(num_samples, len(prompts))
         if self._parts.budget is not None:
             return await self._groups_within(self._parts.budget, prompts, step, samples, spent)
@@ -189,7 +201,12 @@ class RayCrew:
         seeds = {
             index: seed_of(settings.seed, step, prompt.id, index) for index in range(settings.responses_per_prompt)
         }
-        await self._rollouts.generate(prompt, settings.sampling, seeds, deliver)
+        ahead = self._ahead
+
+        async def pass_on(rollout: Any) -> int:
+            return await ahead.passed_on(prompt, rollout, deliver)
+
+        await self._rollouts.generate(prompt, settings.sampling, seeds, pass_on)
 
     def _shard(self, prompt: Prompt) -> Any:
         shards = self._parts.aggregators

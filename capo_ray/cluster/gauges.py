@@ -62,7 +62,10 @@ SERIES = (
     Series("capo_actor_trained_tokens_total", "trained_tokens", "tokens of the sequences that a rank trained on"),
     Series("capo_actor_busy_seconds_total", "busy_s", "seconds with anything to do"),
     Series(
-        "capo_actor_stage_seconds_total", "stage_s_", "seconds by stage: update, publish, save, restore; sync", "stage"
+        "capo_actor_stage_seconds_total",
+        "stage_s_",
+        "seconds by stage: score, update, publish, save, restore; sync",
+        "stage",
     ),
     Series("capo_actor_running", "running", "sequences (of a server: requests) that an engine works on"),
     Series("capo_actor_waiting", "waiting", "sequences that wait for an engine"),

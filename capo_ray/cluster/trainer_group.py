@@ -15,6 +15,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
+from capo_ray.cluster.ahead import Groups
 from capo_ray.cluster.faults import cause_of, is_loss
 from capo_ray.cluster.patience import with_patience
 from capo_ray.learn.batch import Aggregation, Plan, centre_and_spread, denominators, plan
@@ -24,10 +25,10 @@ Place = tuple[int, int]
 """(group, member) of a response in a batch."""
 GRACE_S = 10.0
 """Seconds in which Ray hears of a rank that died."""
-WORD_S = {"update": 300.0, "save": 300.0}
+WORD_S = {"score": 300.0, "update": 300.0, "save": 300.0}
 """A wait is logged as often; others every 30 s."""
 END_S = 6 * 3600.0
-"""More than any call takes. What ranks wait for among themselves ends before: see train_deepspeed.COLLECTIVE."""
+"""More than any call takes. What ranks wait for among themselves ends before: see process_group.COLLECTIVE."""
 log = logging.getLogger(__name__)
 
 
@@ -41,14 +42,17 @@ class TrainerGroup:
         aggregation: Aggregation,
         max_response_tokens: int,
         over_batch: bool = False,
+        old_ahead: bool = False,
     ) -> None:
-        """`over_batch`: whether advantages are standardised over the whole batch before they are trained on."""
+        """`over_batch`: whether advantages are standardised over the whole batch before they are trained on.
+        `old_ahead`: whether `score` is to make log-probabilities of the policy too, not of the reference alone."""
         self._actors = list(actors)
         self._tokens_per_micro_batch = tokens_per_micro_batch
         self._responses_per_update = responses_per_update
         self._aggregation: Aggregation = aggregation
         self._max_response_tokens = max_response_tokens
         self._over_batch = over_batch
+        self._old_ahead = old_ahead
 
     async def start(self) -> None:
         try:
@@ -60,6 +64,16 @@ class TrainerGroup:
     async def connect(self, workers: Sequence[Any]) -> None:
         """Open the weight transfer to the rollout workers."""
         await self._all("connect", list(workers))
+
+    async def score(self, groups: Groups) -> None:
+        """Log-probabilities that the next update compares with, of responses that may be in it."""
+        calls = []
+        for rank, actor in enumerate(self._actors):
+            mine = groups[rank :: len(self._actors)]
+            calls.append(
+                actor.score.remote([prompt for prompt, _ in mine], [refs for _, refs in mine], self._old_ahead)
+            )
+        await _together(calls, "score")
 
     async def update(self, batch: Batch) -> Update:
         """One rollout batch; every rank makes the same number of optimizer steps."""

@@ -152,6 +152,13 @@ class UpdateBatch:
 class TrainEngine(Protocol):
     """One rank of the trainer. Every method is collective: all ranks call it, in the same order."""
 
+    def score(self, mine: Sequence[TrainSequence] | None, *, old: bool) -> None:
+        """Make log-probabilities that the next update compares with: the reference's, and with `old` the policy's own.
+
+        `mine`: this rank's share of what may be in it, or None where that was lost. An update makes what it lacks.
+        """
+        ...
+
     def update(self, batch: UpdateBatch) -> Update: ...
 
     def weights(self) -> Iterator[tuple[str, Any]]:

@@ -9,12 +9,8 @@ optimizer steps, skipped ones included. Leaves out: which sequences go where (`l
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -26,6 +22,8 @@ from torch import Tensor
 from capo_ray.config.blocks import Trainer
 from capo_ray.config.method import Algorithm
 from capo_ray.engines import causal_model
+from capo_ray.engines.ahead import Ahead, Nested
+from capo_ray.engines.process_group import join
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.engines.trainer_metrics import Sums
 from capo_ray.engines.trainer_settings import decay_groups, deepspeed_config, learning_rate, objective_of
@@ -34,13 +32,7 @@ from capo_ray.learn.batch import Aggregation, MicroBatch, collate, standardised
 from capo_ray.learn.loss import Loss, Objective, nll, policy_loss
 from capo_ray.types import Metrics, TrainSequence, Update
 
-log = logging.getLogger(__name__)
-
 _TAG = "deepspeed"
-COLLECTIVE = timedelta(minutes=30)
-"""A rank that waits longer for its peers fails; rank 0 may be so long in writing a model that others wait for."""
-Nested = list[list[Tensor]]
-"""[optimizer step][micro-batch], [N] each."""
 
 
 class DeepSpeedEngine:
@@ -76,7 +68,7 @@ class DeepSpeedEngine:
         self._aggregation: Aggregation = algorithm.aggregation if algorithm else "token_mean"
         self.step = self._version = 0
         self._owns_group = not dist.is_initialized()
-        self._device = _join(rank, world_size, device)
+        self._device = join(rank, world_size, device)
         precision = getattr(torch, dtype)
         self._objective = objective_of(algorithm) if algorithm else Objective()
         self._model = causal_model.make(model, dtype=precision, seed=seed, partitioned=trainer.zero_stage == 3)
@@ -85,6 +77,12 @@ class DeepSpeedEngine:
             self._model.gradient_checkpointing_enable({"use_reentrant": trainer.zero_stage == 3})
             self._model.enable_input_require_grads()
         self._engine = self._initialize()
+        self._ahead = Ahead(
+            lambda sequences: self._collate(sequences, 1.0),
+            temperature=temperature,
+            budget=trainer.tokens_per_micro_batch,
+            device=self._device,
+        )
 
     def _initialize(self) -> Any:
         import deepspeed
@@ -133,8 +131,9 @@ class DeepSpeedEngine:
             for micro_batches, denominator in zip(batch.micro_batches, batch.denominators, strict=True)
         ]
         teaching = self._teaching(steps)
-        old = self._old_logprobs(steps, frozen=num_steps * passes > 1)
-        reference = self._reference_logprobs(steps)
+        old = self._old_logprobs(steps, batch, frozen=num_steps * passes > 1)
+        reference = self._reference_logprobs(steps, batch)
+        self._ahead.clear()
         sums, norms, rate = Sums(), [], 0.0
         for step in (step for _ in range(passes) for step in range(num_steps)):
             rate = learning_rate(self._trainer, self.step, self._total_steps)
@@ -155,6 +154,14 @@ class DeepSpeedEngine:
             "seconds": perf_counter() - start,
         }
         return Update(metrics=metrics, version=self._version)
+
+    def score(self, mine: Sequence[TrainSequence] | None, *, old: bool) -> None:
+        """Between two updates: log-probabilities of the responses of the next one, by the reference where there is
+        one and by the policy where `old`. `mine`: this rank's share; None: it could not be had, and none is scored."""
+        scorers = {"old": self._engine} if old else {}
+        if self._reference is not None:
+            scorers["reference"] = self._reference
+        self._ahead.score(scorers, mine)
 
     def evaluate(self, batch: UpdateBatch) -> Metrics:
         """Mean negative log-probability and entropy per token, without learning anything."""
@@ -182,16 +189,22 @@ class DeepSpeedEngine:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return [value > 0 for value in largest.tolist()]
 
-    def _old_logprobs(self, steps: Sequence[Sequence[MicroBatch]], *, frozen: bool) -> Nested | None:
+    def _old_logprobs(
+        self, steps: Sequence[Sequence[MicroBatch]], batch: UpdateBatch, *, frozen: bool
+    ) -> Nested | None:
         """None: those of the only forward pass there is."""
         if self._algorithm is None:
             return None
         if self._algorithm.old_logprobs == "sampler":
             return [[batch.sampler_logprobs for batch in step] for step in steps]
-        return self._score(self._engine, steps) if frozen else None
+        if not frozen:
+            return None
+        return self._ahead.of("old", batch.micro_batches) or self._score(self._engine, steps)
 
-    def _reference_logprobs(self, steps: Sequence[Sequence[MicroBatch]]) -> Nested | None:
-        return None if self._reference is None else self._score(self._reference, steps)
+    def _reference_logprobs(self, steps: Sequence[Sequence[MicroBatch]], batch: UpdateBatch) -> Nested | None:
+        if self._reference is None:
+            return None
+        return self._ahead.of("reference", batch.micro_batches) or self._score(self._reference, steps)
 
     @torch.no_grad()
     def _score(self, scorer: Any, steps: Sequence[Sequence[MicroBatch]]) -> Nested:
@@ -306,6 +319,7 @@ class DeepSpeedEngine:
         self._engine.load_checkpoint(path, tag=_TAG)
         self.step, self._version = saved.step, saved.version
         read_random_state(path, self.rank)
+        self._ahead.clear()
 
     def _state(self) -> TrainerState:
         return TrainerState(
@@ -323,32 +337,6 @@ class DeepSpeedEngine:
         self._engine.destroy()
         if self._owns_group:
             dist.destroy_process_group()
-
-
-def _join(rank: int, world_size: int, device: Literal["cpu", "gpu"]) -> torch.device:
-    """Join the process group; says where this rank computes."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}  # DeepSpeed looks at these
-    local = int(os.environ.setdefault("LOCAL_RANK", "0"))
-    if device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
-        torch.set_num_threads(1)  # spinning threads of two busy processes starve each other
-    else:
-        torch.cuda.set_device(local)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's own calls
-    if device == "cpu":
-        import deepspeed
-
-        # Gloo will do: this one is compiled on first use, under a lock that a killed process leaves for ever.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "gloo" if device == "cpu" else "nccl"
-    if dist.is_initialized():
-        pass
-    elif world_size == 1 and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    else:
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=COLLECTIVE)
-    return torch.device("cpu" if device == "cpu" else f"cuda:{local}")
 
 
 def _grad_norm(model: Any) -> float:

@@ -432,6 +432,47 @@ def test_what_will_be_sent_is_declared_without_gathering_it(two: Ranks) -> None:
     assert two.each(declared, 3) == [True, True]
 
 
+# -- what is made before an update
+
+
+def updated_after_scoring(rank: int, ranks: int, case: Case, *, lost: int | None = None) -> Any:
+    """As `updated`, twice; before each update the ranks score sequences that others of them may train on. How often
+    something was scored again in it."""
+    from dataclasses import replace
+
+    with engine_of(case, rank, ranks) as engine:
+        batch = batch_of(case, rank, ranks)
+        again = []
+        score = engine._score
+        engine._score = lambda *given: again.append(1) or score(*given)
+        metrics = []
+        for _ in range(2):
+            mine = [replace(one, loss_mask=()) for one in case.sequences[rank::ranks]]
+            engine.score(None if rank == lost else mine, old=True)
+            metrics.append(engine.update(batch).metrics)
+        return len(again), (metrics, weights_of(engine))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_log_probabilities_made_ahead_change_nothing_and_are_not_made_again(
+    two: Ranks, folder: str, whole: Any, stage: int
+) -> None:
+    case = MANY.but(model=folder, stage=stage, budget=20)
+    for again, results in two.each(updated_after_scoring, case):
+        assert again == 0
+        assert_same(results, whole)
+
+
+def without_some(rank: int, ranks: int, case: Case) -> Any:
+    return updated_after_scoring(rank, ranks, case, lost=1)
+
+
+def test_where_a_rank_has_lost_its_responses_the_update_scores_all(two: Ranks, folder: str, whole: Any) -> None:
+    for again, results in two.each(without_some, MANY.but(model=folder, budget=20)):
+        assert again == 4  # policy and reference, twice
+        assert_same(results, whole)
+
+
 # -- the schedule
 
 

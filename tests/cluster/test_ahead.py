@@ -1,0 +1,156 @@
+"""When ranks are asked to score responses: once all of a batch are sampled, and before they are judged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from capo_ray.build import scored_ahead
+from capo_ray.cluster.actors import TrainerActor
+from capo_ray.cluster.ahead import Groups, ScoreAhead
+from capo_ray.cluster.crew import RayCrew
+from capo_ray.cluster.trainer_group import TrainerGroup
+from capo_ray.config.run import compose
+from capo_ray.types import Prompt, Rollout, TrainSequence
+
+PROMPTS = [Prompt(id=name, question="q", token_ids=(number,), answer="a") for number, name in enumerate("ab")]
+
+
+def test_ranks_score_what_is_sampled_before_it_is_judged() -> None:
+    """One response is lost on the way and sampled again; it is the last that counts."""
+    happened: list[Any] = []
+
+    async def score(groups: Groups) -> None:
+        happened.append([(prompt.id, sorted(refs)) for prompt, refs in groups])
+
+    async def use() -> None:
+        judged = asyncio.Event()
+        ahead = ScoreAhead(score, PROMPTS, 2)
+
+        async def judge(ref: str) -> int:
+            if ref == "lost":
+                raise RuntimeError("the worker died")
+            await judged.wait()
+            happened.append(ref)
+            return 0
+
+        a, b = PROMPTS
+        with pytest.raises(RuntimeError, match="the worker died"):
+            await ahead.passed_on(b, "lost", judge)
+        tasks = [asyncio.create_task(ahead.passed_on(*one, judge)) for one in ((b, "b1"), (a, "a1"), (b, "b0"))]
+        await asyncio.sleep(0.01)
+        assert happened == []
+        tasks.append(asyncio.create_task(ahead.passed_on(a, "a0", judge)))
+        await asyncio.sleep(0.01)
+        assert happened == [[("a", ["a0", "a1"]), ("b", ["b0", "b1"])]]
+        judged.set()
+        await asyncio.gather(*tasks)
+        await ahead.end()
+        ahead.leave()
+
+    asyncio.run(use())
+    assert len(happened) == 5
+
+
+def rollout(prompt: str, index: int, *token_ids: int) -> Rollout:
+    return Rollout(
+        prompt_id=prompt, index=index, text="", finish="stop", token_ids=token_ids, logprobs=(-1.0,) * len(token_ids),
+        char_ends=(0,) * len(token_ids), versions=(0,),
+    )  # fmt: skip
+
+
+def test_a_rank_gets_its_sequences_in_an_order_of_their_own_or_says_that_it_lost_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+    from ray.exceptions import ObjectLostError
+
+    asked: list[tuple[list[TrainSequence] | None, bool]] = []
+
+    class Engine:
+        def score(self, mine: list[TrainSequence] | None, *, old: bool) -> None:
+            asked.append((mine, old))
+
+    actor = TrainerActor(lambda **given: Engine(), lambda: None, 0)
+    actor.start("h", 1)
+    monkeypatch.setattr(ray, "get", lambda refs, timeout: refs)
+    actor.score(PROMPTS, [[rollout("a", 1, 5, 6), rollout("a", 0, 7)], [rollout("b", 0), rollout("b", 1, 8)]], True)
+    mine, old = asked.pop()
+    assert mine is not None and old
+    assert [(one.prompt_ids, one.token_ids) for one in mine] == [((0,), (7,)), ((0,), (5, 6)), ((1,), (8,))]
+
+    def lost(refs: Any, timeout: float) -> Any:
+        raise ObjectLostError("ff", "owner", "site")
+
+    monkeypatch.setattr(ray, "get", lost)
+    actor.score(PROMPTS, [["ref"], ["ref"]], False)
+    assert asked == [(None, False)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ahead"),
+    [
+        ((), (True, False)),
+        (("algorithm.kl_weight=0.1",), (True, True)),
+        (("trainer.responses_per_update=null", "trainer.optimisation_passes=1"), (False, False)),
+        (("algorithm.kl_weight=0.1", "algorithm.old_logprobs=sampler"), (False, True)),
+        (("algorithm.kl_weight=0.1", "critic=null", "algorithm=grpo"), (False, False)),
+        (("algorithm.kl_weight=0.1", "algorithm.max_staleness=1", "algorithm.old_logprobs=sampler"), (False, False)),
+    ],
+)
+def test_what_is_made_ahead_is_what_an_update_needs_and_waits_for(
+    overrides: tuple[str, ...], ahead: tuple[bool, bool]
+) -> None:
+    assert scored_ahead(compose(["+experiment=tiny_cpu", "trainer.responses_per_update=64", *overrides])) == ahead
+
+
+class Remote:
+    """An actor's method."""
+
+    def __init__(self, answer: Callable[..., Any]) -> None:
+        self._answer = answer
+
+    async def remote(self, *given: Any) -> Any:
+        return self._answer(*given)
+
+
+def test_a_step_has_its_responses_scored_by_the_ranks_in_whole_groups_while_the_last_is_judged() -> None:
+    """From the crew to the call of each rank."""
+    happened: list[Any] = []
+
+    class Sampling:
+        async def generate(self, prompt: Prompt, sampling: Any, seeds: Any, deliver: Callable[[Any], Any]) -> None:
+            await asyncio.gather(*(deliver(f"{prompt.id}{index}") for index in seeds))
+
+    def rank(number: int) -> Any:
+        return SimpleNamespace(
+            score=Remote(lambda prompts, refs, old: happened.append((number, [one.id for one in prompts], refs, old)))
+        )
+
+    trainers = TrainerGroup(
+        [rank(0), rank(1)], tokens_per_micro_batch=9, responses_per_update=2, aggregation="token_mean",
+        max_response_tokens=9, old_ahead=True,
+    )  # fmt: skip
+
+    class Shard:
+        close_group = Remote(lambda prompt, step, samples: happened.append(f"closed {prompt.id}") or prompt.id)
+
+        class score:
+            @staticmethod
+            async def remote(prompt: Prompt, rollout: str, seed: int, step: int) -> int:
+                await asyncio.sleep(0.05)
+                return int(rollout[1])
+
+    parts: Any = SimpleNamespace(
+        workers=[], aggregators=[Shard()], budget=None, trainers=trainers, score_ahead=trainers.score
+    )
+    settings: Any = SimpleNamespace(responses_per_prompt=2, seed=0, sampling=None)
+    crew = RayCrew.__new__(RayCrew)
+    crew._parts, crew._settings, crew._rollouts = parts, settings, Sampling()  # type: ignore[assignment]
+    assert asyncio.run(crew._groups(PROMPTS, 0, 0)) == ["a", "b"]
+    assert happened[:2] == [(0, ["a"], [["a0", "a1"]], True), (1, ["b"], [["b0", "b1"]], True)]
+    assert sorted(happened[2:]) == ["closed a", "closed b"]
