@@ -25,7 +25,8 @@ from capo_ray.config.run import Config
 from capo_ray.critics.prompt import find_template
 from capo_ray.models import ModelFiles, find_model
 from capo_ray.options import check_options
-from capo_ray.planning.plan import critics_here, optimizer_steps_per_batch
+from capo_ray.planning.bundles import critics_here
+from capo_ray.planning.plan import optimizer_steps_per_batch
 from capo_ray.types import Prompt, Sampling
 
 if TYPE_CHECKING:

@@ -81,7 +81,9 @@ class Sft(Block):
     ranks: int = setting("processes on this machine", 1, unit="processes", source="DeepSpeed", ge=1)
     device: Literal["auto", "cpu", "gpu"] = setting("where it runs; auto: on GPUs where there are any", "auto")
     gradient_checkpointing: bool = setting(
-        "recompute activations instead of keeping them", False, source="transformers `gradient_checkpointing_enable`"
+        "recompute activations instead of keeping them; the plan says where there is room without",
+        True,
+        source="transformers `gradient_checkpointing_enable`",
     )
     deepspeed: DeepSpeedOptions = setting(
         "further options of DeepSpeed, by its names, see [operations.md](operations.md#options-of-the-libraries)",

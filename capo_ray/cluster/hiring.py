@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 from capo_ray.cluster.patience import when_up
 from capo_ray.cluster.placement import Team, environment
 from capo_ray.config.run import Config
-from capo_ray.planning.plan import Role, seats, shortages
+from capo_ray.planning.bundles import Role, seats, shortages
 
 Factory = partial[Any]
 """Makes an engine in its actor's process: a function of an importable module, and all that it is given."""

@@ -24,7 +24,7 @@ from capo_ray.cluster.faults import cause_of
 from capo_ray.cluster.gauges import Badge
 from capo_ray.cluster.patience import ends_within, with_patience
 from capo_ray.config.run import Config
-from capo_ray.planning.plan import Role, critics_here, seats, shortages
+from capo_ray.planning.bundles import Role, critics_here, misfit, seats, shortages
 
 log = logging.getLogger(__name__)
 
@@ -87,18 +87,27 @@ class Team:
         self._config = config
         self._run = run
         self._namespace = f"capo_ray-{secrets.token_hex(4)}"  # a team that is hired anew takes the old one's names
-        bundles, everybody = seats(config)
-        self._seats = [seat for seat in everybody if seat.role in roles]
-        self._places = {bundle: place for place, bundle in enumerate(sorted({seat.bundle for seat in self._seats}))}
-        self.bundles: list[Bundle] = [bundles[bundle] for bundle in self._places]
+        self._roles = roles
+        self._sit(together=False)
         self._group: Any = None
         self._actors: list[tuple[str, Any]] = []
 
+    def _sit(self, *, together: bool) -> None:
+        bundles, everybody = seats(self._config, together=together)
+        self._seats = [seat for seat in everybody if seat.role in self._roles]
+        self._places = {bundle: place for place, bundle in enumerate(sorted({seat.bundle for seat in self._seats}))}
+        self.bundles: list[Bundle] = [bundles[bundle] for bundle in self._places]
+
     async def place(self) -> None:
-        """Get the placement group. Raises NotEnough."""
+        """Get the placement group; trainer ranks stay on one node where one has room for all. Raises NotEnough."""
         if not self.bundles:
             return
-        refuse_too_much(self.bundles, ray.cluster_resources())
+        nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        refuse_too_much(self.bundles, ray.cluster_resources(), joined=self._config.cluster.address is not None)
+        self._sit(together=True)
+        if misfit(self.bundles, nodes):
+            self._sit(together=False)
+        refuse_misfit(self.bundles, nodes)
         strategy = "PACK" if self._config.cluster.placement == "pack" else "SPREAD"
         self._group = placement_group(self.bundles, strategy=strategy, name=self._name)
         await with_patience(self._group.ready(), f"the placement group of {len(self.bundles)} bundles")
@@ -151,12 +160,17 @@ class Team:
                 log.warning("Ray does not answer: its head is gone. What it ran ends with it")
 
 
-def refuse_too_much(bundles: Sequence[dict[str, float]], there: dict[str, float]) -> None:
-    """Raises NotEnough when the cluster as a whole has less than the bundles ask for."""
+def refuse_too_much(bundles: Sequence[dict[str, float]], there: dict[str, float], *, joined: bool = False) -> None:
+    """Raises NotEnough when the cluster as a whole has less than the bundles ask for. `joined`: it is not one that
+    this run started."""
     short = shortages(bundles, there)
     if short:
         faults = ", ".join(f"{asked:g} {name} (there are {found:g})" for name, (asked, found) in short.items())
-        raise NotEnough(
-            f"this run needs {faults}. Ask for fewer workers, join a larger cluster with cluster.address=auto, "
-            "or start with +experiment=tiny_cpu"
-        )
+        larger = "add nodes to the cluster" if joined else "join a larger cluster with cluster.address=auto"
+        raise NotEnough(f"this run needs {faults}. Ask for fewer workers, {larger}, or start with +experiment=tiny_cpu")
+
+
+def refuse_misfit(bundles: Sequence[dict[str, float]], nodes: Sequence[dict[str, float]]) -> None:
+    """Raises NotEnough when there is enough of everything, and no node for some bundle: Ray would wait for ever."""
+    if reason := misfit(bundles, nodes):
+        raise NotEnough(f"{reason}. Lower tensor_parallel of the engines, or take larger nodes")

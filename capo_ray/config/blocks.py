@@ -275,7 +275,9 @@ class Trainer(Block):
         "tokens, prompt included, in one forward pass of one rank", unit="tokens", gt=0
     )
     gradient_checkpointing: bool = setting(
-        "recompute activations instead of keeping them", False, source="transformers `gradient_checkpointing_enable`"
+        "recompute activations instead of keeping them; the plan says where there is room without",
+        True,
+        source="transformers `gradient_checkpointing_enable`",
     )
     deepspeed: DeepSpeedOptions = setting(
         "further options of DeepSpeed, by its names, see [operations.md](operations.md#options-of-the-libraries)",

@@ -104,10 +104,12 @@ def _line(fault: Any) -> str:
 def compose(overrides: Sequence[str] = ()) -> Config:
     """Compose `conf/` with command-line overrides, such as "+experiment=tiny_cpu", and validate the result.
 
-    A field that no YAML file names can be set as any other, `key=value`, and `GROUP=null` leaves a whole block out.
+    A field that no YAML file names can be set as any other, `key=value`, and `GROUP=null` leaves a whole block out. A
+    size is of the experiment that it is given with, wherever it stands.
     """
     from omegaconf import OmegaConf, open_dict
 
+    overrides = sorted(overrides, key=lambda override: override.startswith("+size="))
     for override in overrides:
         if override.startswith("+experiment=") and override.endswith("_sft"):
             raise ConfigError(f"a supervised training is started with: python -m capo_ray.sft {override}")

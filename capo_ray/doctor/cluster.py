@@ -6,6 +6,7 @@ Leaves out asking the nodes (capo_ray.cluster.nodes) and this machine's own stat
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import uuid
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ class Node:
     driver: str
     unseen: tuple[str, ...]
     """Paths that the run needs and this node does not see."""
+    gpus: int = 0
+    cpus: int = 0
 
 
 def look_at_node(paths: tuple[str, ...]) -> Node:
@@ -43,6 +46,8 @@ def look_at_node(paths: tuple[str, ...]) -> Node:
         gpu_gib=min((gpu.total_gib for gpu in there), default=0.0),
         driver=there[0].driver if there else "",
         unseen=tuple(path for path in paths if not Path(path).exists()),
+        gpus=len(there),
+        cpus=os.cpu_count() or 1,
     )
 
 
@@ -72,6 +77,7 @@ def cluster(config: Config, run_dir: Path, folders: list[str]) -> tuple[Machine 
         gpus=int(resources.get("GPU", 0)),
         memory_gib=resources.get("memory", 0) / GIB,
         gpu_gib=min((node.gpu_gib for node in nodes.values() if node.gpu_gib), default=0.0),
+        nodes=tuple({"GPU": node.gpus, "CPU": node.cpus} for node in nodes.values()) if not silent else (),
     )
     found = [answering(nodes, silent, machine), same_software(nodes), drivers(nodes)]
     return machine, [*found, seen_everywhere(nodes, marker, folders)]

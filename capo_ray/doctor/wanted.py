@@ -16,9 +16,10 @@ from capo_ray.config.blocks import Model, Source, Tracking
 from capo_ray.config.run import Config, ConfigError, conf_dir
 from capo_ray.doctor.finding import Finding, fail, listed, ok, warn
 from capo_ray.models import ASSETS, folder_here, is_hub_id
+from capo_ray.planning.bundles import critics_here
 from capo_ray.planning.machine import Machine
 from capo_ray.planning.memory import BYTES, GIB
-from capo_ray.planning.plan import critics_here, fits, plan_here
+from capo_ray.planning.plan import fits, plan_here
 from capo_ray.run_dir import RunDirError, check_claim
 
 POINTER = b"version https://git-lfs"

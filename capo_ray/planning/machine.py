@@ -29,6 +29,8 @@ class Machine:
     memory_gib: float
     gpu_gib: float = 0.0
     """Memory of the smallest GPU; 0 without any."""
+    nodes: tuple[dict[str, float], ...] = ()
+    """Of a cluster: what each node has, by Ray's names of resources."""
 
     def __str__(self) -> str:
         gpus = f"{self.gpus} GPUs of {self.gpu_gib:.0f} GiB" if self.gpus else "no GPU"

@@ -1,11 +1,14 @@
-"""Memory that engines and trainer ranks need, estimated from model shapes; good to about a fifth.
+"""Memory that engines and trainer ranks need, worked out from the shapes of their models.
 
-Leaves out how many of them there are and where they go (plan).
+Bytes per parameter are those of real DeepSpeed ranks and activations those of a traced forward and backward pass, both
+kept honest by tests/test_plan_memory.py; what only a card has (CUDA, NCCL, vLLM's own) is assumed. Leaves out how many
+engines and ranks there are and where they go (plan).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from capo_ray.config.blocks import Rollout, Shape, Trainer
 from capo_ray.config.critic import Voter
@@ -13,40 +16,112 @@ from capo_ray.config.run import Config
 
 GIB = 1 << 30
 ENGINE_GPU_GIB = 2.5
-"""What vLLM takes beside weights and KV cache: activations, graphs, the CUDA context."""
+"""What vLLM takes beside weights and KV cache: activations of 8,192 tokens, graphs, the CUDA context. Assumed."""
 ENGINE_CPU_GIB = 2.4
 """Resident memory of a CPU engine and its actor, before weights and KV cache."""
 TRAINER_CPU_GIB = 0.9
+CUDA_GIB = 1.0
+"""A process's CUDA context, cuBLAS's workspace and the allocator's fragments. Assumed."""
+NCCL_GIB = 0.5
+"""Buffers of one NCCL communicator. Assumed."""
+BUCKET = 500_000_000
+"""Numbers in DeepSpeed's reduce bucket (`reduce_bucket_size`), which ZeRO 2 and 3 allocate whole."""
+LIVE = 1_000_000_000
+"""Parameters that ZeRO-3 has gathered at a time, at most (`stage3_max_live_parameters`)."""
+SYNC_BYTES = 1 << 28
+"""One piece of a weight sync between GPUs (engines.weights_gpu); a larger tensor is a piece alone."""
+CHUNK = 1 << 27
+"""Logits that learn.loss scores at a time, in float32."""
 BYTES = {"float32": 4, "bfloat16": 2}
+QUANTISED = {
+    **dict.fromkeys(("fp8", "fbgemm_fp8", "fp8_per_tensor", "fp8_per_block", "fp8_per_channel"), 1.0),
+    **dict.fromkeys(("mxfp8", "modelopt", "modelopt_mxfp8", "int8_per_channel_weight_only"), 1.0),
+    **dict.fromkeys(("awq", "auto_awq", "awq_marlin", "gptq", "auto_gptq", "gptq_marlin"), 0.56),
+    **dict.fromkeys(("mxfp4", "modelopt_fp4", "nvfp4_per_token"), 0.56),
+}
+"""Bytes of a weight of a linear layer by vLLM's `quantization`, scales included; embedding and head keep their type."""
 
 
-def engine_memory(
-    config: Config, engine: Rollout | Voter, shape: Shape | None, dtype: str, window: int, gpu_gib: float, role: str
-) -> tuple[dict[str, float], str, list[str]]:
-    """(GiB by purpose, note, faults) of one GPU of an engine, or of one engine process on CPU."""
-    on_cpu = config.cluster.device == "cpu"
-    base = ENGINE_CPU_GIB if on_cpu else ENGINE_GPU_GIB
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """Bytes per parameter on one rank."""
+
+    weights: float
+    optimizer: float
+    gradients: float
+    """While micro-batches are summed up."""
+    step: float
+    """More than that in the optimizer step, when the activations are gone."""
+
+
+def bytes_held(stage: int, ranks: int, width: int) -> Held:
+    """What DeepSpeed 0.19 holds. In bfloat16 (`width` 2) there are float32 weights beside AdamW's two moments; sums of
+    gradients are float32 from stage 1 on, and cut over the ranks from stage 2 on."""
+    if stage == 0:
+        return Held(weights=width, optimizer=12 if width == 2 else 8, gradients=width, step=4 if width == 2 else 0)
+    if stage == 1:
+        gradients = 4 + width if width == 2 else 4
+        return Held(weights=width, optimizer=12 / ranks, gradients=gradients, step=0 if width == 2 else 4 / ranks)
+    return Held(
+        weights=width if stage == 2 else width / ranks, optimizer=12 / ranks, gradients=4 / ranks, step=4 / ranks
+    )
+
+
+def activation_bytes(shape: Shape, width: int, tokens: int, *, checkpointing: bool) -> float:
+    """Most that a forward and backward pass over `tokens` keeps, when every token carries loss.
+
+    A decoder layer of transformers' Llama or Qwen keeps its norms in float32 and both factors of every product; the
+    head's logits are there thrice when their gradient is put together. The width of the MLP is read off the number of
+    parameters.
+    """
+    hidden, layers, vocabulary = shape.hidden_size, shape.layers, shape.vocabulary
+    per_layer = (shape.parameters - vocabulary * hidden) / layers
+    mlp = max(hidden, (per_layer - 2 * hidden * (hidden + shape.key_value_size)) / (3 * hidden))
+    layer = tokens * (width * (8.5 * hidden + 4 * mlp) + 8 * hidden)
+    logits = tokens * vocabulary
+    head = 2 * width * logits + max(width * logits, 16 * min(logits, CHUNK))
+    if not checkpointing:
+        return layers * layer + head
+    return layers * tokens * width * hidden + max(head, 1.5 * layer)
+
+
+def rank_memory(
+    trainer: Trainer, shape: Shape | None, dtype: str, *, reference: bool, on_cpu: bool, transfer: str = ""
+) -> dict[str, float]:
+    """GiB by purpose on one rank when it holds most: while it keeps activations, in the optimizer step, or while
+    weights move to the engines (`transfer`: nccl or ipc)."""
+    process = {"process": TRAINER_CPU_GIB} if on_cpu else {"CUDA": CUDA_GIB}
+    if not on_cpu and (groups := (trainer.ranks > 1) + (transfer == "nccl")):
+        process["NCCL"] = NCCL_GIB * groups
     if shape is None:
-        known = {"engine": base} | ({"KV cache": engine.kv_cache_gib} if on_cpu else {})
-        return known, "the model's shape is not known here: its weights come on top", []
-    parts = engine.tensor_parallel
-    weights = shape.parameters * BYTES[dtype] / parts / GIB
-    per_sequence = 2 * shape.layers * shape.key_value_size * BYTES[dtype] * window / parts / GIB
-    cache = engine.kv_cache_gib if on_cpu else engine.gpu_memory_share * gpu_gib - weights - base
-    memory = {"weights": weights, "engine": base, "KV cache": max(0.0, cache)}
-    if cache < per_sequence:
-        if on_cpu:
-            advice = f"raise {role}.kv_cache_gib to {math.ceil(per_sequence)}"
-        else:
-            advice = f"raise {role}.tensor_parallel above {parts} or {role}.gpu_memory_share"
-        where = "process" if on_cpu else "GPU"
-        fault = (
-            f"{role}: {max(0.0, cache):.1f} GiB of KV cache are left per {where}, one sequence of {window} tokens "
-            f"needs {per_sequence:.2f} (weights {weights:.1f} GiB); {advice}"
-        )
-        return memory, "", [fault]
-    num = int(cache / per_sequence) if per_sequence else engine.max_sequences
-    return memory, f"room for {min(num, 10**6):,} sequences of {window:,} tokens, up to {engine.max_sequences} run", []
+        return process
+    width, number = BYTES[dtype], shape.parameters / GIB
+    each = bytes_held(trainer.zero_stage, trainer.ranks, width)
+    memory = {
+        "weights": number * each.weights,
+        "gradients": number * each.gradients,
+        "optimizer": number * each.optimizer,
+    }
+    if reference:
+        memory["reference"] = number * each.weights
+    if not on_cpu:
+        memory["buffers"] = _buffers(trainer, shape, width)
+    tokens = trainer.tokens_per_micro_batch
+    passing = {
+        "activations": activation_bytes(shape, width, tokens, checkpointing=trainer.gradient_checkpointing) / GIB,
+        "optimizer step": number * each.step,
+    }
+    if transfer in ("nccl", "ipc"):  # a copy of the tensor, and the piece that it goes into
+        passing["weight sync"] = 2 * max(SYNC_BYTES, width * shape.vocabulary * shape.hidden_size) / GIB
+    most = max(passing, key=lambda name: passing[name])
+    return memory | {most: passing[most]} | process
+
+
+def _buffers(trainer: Trainer, shape: Shape, width: int) -> float:
+    """GiB of DeepSpeed's reduce bucket, and of parameters that ZeRO-3 has gathered."""
+    bucket = BUCKET if trainer.zero_stage >= 2 or (trainer.zero_stage and trainer.ranks > 1) else 0
+    gathered = min(shape.parameters, LIVE) if trainer.zero_stage == 3 and trainer.ranks > 1 else 0
+    return (bucket + gathered) * width / GIB
 
 
 def trainer_memory(config: Config, shape: Shape | None) -> dict[str, float]:
@@ -57,27 +132,49 @@ def trainer_memory(config: Config, shape: Shape | None) -> dict[str, float]:
         config.policy.dtype,
         reference=config.algorithm.kl_weight > 0,
         on_cpu=config.cluster.device == "cpu",
+        transfer=config.cluster.weight_transfer,
     )
 
 
-def rank_memory(
-    trainer: Trainer, shape: Shape | None, dtype: str, *, reference: bool, on_cpu: bool
-) -> dict[str, float]:
-    """GiB by purpose on one rank. In bfloat16 the optimizer keeps float32 weights beside its two moments."""
-    process = {"process": TRAINER_CPU_GIB} if on_cpu else {}
+def weight_bytes(shape: Shape, dtype: str, quantization: str | None = None) -> float:
+    """Of a model as an engine holds it, over all its GPUs."""
+    plain = BYTES[dtype]
+    ends = min(shape.parameters, 2 * shape.vocabulary * shape.hidden_size)
+    return ends * plain + (shape.parameters - ends) * QUANTISED.get(quantization or "", plain)
+
+
+def quantization_of(engine: Rollout | Voter) -> str | None:
+    """vLLM's `quantization` that the engine is given, if any."""
+    named = engine.engine.get("quantization")
+    return str(named) if named is not None else None
+
+
+def engine_memory(
+    config: Config, engine: Rollout | Voter, shape: Shape | None, dtype: str, window: int, gpu_gib: float, role: str
+) -> tuple[dict[str, float], str, list[str]]:
+    """(GiB by purpose, note, faults) of one GPU of an engine, or of one engine process on CPU."""
+    on_cpu = config.cluster.device == "cpu"
+    parts = engine.tensor_parallel
+    base = ENGINE_CPU_GIB if on_cpu else ENGINE_GPU_GIB + (NCCL_GIB if parts > 1 else 0)
     if shape is None:
-        return process
-    width = BYTES[dtype]
-    stage, ranks, number = trainer.zero_stage, trainer.ranks, shape.parameters / GIB
-    tokens = trainer.tokens_per_micro_batch / GIB
-    per_layer = 17 * width  # bytes kept per token and unit of hidden size: attention and a gated MLP
-    kept = width * shape.layers + per_layer if trainer.gradient_checkpointing else per_layer * shape.layers
-    memory = {
-        "weights": number * width / (ranks if stage == 3 else 1),
-        "gradients": number * width / (ranks if stage >= 2 else 1),
-        "optimizer": number * (8 if width == 4 else 12) / (ranks if stage >= 1 else 1),
-        "activations": tokens * shape.hidden_size * kept + tokens * shape.vocabulary * (width + 4),
-    }
-    if reference:
-        memory["reference"] = number * width / (ranks if stage == 3 else 1)
-    return memory | process
+        known = {"engine": base} | ({"KV cache": engine.kv_cache_gib} if on_cpu else {})
+        return known, "the model's shape is not known here: its weights come on top", []
+    weights = weight_bytes(shape, dtype, quantization_of(engine)) / parts / GIB
+    per_sequence = 2 * shape.layers * shape.key_value_size * BYTES[dtype] * window / parts / GIB
+    cache = engine.kv_cache_gib if on_cpu else engine.gpu_memory_share * gpu_gib - weights - base
+    memory = {"weights": weights, "engine": base, "KV cache": max(0.0, cache)}
+    if cache < per_sequence:
+        if on_cpu:
+            advice = f"raise {role}.kv_cache_gib to {math.ceil(per_sequence)}"
+        else:
+            advice = f"raise {role}.tensor_parallel above {parts}"
+            if engine.gpu_memory_share < 0.9:
+                advice += f" or {role}.gpu_memory_share above {engine.gpu_memory_share:g}"
+        where = "process" if on_cpu else "GPU"
+        fault = (
+            f"{role}: {max(0.0, cache):.1f} GiB of KV cache are left per {where}, one sequence of {window} tokens "
+            f"needs {per_sequence:.2f} (weights {weights:.1f} GiB); {advice}"
+        )
+        return memory, "", [fault]
+    num = int(cache / per_sequence) if per_sequence else engine.max_sequences
+    return memory, f"room for {min(num, 10**6):,} sequences of {window:,} tokens, up to {engine.max_sequences} run", []

@@ -7,34 +7,21 @@ Leaves out asking Ray for anything (cluster.placement) and looking at the machin
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
 
 from capo_ray.config.blocks import Shape
-from capo_ray.config.critic import Voter, voter_field
 from capo_ray.config.run import Config, ConfigError, compose, conf_dir
+from capo_ray.planning.bundles import Role, critics_here, misfit, needs, seats, shortages
 from capo_ray.planning.machine import Machine, shape_of, this_machine, why_silent
 from capo_ray.planning.memory import engine_memory, trainer_memory
 
-Role = Literal["rollout", "critic", "trainer", "aggregator"]
-ASSUMED_GPU_GIB = 80.0
-"""Memory of a GPU where none can be asked."""
-CPU_SHARE = 0.1
-"""Cores that an actor asks for where roles take turns on the cores."""
+ASSUMED_GPU_GIB = 79.6
+"""Memory of a GPU where none can be asked: what nvidia-smi says of an H100 of 80 GB."""
 RAY_CPU_GIB = 1.2
 """Ray's own processes, the driver and the aggregators."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """One actor's part of the cluster."""
-
-    role: Role
-    bundle: int
-    resources: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,56 +61,6 @@ class Plan:
 
     def needs(self, resource: str) -> float:
         return needs(self.bundles).get(resource, 0.0)
-
-
-def needs(bundles: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What all `bundles` together ask for, by resource."""
-    asked: Counter[str] = Counter()
-    for bundle in bundles:
-        asked.update(bundle)  # type: ignore[arg-type]  # a Counter adds floats too
-    return {resource: round(number, 6) for resource, number in asked.items()}
-
-
-def shortages(bundles: Sequence[Mapping[str, float]], there: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """Resource -> (asked for, there), of which there is too little; GPUs first."""
-    asked = needs(bundles)
-    return {r: (asked[r], there.get(r, 0)) for r in sorted(asked, reverse=True) if asked[r] > there.get(r, 0)}
-
-
-def seats(config: Config) -> tuple[list[dict[str, float]], list[Seat]]:
-    """The bundles of the placement group, and the seat of every actor in them.
-
-    With weights moved by CUDA IPC trainer rank and rollout worker n share a GPU, so they share a bundle.
-    """
-    gpu = config.cluster.device == "gpu"
-    shared = config.cluster.weight_transfer == "ipc"
-    bundles: list[dict[str, float]] = []
-    made: list[Seat] = []
-
-    def seat(role: Role, gpus: float, *, bundle: int | None = None) -> None:
-        need = {"CPU": max(1.0, gpus), "GPU": gpus} if gpu and gpus else {"CPU": 1.0 if gpu else CPU_SHARE}
-        if bundle is None:
-            bundles.append({})
-            bundle = len(bundles) - 1
-        bundles[bundle] = dict(Counter(bundles[bundle]) + Counter(need))
-        made.append(Seat(role, bundle, need))
-
-    for _ in range(config.rollout.workers):
-        seat("rollout", 0.5 if shared else config.rollout.tensor_parallel)
-    for _, voter in critics_here(config):
-        for _ in range(voter.workers):
-            seat("critic", voter.tensor_parallel)
-    for rank in range(config.trainer.ranks):
-        seat("trainer", 0.5 if shared else 1, bundle=rank if shared else None)
-    for _ in range(config.reward.aggregators):
-        seat("aggregator", 0)
-    return bundles, made
-
-
-def critics_here(config: Config) -> list[tuple[str, Voter]]:
-    """The critics that this run starts engines for, with their places in the configuration; servers are elsewhere."""
-    voters = config.critic.voters if config.critic else ()
-    return [(voter_field(n), voter) for n, voter in enumerate(voters) if voter.kind == "vllm"]
 
 
 def optimizer_steps_per_batch(config: Config) -> int:
@@ -224,14 +161,25 @@ def _trainer_faults(memory: Mapping[str, float], config: Config, gpu_gib: float)
     total = sum(memory.values())
     if total <= room:
         return []
-    advice = "lower trainer.tokens_per_micro_batch, set trainer.gradient_checkpointing=true"
-    if config.trainer.zero_stage < 3:
-        advice += ", raise trainer.zero_stage"
-    beside = " beside its rollout worker (lower rollout.gpu_memory_share)" if shared else ""
+    beside = " beside its rollout worker" if shared else ""
+    ways = ["lower rollout.gpu_memory_share"] if shared and total < gpu_gib else []
     return [
         f"trainer: a rank needs {total:.0f} GiB ({_parts(memory)}), a GPU has {room:.0f}{beside}; "
-        f"{advice} or add trainer.ranks"
+        + " or ".join([*ways, *_ways_to_save(config, passing="activations" in memory)])
     ]
+
+
+def _ways_to_save(config: Config, *, passing: bool) -> list[str]:
+    """What makes a trainer rank smaller and is not set already. `passing`: activations are a part of its most."""
+    trainer, longest = config.trainer, config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    ways = []
+    if passing and not trainer.gradient_checkpointing:
+        ways.append("set trainer.gradient_checkpointing=true")
+    if passing and trainer.tokens_per_micro_batch > longest:
+        ways.append(f"lower trainer.tokens_per_micro_batch (not below {longest})")
+    if trainer.zero_stage < 3 and trainer.ranks > 1:
+        ways.append("raise trainer.zero_stage")
+    return [*ways, "add trainer.ranks"]
 
 
 def fits(plan: Plan, machine: Machine) -> list[str]:
@@ -239,6 +187,8 @@ def fits(plan: Plan, machine: Machine) -> list[str]:
     short = shortages(plan.bundles, {"GPU": machine.gpus, "CPU": machine.cpus})
     units = {"GPU": "GPUs", "CPU": "cores"}
     missing = [f"{asked:g} {units[resource]} (here: {there:g})" for resource, (asked, there) in short.items()]
+    if not missing and machine.nodes and (reason := misfit(plan.bundles, machine.nodes)):
+        missing.append(reason)
     if plan.memory_gib > machine.memory_gib:
         missing.append(f"about {plan.memory_gib:.1f} GiB of memory (here: {machine.memory_gib:.1f})")
     return [*missing, *plan.faults]
@@ -288,9 +238,11 @@ def describe(config: Config) -> str:
 
 
 def refuse_unfit(config: Config, machine: Machine | None = None) -> None:
-    """Raises ConfigError when this machine cannot hold the run. A cluster that is joined answers for itself, if it
-    answers."""
+    """Raises ConfigError when this machine cannot hold the run, or none can. What nodes a cluster that is joined has is
+    for it to say (cluster.placement)."""
     if config.cluster.address is not None:
+        if faults := plan_here(config, this_machine(config.cluster)).faults:
+            raise ConfigError(f"{config.name} fits no cluster: {'; '.join(faults)}")
         refuse_silent(config.cluster.address)
         return
     here = machine or this_machine(config.cluster)

@@ -55,7 +55,7 @@ def test_room() -> None:
     fitting = wanted.room(TINY, HERE, "here")
     assert fitting.found == ("tiny_cpu needs 0 GPUs and 0.5 cores; here: 2 cores, 23.0 GiB of memory, no GPU")
     short = wanted.room(PAPER, HERE, "here")
-    assert (short.state, short.found) == ("fail", "missing: 16 GPUs (here: 0); 17 cores (here: 2)")
+    assert (short.state, short.found) == ("fail", "missing: 8 GPUs (here: 0); 9 cores (here: 2)")
 
 
 def test_the_models_of_a_run() -> None:

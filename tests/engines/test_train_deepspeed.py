@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines.rank_bytes import MODEL as LARGER
+from engines.rank_bytes import bytes_per_parameter
 from engines.trainer_ranks import MODEL, VOCABULARY, Case, Ranks, batch_of, engine_of, sequences, updated, weights_of
 
 from capo_ray.config.blocks import Trainer
 from capo_ray.learn.batch import collate, token_weight
+from capo_ray.planning.memory import bytes_held
 from capo_ray.types import TrainSequence
 
 pytestmark = pytest.mark.engine
@@ -125,6 +128,17 @@ def test_a_rank_without_sequences_joins_in(one: Ranks, two: Ranks, stage: int) -
 def test_gradient_checkpointing_changes_nothing(two: Ranks, stage: int) -> None:
     case = Case(stage=stage, budget=40)
     assert_same(two(updated, case.but(trainer={"gradient_checkpointing": True})), two(updated, case))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_plan_counts_the_bytes_that_a_rank_holds(two: Ranks, stage: int) -> None:
+    case = Case(sequences=sequences(2), model=LARGER, stage=stage, dtype="bfloat16")
+    real = two(bytes_per_parameter, case)
+    each = bytes_held(stage, 2, 2)
+    summing = each.weights + each.optimizer + each.gradients
+    assert summing == pytest.approx(real["summing"], rel=0.15)
+    assert summing + each.step == pytest.approx(real["step"], rel=0.15)
+    assert real["between"] < 1.01 * summing
 
 
 def test_a_batch_of_nothing_is_no_update(two: Ranks) -> None:

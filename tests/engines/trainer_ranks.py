@@ -76,7 +76,8 @@ class Case:
         return replace(self, **changes)
 
     def trainer_block(self, ranks: int) -> Trainer:
-        given = {"learning_rate": 1e-2, "warmup_steps": 2, "schedule": "cosine", **self.trainer}
+        given = {"learning_rate": 1e-2, "warmup_steps": 2, "schedule": "cosine", "gradient_checkpointing": False}
+        given |= self.trainer
         return Trainer(ranks=ranks, zero_stage=self.stage, tokens_per_micro_batch=self.budget, **given)
 
     def algorithm_block(self) -> Algorithm:
