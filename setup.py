@@ -65,7 +65,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.11",
+    python_requires=">=3.11",  # the core; engines are pinned for 3.11
+    classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
     packages=[*find_packages(include=["capo_ray", "capo_ray.*"]), "capo_ray.conf", "capo_ray.requirements"],
     package_dir={"capo_ray.conf": "conf", "capo_ray.requirements": "requirements"},
     package_data={
