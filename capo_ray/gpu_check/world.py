@@ -43,12 +43,7 @@ _COMMON = (
     "checkpoint_every=1",
     "cluster.max_restarts=0",
 )
-_ON_ONE_CARD = (
-    "cluster=gpu",
-    "cluster.weight_transfer=ipc",
-    "cluster.dashboard=false",
-    "rollout.gpu_memory_share=0.3",
-)
+_ON_ONE_CARD = ("cluster=gpu", "+size=one_gpu", "cluster.dashboard=false")
 _SERVED = (
     "critic=http",
     "critic.served_model=tiny",

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from capo_ray.config.blocks import Trainer
-from capo_ray.gpu_check import syncing, training
+from capo_ray.config.run import compose
+from capo_ray.gpu_check import syncing, training, world
 from capo_ray.gpu_check.notes import Cannot, Notes
 from capo_ray.gpu_check.shapes import MODELS, flops_per_token, shape_of
+from capo_ray.planning.plan import plan_for
 
 GIB = 1 << 30
 TRAINER = Trainer(learning_rate=1e-6, zero_stage=2, tokens_per_micro_batch=8192, gradient_checkpointing=True)
@@ -116,3 +118,16 @@ def test_a_sync_that_brings_other_weights_than_the_trainers_is_a_failure() -> No
         syncing._check(0.06, 0.01, 1, "bfloat16")
     with pytest.raises(RuntimeError, match="after sync 1"):
         syncing._check(0.7, float("nan"), 1, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "critic",
+    [(*world._SERVED, "critic.endpoints=[http://127.0.0.1:8000/v1]"), ("critic=truth", "critic.canaries=null")],
+)
+def test_the_tiny_world_asks_for_one_card(critic: tuple[str, ...]) -> None:
+    config = compose([*world._COMMON, *world._ON_ONE_CARD, *critic])
+    plan = plan_for(config, gpu_gib=24.0)
+    assert plan.needs("GPU") == 1
+    assert plan.faults == ()
+    assert (config.cluster.weight_transfer, config.cluster.device) == ("ipc", "gpu")
+    assert config.rollout.gpu_memory_share + world._SERVER_SHARE < 0.7  # the trainer has the rest
