@@ -136,6 +136,16 @@ def test_a_packed_sync_reaches_every_gpu_and_one_flipped_bit_is_noticed(monkeypa
         sender.send(iter(WEIGHTS), 8)
 
 
+def test_other_ranks_gather_and_do_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    from capo_ray.engines.weights import Fingerprint
+    from capo_ray.engines.weights_gpu import GpuSender
+
+    monkeypatch.delattr(Fingerprint, "add")
+    gathered = iter(WEIGHTS)
+    assert GpuSender("nccl", None, list, rank=1, host="127.0.0.1").send(gathered, 1) == ""
+    assert next(gathered, None) is None and GlooCommunicator.made == []
+
+
 def test_a_second_connection_releases_the_first_on_both_sides() -> None:
     world = World(2, 1)
     world.connect().close()  # as the trainer's actor does before it opens another
