@@ -181,7 +181,7 @@ class HttpCritic:
             answer = json.loads(text)
             replies = read_replies(answer, n)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            if is_too_long(400, text):  # some gateways say so with status 200
+            if '"error"' in text and is_too_long(400, text):  # some gateways say so with status 200
                 raise PromptTooLong(f"{self._url}: {self._clean(text)}") from None
             raise HttpCriticError(
                 f"{self._url}: an answer that is no chat completion ({self._clean(str(error))}): {self._clean(text)!r}"
