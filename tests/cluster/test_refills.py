@@ -25,7 +25,12 @@ class Crew(RayCrew):
             samples_per_step=3,
         )
         parts: Any = SimpleNamespace(
-            workers=[], aggregators=[], prompts_for=self.prompts_for, canaries_for=lambda step, prompts: [], budget=None
+            workers=[],
+            aggregators=[],
+            prompts_for=self.prompts_for,
+            canaries_for=lambda step, prompts: [],
+            budget=None,
+            score_ahead=None,
         )
         super().__init__(parts, settings)
         self.telling = telling

@@ -271,7 +271,12 @@ def test_a_batch_begins_those_of_its_step_over_all_shards() -> None:
     made = CanarySet(items(20), seed=0, per_step=5)
     shards = [Shard(), Shard(), Shard()]
     parts: Any = SimpleNamespace(
-        workers=[], aggregators=shards, prompts_for=lambda step, attempt: [], canaries_for=made.for_step, budget=None
+        workers=[],
+        aggregators=shards,
+        prompts_for=lambda step, attempt: [],
+        canaries_for=made.for_step,
+        budget=None,
+        score_ahead=None,
     )
     settings = CrewSettings(
         seed=0, responses_per_prompt=2, sampling=Sampling(max_tokens=1), max_dropped_share=1.0, refills=0,

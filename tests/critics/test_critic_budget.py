@@ -212,6 +212,7 @@ class Crew(RayCrew):
             aggregators=self.shards[:1],
             prompts_for=self.prompts_for,
             canaries_for=lambda step, prompts: [],
+            score_ahead=None,
             budget=budget,
         )  # fmt: skip
         super().__init__(parts, settings)
