@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from capo_ray import launch, options, sft
-from capo_ray.config.library import OF_ENGINES, OF_ROLLOUTS
 from capo_ray.config.run import ConfigError, compose
 
 TINY = "+experiment=tiny_cpu"
@@ -97,43 +96,6 @@ def test_every_fault_of_a_run_is_said_before_it_starts(tmp_path: Path, capsys: p
         assert launch.main([TINY, *given, *more]) == 2
         assert expected in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.engine
-@pytest.mark.parametrize(
-    ("name", "given", "made"),
-    [
-        ("max_num_batched_tokens", 4096, 4096),
-        ("cpu_offload_gb", 4, 4.0),
-        ("cpu_offload_params", ["a"], {"a"}),
-        ("max_num_batched_tokens", "4096", "max_num_batched_tokens: Input should be a valid integer, got '4096'"),
-        ("enable_prefix_caching", 1, "enable_prefix_caching: Input should be a valid boolean, got 1"),
-        ("attention_backend", "FLASH_ATN", "attention_backend: vLLM knows no 'FLASH_ATN'; did you mean FLASH_ATTN?"),
-        ("block_sise", 3, "block_sise: vLLM's EngineArgs has no such option; did you mean block_size?"),
-        (
-            "compilation_config",
-            {"modee": 3},
-            "compilation_config: modee: Unexpected keyword argument, got {'modee': 3}",
-        ),
-    ],
-)
-def test_vllm_is_asked_for_name_and_type(name: str, given: Any, made: Any) -> None:
-    from capo_ray.engines.vllm_options import as_vllm_takes
-
-    try:
-        assert as_vllm_takes({name: given}) == {name: made}
-    except ValueError as error:
-        assert str(error) == made
-
-
-@pytest.mark.engine
-def test_vllm_has_all_that_is_kept_from_it() -> None:
-    """A field that vLLM gave another name would no longer be refused under its new one."""
-    from capo_ray.engines.vllm_options import as_vllm_takes
-
-    known = as_vllm_takes.__globals__["_types"]()
-    assert set(OF_ROLLOUTS) <= set(known) and set(OF_ENGINES) < set(OF_ROLLOUTS)
-    assert any(name.startswith("data_parallel_") for name in known)
 
 
 @pytest.mark.engine

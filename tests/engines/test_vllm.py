@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from capo_ray.config.blocks import Shape
+from capo_ray.config.library import OF_ENGINES, OF_ROLLOUTS
 from capo_ray.engines.protocols import PromptTooLong, WeightReceipt
 from capo_ray.types import Prompt, Rollout, Sampling
 
@@ -168,6 +169,41 @@ def test_options_by_vllms_names_arrive(rollout: tuple[Any, Path, Path]) -> None:
     """One that nothing else sets, and one in place of what stands in vllm_engine."""
     config = rollout[0]._engine.vllm_config
     assert (config.scheduler_config.max_num_batched_tokens, config.cache_config.block_size) == (512, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "made"),
+    [
+        ("max_num_batched_tokens", 4096, 4096),
+        ("cpu_offload_gb", 4, 4.0),
+        ("cpu_offload_params", ["a"], {"a"}),
+        ("max_num_batched_tokens", "4096", "max_num_batched_tokens: Input should be a valid integer, got '4096'"),
+        ("enable_prefix_caching", 1, "enable_prefix_caching: Input should be a valid boolean, got 1"),
+        ("attention_backend", "FLASH_ATN", "attention_backend: vLLM knows no 'FLASH_ATN'; did you mean FLASH_ATTN?"),
+        ("block_sise", 3, "block_sise: vLLM's EngineArgs has no such option; did you mean block_size?"),
+        (
+            "compilation_config",
+            {"modee": 3},
+            "compilation_config: modee: Unexpected keyword argument, got {'modee': 3}",
+        ),
+    ],
+)
+def test_vllm_is_asked_for_name_and_type(name: str, given: Any, made: Any) -> None:
+    from capo_ray.engines.vllm_options import as_vllm_takes
+
+    try:
+        assert as_vllm_takes({name: given}) == {name: made}
+    except ValueError as error:
+        assert str(error) == made
+
+
+def test_vllm_has_all_that_is_kept_from_it() -> None:
+    """A field that vLLM gave another name would no longer be refused under its new one."""
+    from capo_ray.engines.vllm_options import known_options
+
+    known = known_options()
+    assert set(OF_ROLLOUTS) <= set(known) and set(OF_ENGINES) < set(OF_ROLLOUTS)
+    assert any(name.startswith("data_parallel_") for name in known)
 
 
 def test_equal_seeds_give_equal_responses_and_other_seeds_others(
