@@ -134,31 +134,39 @@ class RayCrew:
         self, prompts: Sequence[Prompt], step: int, num_samples: int, *, spent: float = 0.0
     ) -> list[GroupSummary]:
         """`spent`: critic tokens of the step so far."""
-        self._ahead = ScoreAhead(self._parts.score_ahead, prompts, self._settings.responses_per_prompt)
+        ahead = ScoreAhead(self._parts.score_ahead, prompts, self._settings.responses_per_prompt)
         try:
-            groups = await self._judged(prompts, step, num_samples, spent)
-            await self._ahead.end()
+            groups = await self._judged(prompts, step, num_samples, spent, ahead)
+            await ahead.end()
         finally:
-            self._ahead.leave()
+            ahead.leave()
         return groups
 
-    async def _judged(self, prompts: Sequence[Prompt], step: int, num_samples: int, spent: float) -> list[GroupSummary]:
+    async def _judged(
+        self, prompts: Sequence[Prompt], step: int, num_samples: int, spent: float, ahead: ScoreAhead
+    ) -> list[GroupSummary]:
         samples = _spread(num_samples, len(prompts))
         if self._parts.budget is not None:
-            return await self._groups_within(self._parts.budget, prompts, step, samples, spent)
+            return await self._groups_within(self._parts.budget, prompts, step, samples, spent, ahead)
         async with asyncio.TaskGroup() as tasks:
             groups = [
-                tasks.create_task(self._group(prompt, step, kept))
+                tasks.create_task(self._group(prompt, step, kept, ahead))
                 for prompt, kept in zip(prompts, samples, strict=True)
             ]
         return [group.result() for group in groups]
 
     async def _groups_within(
-        self, budget: CriticBudget, prompts: Sequence[Prompt], step: int, samples: Sequence[int], spent: float
+        self,
+        budget: CriticBudget,
+        prompts: Sequence[Prompt],
+        step: int,
+        samples: Sequence[int],
+        spent: float,
+        ahead: ScoreAhead,
     ) -> list[GroupSummary]:
         """Which groups are judged is known when the answers of all are, so judging waits for the last response."""
         async with asyncio.TaskGroup() as tasks:
-            sampled = [tasks.create_task(self._verified(prompt, step)) for prompt in prompts]
+            sampled = [tasks.create_task(self._verified(prompt, step, ahead)) for prompt in prompts]
         admitted = budget.admit(step, [group.result() for group in sampled], spent=spent)
         async with asyncio.TaskGroup() as tasks:
             groups = [
@@ -167,14 +175,14 @@ class RayCrew:
             ]
         return [group.result() for group in groups]
 
-    async def _verified(self, prompt: Prompt, step: int) -> tuple[Sampled, ...]:
+    async def _verified(self, prompt: Prompt, step: int, ahead: ScoreAhead) -> tuple[Sampled, ...]:
         """Sample and verify the group of `prompt`."""
         shard = self._shard(prompt)
 
         async def verify(rollout: Any) -> int:
             return await shard.verify.remote(prompt, rollout)
 
-        await self._sample(prompt, step, verify)
+        await self._sample(prompt, step, verify, ahead)
         return await shard.sampled.remote(prompt)
 
     async def _judge_group(self, prompt: Prompt, step: int, num_samples: int, judged: bool) -> GroupSummary:
@@ -187,21 +195,22 @@ class RayCrew:
         left = 0.0 if judged else summary.tally["responses"]
         return replace(summary, tally=summary.tally | {"over_budget": left})
 
-    async def _group(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
+    async def _group(self, prompt: Prompt, step: int, num_samples: int, ahead: ScoreAhead) -> GroupSummary:
         shard, seed = self._shard(prompt), self._settings.seed
 
         async def judge(rollout: Any) -> int:
             return await shard.score.remote(prompt, rollout, seed, step)
 
-        await self._sample(prompt, step, judge)
+        await self._sample(prompt, step, judge, ahead)
         return await shard.close_group.remote(prompt, step, num_samples)
 
-    async def _sample(self, prompt: Prompt, step: int, deliver: Callable[[Any], Awaitable[int]]) -> None:
+    async def _sample(
+        self, prompt: Prompt, step: int, deliver: Callable[[Any], Awaitable[int]], ahead: ScoreAhead
+    ) -> None:
         settings = self._settings
         seeds = {
             index: seed_of(settings.seed, step, prompt.id, index) for index in range(settings.responses_per_prompt)
         }
-        ahead = self._ahead
 
         async def pass_on(rollout: Any) -> int:
             return await ahead.passed_on(prompt, rollout, deliver)

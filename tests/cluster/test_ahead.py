@@ -151,6 +151,15 @@ def test_a_step_has_its_responses_scored_by_the_ranks_in_whole_groups_while_the_
     settings: Any = SimpleNamespace(responses_per_prompt=2, seed=0, sampling=None)
     crew = RayCrew.__new__(RayCrew)
     crew._parts, crew._settings, crew._rollouts = parts, settings, Sampling()  # type: ignore[assignment]
+
+    async def two_batches_in_flight() -> None:
+        parts.score_ahead = None
+        batches = [asyncio.create_task(crew._groups([prompt], step, 0)) for step, prompt in enumerate(PROMPTS)]
+        assert await asyncio.gather(*batches) == [["a"], ["b"]]
+
+    asyncio.run(two_batches_in_flight())
+    parts.score_ahead = trainers.score
+    happened.clear()
     assert asyncio.run(crew._groups(PROMPTS, 0, 0)) == ["a", "b"]
     assert happened[:2] == [(0, ["a"], [["a0", "a1"]], True), (1, ["b"], [["b0", "b1"]], True)]
     assert sorted(happened[2:]) == ["closed a", "closed b"]

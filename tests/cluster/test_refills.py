@@ -39,7 +39,7 @@ class Crew(RayCrew):
     def prompts_for(self, step: int, attempt: int) -> list[Prompt]:
         return [Prompt(id=f"{name}{attempt}", question="q", token_ids=(1,), answer="a") for name in "abc"]
 
-    async def _group(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
+    async def _group(self, prompt: Prompt, step: int, num_samples: int, ahead: Any) -> GroupSummary:
         self.asked.append((prompt.id, num_samples))
         return GroupSummary(
             prompt_id=prompt.id,

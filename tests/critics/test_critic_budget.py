@@ -224,7 +224,7 @@ class Crew(RayCrew):
             for number, wanted in enumerate(self.attempts[attempt])
         ]
 
-    async def _sample(self, prompt: Prompt, step: int, deliver: Callable[[Any], Awaitable[int]]) -> None:
+    async def _sample(self, prompt: Prompt, step: int, deliver: Callable[[Any], Awaitable[int]], ahead: Any) -> None:
         await asyncio.sleep(self.rng.random() / 100)
         await asyncio.gather(*(deliver(index) for index in range(2)))
 
