@@ -63,7 +63,8 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
 
 def test_the_papers_experiments_are_all_there() -> None:
     there = {path.stem for path in (conf_dir() / "experiment").glob("*.yaml")}
-    assert there == {f"{policy}_{method}" for policy in POLICIES for method in METHODS} | {"tiny_cpu", "tiny_cpu_text"}
+    ours = {"tiny_cpu", "tiny_cpu_text", "smollm2_cpu", "smollm2_cpu_sft"}
+    assert there == {f"{policy}_{method}" for policy in POLICIES for method in METHODS} | ours
 
 
 def test_a_supervised_training_is_not_launched() -> None:
