@@ -29,7 +29,7 @@ USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
   +experiment=tiny_cpu              the whole pipeline on two CPU cores, in minutes
   +experiment=tiny_cpu_text         the same on real text, with a random model
   +experiment=llama3b_intersection  the paper's Llama-3.2-3B with intersection voting, on GPUs
-  dry_run=true                      print configuration, placement plan and an example of what a critic reads, then stop
+  dry_run=true                      print configuration, plan, estimates of time and an example of what a critic reads
   -v                                say more: every actor's speed, what is resumed
   run_dir=DIR resume=true           continue a run from its last checkpoint
 """
@@ -57,6 +57,7 @@ def launch(config: Config) -> int:
     """Run `config`; the exit code."""
     from capo_ray.critics.prompt import example, find_template
     from capo_ray.data.example import prompt_example
+    from capo_ray.planning.estimate import estimate
     from capo_ray.planning.plan import describe, refuse_unfit
 
     if config.dry_run:
@@ -64,7 +65,7 @@ def launch(config: Config) -> int:
         examples = [prompt_example(config)]
         if config.critic is not None:
             examples.append(example(config, find_template(config.critic)))
-        print("\n".join([describe(config), *examples]))
+        print("\n".join([describe(config), estimate(config), *examples]))
         return 0
     refuse_unfit(config)
     run_dir = run_dir_of(config)

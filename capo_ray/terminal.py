@@ -10,7 +10,8 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Protocol
 
 from capo_ray.types import Metrics
@@ -25,6 +26,8 @@ Show = Callable[[float], str]
 ROLES = ("rollout", "critic", "trainer", "aggregator")
 MOST_TREND = 24
 """Steps of a trend."""
+LEAST_PACE = 3
+"""Steps after which the remaining time is shown."""
 
 
 def percent(value: float) -> str:
@@ -115,9 +118,12 @@ class Lines:
 
     def __init__(self, total_steps: int) -> None:
         self._total_steps = total_steps
+        self._seconds: deque[float] = deque(maxlen=MOST_TREND)
 
     def step(self, step: int, metrics: Metrics) -> None:
-        self._say(f"step {step + 1:>{len(str(self._total_steps))}}/{self._total_steps}", metrics)
+        self._seconds.append(metrics.get("seconds/step", math.nan))
+        head = f"step {step + 1:>{len(str(self._total_steps))}}/{self._total_steps}"
+        self._say(head, metrics, left(self._seconds, self._total_steps - step - 1))
         if log.isEnabledFor(logging.INFO):
             for row in rows_by_actor(metrics):
                 print("  " + "  ".join(row), flush=True)
@@ -131,8 +137,8 @@ class Lines:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _say(self, head: str, metrics: Metrics) -> None:
-        print(" | ".join([head, *progress(metrics)]), flush=True)
+    def _say(self, head: str, metrics: Metrics, tail: str = "") -> None:
+        print(" | ".join([head, *progress(metrics), *([tail] if tail else [])]), flush=True)
 
 
 class InPlace:
@@ -220,6 +226,17 @@ class InPlace:
         for row in rows_by_actor(self._metrics) if log.isEnabledFor(logging.INFO) else rows_by_role(self._metrics):
             table.add_row(*row)
         return table
+
+
+def left(taken: Collection[float], steps: int) -> str:
+    """Time for `steps` more at the pace of those `taken`, in seconds; empty before the third, and after the last."""
+    known = [value for value in taken if math.isfinite(value)]
+    if len(known) < LEAST_PACE or steps <= 0:
+        return ""
+    minutes = round(steps * median(known) / 60)
+    if minutes < 1:
+        return "less than a minute left"
+    return f"{minutes // 60} h {minutes % 60} min left" if minutes >= 60 else f"{minutes} min left"
 
 
 def trend(values: Sequence[float]) -> str:

@@ -72,6 +72,17 @@ def test_every_actor_where_more_is_asked_for(capsys: pytest.CaptureFixture[str],
     ]
 
 
+def test_the_time_that_is_left_is_shown_from_the_third_step(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines(200)
+    for step, seconds in enumerate((600.0, 60.0, 62.0)):  # the first step warms up
+        lines.step(step, {"seconds/step": seconds})
+    shown = capsys.readouterr().out.splitlines()
+    assert ["left" in line for line in shown] == [False, False, True]
+    assert shown[2].endswith("| 3 h 24 min left")
+    lines.step(199, {"seconds/step": 60.0})
+    assert "left" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("given", "verbose"), [([], False), (["-v"], True), (["--verbose"], True)])
 def test_verbose_is_no_argument_of_a_program(given: list[str], verbose: bool, log: logging.Logger) -> None:
     seen: list[object] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from capo_ray.config.blocks import Shape
 from capo_ray.config.run import Config, ConfigError, compose, conf_dir
@@ -152,7 +152,19 @@ def _memory(
         faults += more
     if config.cluster.device == "gpu":
         faults += _trainer_faults(memory["trainer"], config, gpu_gib)
+        notes["trainer"] = _checkpointing(config, policy, gpu_gib)
     return memory, notes, faults
+
+
+def _checkpointing(config: Config, policy: Shape | None, gpu_gib: float) -> str:
+    """A word where a rank has room for its activations whole, which saves a quarter of its work."""
+    if policy is None or not config.trainer.gradient_checkpointing:
+        return ""
+    whole = config.trainer.model_copy(update={"gradient_checkpointing": False})
+    memory = trainer_memory(config.model_copy(update={"trainer": whole}), policy)
+    if _trainer_faults(memory, config, gpu_gib):
+        return ""
+    return f"room without checkpointing ({sum(memory.values()):.0f} GiB): trainer.gradient_checkpointing=false"
 
 
 def _trainer_faults(memory: Mapping[str, float], config: Config, gpu_gib: float) -> list[str]:
@@ -231,10 +243,20 @@ def describe(config: Config) -> str:
 
     machine = this_machine(config.cluster)
     plan = plan_here(config, machine)
-    resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    resolved = yaml.safe_dump(_without_idle(config), sort_keys=False, allow_unicode=True, width=120)
     missing = fits(plan, machine)
     verdict = "it fits" if not missing else f"it does not fit: {'; '.join(missing)}"
     return f"{resolved}\n{render(plan)}\nthis machine: {machine}; {verdict}"
+
+
+def _without_idle(config: Config) -> dict[str, Any]:
+    """The configuration without what has no meaning on its device."""
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    idle = "kv_cache_gib" if config.cluster.device == "gpu" else "gpu_memory_share"
+    critic = tree["critic"] or {}
+    for engine in (tree["rollout"], critic, *critic.get("others", ())):
+        engine.pop(idle, None)
+    return tree
 
 
 def refuse_unfit(config: Config, machine: Machine | None = None) -> None:
