@@ -22,15 +22,18 @@ _HEAD_EXTRAS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Fields of models that change the logits after the head."""
 
 
-def make(source: str | Mapping[str, Any], *, dtype: torch.dtype, seed: int, partitioned: bool = False) -> Any:
+def make(
+    source: str | Mapping[str, Any], *, dtype: torch.dtype, seed: int, zero_three: Mapping[str, Any] | None = None
+) -> Any:
     """A model from a folder or Hugging Face id with weights, or a random one from a config (.json file or mapping).
 
-    `partitioned`, for ZeRO-3: collective; of every tensor of a folder a rank keeps its share from the start, so that
-    none ever holds the whole model. A random one is whole first, or it would be another than at other stages.
+    With `zero_three`, DeepSpeed's options of that stage: collective; of every tensor of a folder a rank keeps its share
+    from the start, so that none ever holds the whole model. A random one is whole first, or it would be another than at
+    other stages.
     """
     torch.manual_seed(seed)
     random = isinstance(source, Mapping) or source.endswith(".json")
-    with _partitioned(dtype) if partitioned and not random else nullcontext():
+    with nullcontext() if zero_three is None or random else _partitioned(dtype, zero_three):
         model = _load(source, dtype)
     extras = [name for name in _HEAD_EXTRAS if getattr(model.config, name, None) not in (None, 1, 1.0)]
     if extras:
@@ -65,7 +68,7 @@ class _ZeroThree:
 
 
 @contextmanager
-def _partitioned(dtype: torch.dtype) -> Iterator[None]:
+def _partitioned(dtype: torch.dtype, options: Mapping[str, Any]) -> Iterator[None]:
     """Inside, transformers makes models under deepspeed.zero.Init, and loads their weights tensor by tensor."""
     from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
@@ -73,7 +76,7 @@ def _partitioned(dtype: torch.dtype) -> Iterator[None]:
         {
             "train_batch_size": dist.get_world_size(),
             "bf16": {"enabled": dtype == torch.bfloat16},
-            "zero_optimization": {"stage": 3},
+            "zero_optimization": {**options, "stage": 3},
         }
     )
     set_hf_deepspeed_config(config)  # it keeps a weak reference

@@ -71,7 +71,8 @@ class DeepSpeedEngine:
         self._device = join(rank, world_size, device)
         precision = getattr(torch, dtype)
         self._objective = objective_of(algorithm) if algorithm else Objective()
-        self._model = causal_model.make(model, dtype=precision, seed=seed, partitioned=trainer.zero_stage == 3)
+        self._zero_three = trainer.deepspeed.get("zero_optimization", {}) if trainer.zero_stage == 3 else None
+        self._model = causal_model.make(model, dtype=precision, seed=seed, zero_three=self._zero_three)
         self._reference = self._make_reference(reference if reference is not None else model, precision, seed)
         if trainer.gradient_checkpointing:
             self._model.gradient_checkpointing_enable({"use_reentrant": trainer.zero_stage == 3})
@@ -105,10 +106,9 @@ class DeepSpeedEngine:
     def _make_reference(self, source: str | Mapping[str, Any], precision: torch.dtype, seed: int) -> Any:
         if not self._objective.kl_weight:
             return None
-        partitioned = self._trainer.zero_stage == 3
-        model = causal_model.make(source, dtype=precision, seed=seed, partitioned=partitioned)
+        model = causal_model.make(source, dtype=precision, seed=seed, zero_three=self._zero_three)
         scorer = causal_model.Scorer(model.requires_grad_(False)).eval()
-        if not partitioned:
+        if self._zero_three is None:
             return scorer.to(self._device)
         import deepspeed
 

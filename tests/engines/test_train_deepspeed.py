@@ -87,7 +87,7 @@ def held(rank: int, ranks: int, path: str) -> Any:
 
     from capo_ray.engines import causal_model, trainer_settings
 
-    model = causal_model.make(path, dtype=torch.bfloat16, seed=0, partitioned=True)
+    model = causal_model.make(path, dtype=torch.bfloat16, seed=0, zero_three={"offload_param": {"device": "cpu"}})
     mine = sum(parameter.numel() + parameter.ds_tensor.numel() for parameter in model.parameters())
     gathered = []
     for stage in range(4):

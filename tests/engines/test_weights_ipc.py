@@ -47,6 +47,13 @@ def test_handles_reach_vllms_own_process(monkeypatch: pytest.MonkeyPatch) -> Non
     assert got == [list(part) if isinstance(part, tuple) else part for part in HANDLE]  # tuples travel as lists
 
 
+def test_the_plan_knows_the_size_of_a_piece() -> None:
+    from capo_ray.engines.weights_gpu import BUFFER_BYTES
+    from capo_ray.planning.memory import SYNC_BYTES
+
+    assert SYNC_BYTES == BUFFER_BYTES
+
+
 class OnCpu(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {**(kwargs or {})}
