@@ -326,7 +326,7 @@ async def running_crew(
             trainers=trainers,
             score_ahead=trainers.score if any(ahead) else None,
             tracker=tracker,
-            checkpoints=Checkpoints(run_dir, keep=config.keep_checkpoints),
+            checkpoints=Checkpoints(run_dir, keep=config.keep_checkpoints, keep_every=config.keep_every),
             prompts_for=found.prompts_for,
             held_out=found.held_out,
             canaries_for=found.canaries_for,

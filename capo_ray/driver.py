@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
+from collections.abc import Coroutine, Iterable
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from capo_ray.types import Batch, Metrics, Update
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Crew(Protocol):
@@ -56,40 +60,80 @@ class StaleSample(RuntimeError):
     """A sample is older than `max_staleness`: a bug, and never trained on."""
 
 
+class Stop:
+    """Whether the run was told to end; what it waits for then is not waited for any longer."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+
+    def ask(self) -> None:
+        """To be called in the loop's thread."""
+        self._asked.set()
+
+    @property
+    def asked(self) -> bool:
+        return self._asked.is_set()
+
+    async def cut(self, work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T | None:
+        """What `work` returns; None, with `work` cancelled, if the run is told to end before."""
+        doing, asked = asyncio.ensure_future(work), asyncio.ensure_future(self._asked.wait())
+        try:
+            await asyncio.wait((doing, asked), return_when=asyncio.FIRST_COMPLETED)
+            return None if self.asked else doing.result()
+        finally:
+            await cancel((doing, asked))
+
+
 async def train(
-    crew: Crew, *, steps: int, max_staleness: int, checkpoint_every: int = 0, evaluate_every: int = 0
-) -> None:
-    """Run steps until `steps` are done. Saves and evaluates at the end, evaluates before the first step, and does each
-    in between every so many steps (0: not)."""
-    first = await crew.restore()
-    if first >= steps:
+    crew: Crew,
+    *,
+    steps: int,
+    max_staleness: int,
+    checkpoint_every: int = 0,
+    checkpoint_s: float = math.inf,
+    evaluate_every: int = 0,
+    stop: Stop | None = None,
+) -> int:
+    """Run steps until `steps` are done, or until `stop` is asked; how many are done. Saves and evaluates at the end,
+    evaluates before the first step, and does each in between every so many steps (0: not). Saves also when the last
+    checkpoint is `checkpoint_s` old, and before it stops."""
+    stop = stop or Stop()
+    step = saved = await crew.restore()
+    if step >= steps:
         log.warning("all %d steps were done before; nothing is left to train. Set steps higher to go on", steps)
-    await crew.sync(first)
-    if first == 0 or is_due(first, evaluate_every, steps):  # it may have been saved and not evaluated
-        await crew.evaluate(first)
+    await crew.sync(step)
+    if step == 0 or is_due(step, evaluate_every, steps):  # it may have been saved and not evaluated
+        await stop.cut(crew.evaluate(step))
     in_flight: deque[asyncio.Task[Batch]] = deque()
+    last = monotonic()
     try:
-        for step in range(first, steps):
+        while step < steps and not stop.asked:
             while len(in_flight) <= max_staleness and step + len(in_flight) < steps:
                 in_flight.append(asyncio.create_task(crew.collect(step + len(in_flight))))
                 await asyncio.sleep(0)  # let it take the gate, so that its version does not depend on timing
             start = monotonic()
-            batch = await in_flight.popleft()
+            if (batch := await stop.cut(in_flight.popleft())) is None:
+                break
             refuse_stale(batch, step, max_staleness)
             if not any(group.lengths and group.has_credit for group in batch.groups):
                 log.warning("step %d: no token of any response has an advantage; the step teaches nothing", step)
             waited = monotonic()
             update = await crew.update(batch)
             updated = monotonic()
-            await crew.sync(step + 1)
+            step += 1
+            await crew.sync(step)
             seconds = {"wait": waited - start, "update": updated - waited, "sync": monotonic() - updated}
             await crew.record(batch, update, seconds | {"step": monotonic() - start})
-            if is_due(step + 1, checkpoint_every, steps):
-                await crew.save(step + 1)
-            if is_due(step + 1, evaluate_every, steps):
-                await crew.evaluate(step + 1)
+            if is_due(step, checkpoint_every, steps) or monotonic() - last >= checkpoint_s:
+                await crew.save(step)
+                saved, last = step, monotonic()
+            if is_due(step, evaluate_every, steps):
+                await stop.cut(crew.evaluate(step))
     finally:
         await cancel(in_flight)
+    if saved < step:  # told to stop
+        await crew.save(step)
+    return step
 
 
 def is_due(done: int, every: int, steps: int) -> bool:
@@ -107,7 +151,7 @@ def refuse_stale(batch: Batch, version: int, max_staleness: int) -> None:
             )
 
 
-async def cancel(tasks: deque[asyncio.Task[Batch]]) -> None:
+async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
     """Cancel what is in flight and wait until it is gone."""
     for task in tasks:
         task.cancel()

@@ -21,7 +21,7 @@ from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.data.problem import DataError
 from capo_ray.options import check_options
 from capo_ray.program import FAILED, INTERRUPTED, leave, run_program
-from capo_ray.run import run
+from capo_ray.run import Stopped, run
 from capo_ray.run_dir import RunDirError, claim
 
 USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
@@ -75,8 +75,8 @@ def launch(config: Config) -> int:
     except (ConfigError, DataError, RunDirError):
         mine.abandon()
         raise
-    except KeyboardInterrupt:
-        print(f"\ninterrupted. {_where_to_go_on(run_dir)}", file=sys.stderr)
+    except (KeyboardInterrupt, asyncio.CancelledError, Stopped) as told:
+        print(f"\ninterrupted. {told or ''}".rstrip() + f" {_where_to_go_on(run_dir)}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         print(f"error: {cause(error)}{_full(run_dir)}\n{_where_to_go_on(run_dir)}", file=sys.stderr)

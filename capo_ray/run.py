@@ -5,17 +5,29 @@ Leaves out the command line, messages and exit codes (launch), the parts (build)
 
 from __future__ import annotations
 
-from contextlib import closing, nullcontext
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capo_ray.config.run import Config
 from capo_ray.durable import write_text
+from capo_ray.program import on_interrupt
 
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import RayCrew
     from capo_ray.cluster.hiring import WarmEngines
+    from capo_ray.driver import Stop
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The run was told to end before its last step, and has; the text says what it could not do for that."""
 
 
 async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None) -> None:
@@ -24,21 +36,43 @@ async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None)
     from rich.console import Console
 
     from capo_ray.build import prepare, running_crew
+    from capo_ray.cluster.faults import cause_of
     from capo_ray.cluster.gauges import RunGauges
     from capo_ray.cluster.restarts import outlive
-    from capo_ray.cluster.session import ray_session
-    from capo_ray.driver import train
+    from capo_ray.cluster.session import head_address, ray_session, while_it_answers
+    from capo_ray.driver import Stop, train
     from capo_ray.tracking import Tracker
 
+    stop = Stop()
+
     async def work(crew: RayCrew) -> None:
-        await train(
+        training = train(
             crew,
             steps=config.steps,
             max_staleness=config.algorithm.max_staleness,
             checkpoint_every=config.checkpoint_every,
+            checkpoint_s=60 * config.checkpoint_minutes or math.inf,
             evaluate_every=config.evaluate_every,
+            stop=stop,
         )
+        try:
+            with told_to_stop(stop, within_s=config.stop_within_s):
+                done = await while_it_answers(training, head_address())
+        except Exception as error:
+            if stop.asked:
+                raise Stopped(f"No further checkpoint could be written: {cause_of(error)}") from error
+            raise
+        if done < config.steps:
+            raise Stopped
         await crew.export()
+
+    @asynccontextmanager
+    async def crew() -> AsyncIterator[RayCrew]:
+        """Each with a Ray session of its own, so that a session that was lost is none of the next one's."""
+        session = nullcontext() if warm is not None else ray_session(config.cluster, logs=run_dir / "logs")
+        with session:
+            async with running_crew(config, found, run_dir, tracker, warm) as hired:
+                yield hired
 
     found = prepare(config, run_dir)
     write_config(config, run_dir)
@@ -46,21 +80,28 @@ async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None)
         (run_dir / "critic_prompt.jinja").write_text(found.template.source, encoding="utf-8")
     tracker = Tracker.open(config, run_dir)
     try:
-        with (
-            nullcontext() if warm is not None else ray_session(config.cluster, logs=run_dir / "logs"),
-            closing(RunGauges(run_dir.name)) as gauges,
-        ):
+        with closing(RunGauges(run_dir.name)) as gauges:
             tracker.add(gauges)
-            await outlive(
-                partial(running_crew, config, found, run_dir, tracker, warm),
-                work,
-                max_restarts=config.cluster.max_restarts,
-                on_restart=tracker.restarted,
-            )
+            await outlive(crew, work, max_restarts=config.cluster.max_restarts, on_restart=tracker.restarted)
     finally:
         tracker.finish()
     if (table := tracker.table()) is not None:
         Console().print(table)
+
+
+@contextmanager
+def told_to_stop(stop: Stop, *, within_s: float) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask for a checkpoint first; a second one leaves at once, and so does the end of `within_s`."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def ask() -> None:
+        log.warning("told to end: a checkpoint first, within %g s (stop_within_s); once more leaves at once", within_s)
+        stop.ask()
+        loop.call_later(within_s, task.cancel)
+
+    with on_interrupt(partial(loop.call_soon_threadsafe, ask)):
+        yield
 
 
 def write_config(config: Config, run_dir: Path) -> None:

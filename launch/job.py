@@ -50,8 +50,8 @@ LEFT_OUT = [
 along. The cluster takes 500 MiB at most."""
 STARTING_S = 60
 """Seconds that a cluster has, whose dashboard answers already, before it must take jobs."""
-STOP_S = 60
-"""Seconds that a run has to close its engines; Ray's own patience is three."""
+STOP_S = 300
+"""Seconds that a run has to write a checkpoint and close its engines; Ray's own patience is three."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from capo_ray.driver import StaleSample, is_due, train
+from capo_ray.driver import StaleSample, Stop, is_due, train
 from capo_ray.gate import Gate
 from capo_ray.types import Batch, GroupSummary, Metrics, Update
 
@@ -106,7 +106,7 @@ class FakeCrew:
         return [event[1:] for event in self.events if event[0] == method]
 
 
-def run(crew: FakeCrew, steps: int, max_staleness: int = 0, **every: int) -> FakeCrew:
+def run(crew: FakeCrew, steps: int, max_staleness: int = 0, **every: float) -> FakeCrew:
     async def alone() -> None:
         try:
             async with asyncio.timeout(10):
@@ -269,6 +269,56 @@ def test_cancelled(after: str, max_staleness: int) -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()} and not crew.sampling
 
     asyncio.run(interrupted())
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+@pytest.mark.parametrize("during", ["collect", "update", "sync", "record", "evaluate"])
+def test_told_to_stop_it_saves_what_is_trained(during: str, max_staleness: int) -> None:
+    """What it samples is let go at once; a step that is being trained is finished. Resumed, the numbers are those of a
+    run that nobody stopped."""
+    crew = FakeCrew(delay=lambda method, step: 3600.0 if (method, during, step) == ("collect", "collect", 3) else 0.001)
+
+    async def told() -> int:
+        stop = Stop()
+        training = asyncio.create_task(train(crew, steps=6, max_staleness=max_staleness, evaluate_every=1, stop=stop))
+        while not any(event[:2] == (during, 3) for event in crew.events):
+            await asyncio.sleep(0)
+        stop.ask()
+        async with asyncio.timeout(10):
+            return await training
+
+    done = asyncio.run(told())
+    assert done == len(crew.lines) == max(crew.disk) == crew.events[-1][1] and crew.events[-1][0] == "save"
+    assert done < 6 and not crew.sampling
+    if max_staleness == 0:
+        crew.delay = lambda method, step: 0.0
+        kept = dict(crew.lines)
+        run(crew, 6)
+        undisturbed = run(FakeCrew(), 6)
+        assert {s: line[0] for s, line in (kept | crew.lines).items()} == {
+            s: line[0] for s, line in undisturbed.lines.items()
+        }
+
+
+def test_a_stop_that_comes_after_a_checkpoint_writes_no_other() -> None:
+    crew = FakeCrew()
+
+    async def told() -> int:
+        stop = Stop()
+        training = asyncio.create_task(train(crew, steps=6, max_staleness=0, checkpoint_every=2, stop=stop))
+        while crew.of("save") != [(2,)]:
+            await asyncio.sleep(0)
+        stop.ask()
+        return await training
+
+    assert asyncio.run(told()) == 2 and crew.of("save") == [(2,)]
+
+
+def test_the_age_of_the_last_checkpoint_is_a_reason_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("capo_ray.driver.monotonic", lambda: float(next(now)))
+    crew = run(FakeCrew(), 6, checkpoint_s=90)  # a step looks at the clock five times, or four
+    assert crew.of("save") == [(2,), (4,), (6,)]
 
 
 @pytest.mark.parametrize(("every", "saves"), [(0, [5]), (1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (9, [5])])

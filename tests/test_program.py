@@ -49,3 +49,32 @@ def test_an_interruption_is_told_in_one_line(waits: str, sent: signal.Signals, b
     program.send_signal(sent)
     _, told = program.communicate(timeout=30)
     assert (program.returncode, told) == (130, "\ninterrupted. It goes on from here.\n")
+
+
+TOLD = """
+import sys, time
+from capo_ray.program import on_interrupt, run_program
+
+def work(arguments):
+    asked = []
+    with on_interrupt(lambda: asked.append(1)):
+        print("begun", flush=True)
+        while not asked:
+            time.sleep(0.01)
+        print("asked", flush=True)
+        time.sleep(60)
+
+sys.exit(run_program(work, ["a=1"], "usage"))
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_interruption_may_ask_and_the_second_ends(sent: signal.Signals) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", TOLD], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert program.stdout is not None
+    for line in ("begun", "asked"):
+        assert program.stdout.readline() == f"{line}\n"
+        program.send_signal(sent)
+    assert "interrupted." in program.communicate(timeout=30)[1] and program.returncode == 130

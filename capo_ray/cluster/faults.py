@@ -5,9 +5,28 @@ Leaves out what is done about a fault (the pools, the trainer group and restarts
 
 from __future__ import annotations
 
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorPlacementGroupRemoved,
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    TaskPlacementGroupRemoved,
+    WorkerCrashedError,
+)
 
 from capo_ray.engines.receivers import ReceiverFailed
+
+LOSSES = (
+    *(RayActorError, ObjectLostError, OutOfMemoryError, WorkerCrashedError),
+    *(NodeDiedError, LocalRayletDiedError, TaskPlacementGroupRemoved, ActorPlacementGroupRemoved),
+)
+
+
+class SessionLost(RuntimeError):
+    """The Ray session that a run works in is gone, or what holds it together."""
 
 
 def cause_of(error: BaseException) -> str:
@@ -30,10 +49,11 @@ def unwrap(error: BaseException) -> BaseException:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether nothing went wrong but that an actor, or what it held, is gone; all members of a group must say so."""
+    """Whether nothing went wrong but that an actor, what it held, or what it ran on is gone. All of a group must
+    say so."""
     if isinstance(error, BaseExceptionGroup):
         return all(is_loss(member) for member in error.exceptions)
     error = unwrap(error)
     if isinstance(error, ReceiverFailed):
         return is_loss(error.cause)
-    return isinstance(error, RayActorError | ObjectLostError)
+    return isinstance(error, (*LOSSES, SessionLost))

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Collection, Sequence
-from functools import partial
 from typing import Any, get_args
 
 import ray
@@ -154,10 +153,14 @@ class Team:
             if closing := [actor.close.remote() for _, actor in self._actors]:
                 await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=10)
         finally:
-            for _, actor in self._actors:
-                ray.kill(actor)
-            if self._group is not None and not ends_within(5, partial(remove_placement_group, self._group)):
+            if not ends_within(5, self._give_back):
                 log.warning("Ray does not answer: its head is gone. What it ran ends with it")
+
+    def _give_back(self) -> None:
+        for _, actor in self._actors:
+            ray.kill(actor)
+        if self._group is not None:
+            remove_placement_group(self._group)
 
 
 def refuse_too_much(bundles: Sequence[dict[str, float]], there: dict[str, float], *, joined: bool = False) -> None:

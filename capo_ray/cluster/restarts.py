@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from itertools import count
 from typing import TypeVar
 
-from capo_ray.cluster.faults import cause_of, is_loss
+from capo_ray.cluster.faults import SessionLost, cause_of, is_loss
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,9 @@ async def outlive(
             if number > max_restarts or not is_loss(error):
                 raise
             log.error(
-                "an actor was lost: %s. Everything is started again from the newest checkpoint (restart %d, at most "
+                "%s was lost: %s. Everything is started again from the newest checkpoint (restart %d, at most "
                 "%d: cluster.max_restarts)",
+                "the Ray session" if isinstance(error, SessionLost) else "an actor",
                 cause_of(error).rstrip("."),
                 number,
                 max_restarts,

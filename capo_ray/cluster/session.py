@@ -7,22 +7,28 @@ existing cluster is joined instead and left as it was. Leaves out what runs in t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import ray
 
+from capo_ray.cluster.faults import SessionLost
 from capo_ray.cluster.patience import ends_within
 from capo_ray.config.blocks import Cluster
+from capo_ray.planning.machine import why_silent
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 GIB = 1 << 30
 _PATIENCE_S = 10
@@ -74,6 +80,28 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
             keep_logs(home, logs)
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+def head_address() -> str:
+    """HOST:PORT of the head of the session that this process is in."""
+    return str(ray.get_runtime_context().gcs_address)
+
+
+async def while_it_answers(work: Coroutine[Any, Any, T], address: str, *, every_s: float = 1.0, misses: int = 3) -> T:
+    """What `work` returns. Raises SessionLost, with `work` cancelled, when Ray's head at `address` takes no connection
+    `misses` times in a row: Ray itself would look for it for a minute, and then end the program without a word."""
+    doing = asyncio.ensure_future(work)
+    missed = 0
+    try:
+        while not (await asyncio.wait((doing,), timeout=every_s))[0]:
+            why = await asyncio.to_thread(why_silent, address)
+            missed = missed + 1 if why else 0
+            if missed >= misses:
+                raise SessionLost(f"Ray's head at {address} is gone ({why})")
+        return doing.result()
+    finally:
+        doing.cancel()
+        await asyncio.wait((doing,), timeout=_PATIENCE_S)
 
 
 @contextmanager

@@ -34,8 +34,22 @@ class Config(Block):
     steps: int = setting("rollout batches to train on", unit="steps", gt=0)
     prompts_per_step: int = setting("problems of one rollout batch", unit="prompts", gt=0)
     responses_per_prompt: int = setting("n: the size of a group", unit="responses", source="CAPO: 16", gt=1)
-    checkpoint_every: int = setting("steps between checkpoints; 0: only at the end", 0, unit="steps", ge=0)
+    checkpoint_every: int = setting("steps between checkpoints; 0: as `checkpoint_minutes` says", 0, unit="steps", ge=0)
+    checkpoint_minutes: float = setting(
+        "a checkpoint after the step at which the last one is this old, whatever `checkpoint_every` says; 0: not",
+        30.0,
+        unit="minutes",
+        ge=0,
+    )
     keep_checkpoints: int = setting("newest checkpoints that are kept", 2, unit="checkpoints", ge=1)
+    keep_every: int = setting("checkpoints of steps that are multiples of it stay too; 0: none", 0, unit="steps", ge=0)
+    stop_within_s: float = setting(
+        "a run that is told to end (Ctrl-C, SIGTERM) may take this long for a last checkpoint: less than who ends it "
+        "waits before it kills (Slurm's warning: 300 s ahead)",
+        240.0,
+        unit="s",
+        gt=0,
+    )
     evaluate_every: int = setting(
         "steps between evaluations; 0: only before the first and at the end", 0, unit="steps", ge=0
     )

@@ -149,7 +149,7 @@ class Running:
         begun = time.monotonic()
         ran = self.end()
         assert ran.code == 130, ran.output
-        assert time.monotonic() - begun < 30
+        assert time.monotonic() - begun < 60
         assert "The last checkpoint is" in ran.output and "resume=true" in ran.output
         return ran
 

@@ -1,0 +1,56 @@
+"""A Ray session that goes away under a run is noticed by the run, not by Ray alone."""
+
+import asyncio
+import re
+import socket
+
+import pytest
+
+from capo_ray.cluster.faults import SessionLost, is_loss
+from capo_ray.cluster.session import while_it_answers
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def _work(seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return "done"
+
+
+def test_work_beside_a_head_that_answers() -> None:
+    async def go() -> str:
+        head = await asyncio.start_server(_answer, "127.0.0.1", 0)
+        async with head:
+            port = head.sockets[0].getsockname()[1]
+            return await while_it_answers(_work(0.2), f"127.0.0.1:{port}", every_s=0.02)
+
+    assert asyncio.run(go()) == "done"
+
+
+def test_a_head_that_is_gone_ends_the_work() -> None:
+    """As a loss, so that the run goes on in another session; nothing of the work is left."""
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        address = f"127.0.0.1:{once.getsockname()[1]}"
+
+    async def go() -> None:
+        try:
+            await while_it_answers(_work(3600), address, every_s=0.02)
+        finally:
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    with pytest.raises(SessionLost, match=re.escape(f"Ray's head at {address} is gone ([Errno 111] ")) as error:
+        asyncio.run(go())
+    assert is_loss(error.value)
+
+
+def test_what_the_work_raises_is_raised() -> None:
+    async def go() -> None:
+        async def breaks() -> None:
+            raise ValueError("the data are odd")
+
+        await while_it_answers(breaks(), "127.0.0.1:9", every_s=60)
+
+    with pytest.raises(ValueError, match="the data are odd"):
+        asyncio.run(go())
