@@ -101,7 +101,7 @@ def test_the_job_asks_for_a_run() -> None:
     assert (env, nodes, script) == ("env", f"NODES={pods}", "/capo_ray/launch/run.sh")
     assert compose(arguments).run_dir == "/shared/runs/first"
     assert spec["shutdownAfterJobFinishes"] and spec["backoffLimit"] > 0
-    assert yaml.safe_load(spec["runtimeEnvYAML"]) == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
+    assert yaml.safe_load(spec["runtimeEnvYAML"]) == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "300"}}
 
 
 @pytest.mark.parametrize("name", RAY_UP)
