@@ -292,6 +292,7 @@ async def running_crew(
     are taken from `warm`."""
     from capo_ray.cluster.crew import CrewParts, CrewSettings, RayCrew
     from capo_ray.cluster.hiring import Hire
+    from capo_ray.cluster.pulse import watching
     from capo_ray.cluster.trainer_group import TrainerGroup
     from capo_ray.credit.advantage import algorithm_of
 
@@ -344,4 +345,5 @@ async def running_crew(
             refills=config.algorithm.refills,
             samples_per_step=config.tracking.samples_per_step,
         )
-        yield RayCrew(parts, settings)
+        async with watching(hire.everybody, silence_s=config.cluster.silence_s):
+            yield RayCrew(parts, settings)

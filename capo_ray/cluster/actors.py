@@ -12,9 +12,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import ray
+
 from capo_ray.busy import Busy
 from capo_ray.cluster.gauges import Badge, publish_always
 from capo_ray.cluster.lifeline import Lifeline
+from capo_ray.cluster.pulse import Heart, Pulse
 from capo_ray.critics.budget import Sampled
 from capo_ray.critics.canaries import Canary
 from capo_ray.engines.protocols import Message, Replies, Stage, UpdateBatch, WeightReceipt
@@ -36,28 +39,35 @@ def loading() -> Iterator[None]:
         gc.enable()
 
 
-class Shown:
-    """What Ray's dashboard shows of an actor beside its name."""
+class Member:
+    """What every actor has: a pulse, and what Ray's dashboard shows of it beside its name."""
 
     _badge: Badge | None = None
     """None too while it is made, which may fail: Ray asks for the name then."""
+    _heart: Heart
 
     def __repr__(self) -> str:
         badge = self._badge
         return f"{badge.actor}: {badge.duty}" if badge and badge.duty else type(self).__name__
 
 
-class RolloutActor(Shown):
+class RolloutActor(Member):
     def __init__(self, factory: Callable[[], Any], badge: Badge | None = None) -> None:
         with loading():
             self._engine = factory()
         self._alive = Lifeline(self._engine)
+        self._heart = Heart()
         self._stages = {"sync": Busy()}
         self._badge = badge
         publish(badge, self._totals)
 
     async def ready(self) -> str:
         return self._engine.name
+
+    async def pulse(self) -> Pulse:
+        with self._alive():
+            await self._engine.pulse()
+        return self._heart.beat()
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
         with self._alive():
@@ -78,16 +88,22 @@ class RolloutActor(Shown):
         self._engine.close()
 
 
-class CriticActor(Shown):
+class CriticActor(Member):
     def __init__(self, factory: Callable[[], Any], badge: Badge | None = None) -> None:
         with loading():
             self._engine = factory()
         self._alive = Lifeline(self._engine)
+        self._heart = Heart()
         self._badge = badge
         publish(badge, self._engine.metrics)
 
     async def ready(self) -> str:
         return self._engine.name
+
+    async def pulse(self) -> Pulse:
+        with self._alive():
+            await self._engine.pulse()
+        return self._heart.beat()
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, n: int, seed: int) -> Replies:
         with self._alive():
@@ -100,7 +116,7 @@ class CriticActor(Shown):
         self._engine.close()
 
 
-class TrainerActor(Shown):
+class TrainerActor(Member):
     """One rank. `start` is apart from the constructor, since rank 0's address must be known to all before."""
 
     def __init__(
@@ -121,14 +137,18 @@ class TrainerActor(Shown):
         self._stages = {stage: Busy() for stage in ("score", "update", "publish", "save", "restore")}
         self._tokens = 0
         self._version = -1
+        self._heart = Heart()
         self._badge = badge
         publish(badge, self.metrics)
+
+    @ray.method(concurrency_group="pulse")
+    def pulse(self) -> Pulse:
+        """On a thread of its own (placement), so that it answers during an update too."""
+        return self._heart.beat()
 
     def address(self) -> tuple[str, int]:
         """A host and a free port of this process's machine, for the ranks' rendezvous."""
         import socket
-
-        import ray
 
         with socket.socket() as probe:
             probe.bind(("", 0))
@@ -208,10 +228,9 @@ class TrainerActor(Shown):
             self._engine.close()
 
 
-class AggregatorActor(Shown):
+class AggregatorActor(Member):
     def __init__(self, factory: Callable[..., Any], shard: int, badge: Badge | None = None) -> None:
-        import ray
-
+        self._heart = Heart()
         self._aggregator = factory(shard=shard, put=ray.put)
         self._badge = badge
         if badge is not None:
@@ -219,6 +238,9 @@ class AggregatorActor(Shown):
 
     async def ready(self) -> None:
         pass
+
+    async def pulse(self) -> Pulse:
+        return self._heart.beat()
 
     async def score(self, prompt: Prompt, rollout: Rollout, seed: int, step: int) -> int:
         return await self._aggregator.score(prompt, rollout, seed, step)

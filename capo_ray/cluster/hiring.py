@@ -76,6 +76,12 @@ class Hire:
             return await self._warm.engines(self._config, role, self._asked[role])
         return self._team.hire(role, [(factory,) for factory in self._asked[role]])
 
+    @property
+    def everybody(self) -> dict[str, Any]:
+        """All actors hired so far, by name."""
+        engines = {"rollout": self.rollouts, "critic": self.critics}
+        return self._team.actors | {f"{role}-{n}": one for role, all_ in engines.items() for n, one in enumerate(all_)}
+
     def trainers(self, factory: Callable[..., Any], make_sender: Callable[..., Any]) -> list[Any]:
         return self._team.hire("trainer", [(factory, make_sender, rank) for rank in range(self._config.trainer.ranks)])
 

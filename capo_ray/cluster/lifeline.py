@@ -23,6 +23,10 @@ class Mortal(Protocol):
         """Whether the engine's own process ended, and not because it was closed."""
         ...
 
+    async def pulse(self) -> None:
+        """Returns when the engine's own process has answered; see `pulse`."""
+        ...
+
 
 def _end() -> None:
     os._exit(1)  # Ray takes a polite end for the actor's own wish and does not start it again

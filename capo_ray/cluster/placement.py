@@ -47,6 +47,13 @@ _OPTIONS: dict[Role, dict[str, Any]] = {
 }
 
 
+def remote_class(role: Role) -> Any:
+    """What Ray makes actors of `role` of. A trainer has a thread for its work, which is done in order, and one beside
+    it; the others do everything side by side."""
+    made = ray.remote(concurrency_groups={"pulse": 1}) if role == "trainer" else ray.remote
+    return made(_CLASSES[role])
+
+
 class NotEnough(RuntimeError):
     """The cluster cannot hold the run."""
 
@@ -118,7 +125,7 @@ class Team:
         for number, (seat, given) in enumerate(zip(mine, arguments, strict=True)):
             badge = Badge(self._run, role, f"{role}-{number}", duty(self._config, role, number))
             actor = (
-                ray.remote(_CLASSES[role])
+                remote_class(role)
                 .options(
                     name=str(badge),
                     namespace=self._namespace,
@@ -146,6 +153,11 @@ class Team:
             await with_patience(actor.ready.remote(), f"{name} to start")
         except RayActorError as error:
             raise RuntimeError(f"{name} could not start: {cause_of(error)}") from error
+
+    @property
+    def actors(self) -> dict[str, Any]:
+        """By name."""
+        return dict(self._actors)
 
     async def dismiss(self) -> None:
         """Close every actor, then kill it, and give the placement group back."""

@@ -14,11 +14,13 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import ray
 
 from capo_ray.cluster.faults import SessionLost
@@ -54,9 +56,30 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
         return
     home = Path(tempfile.mkdtemp(prefix="capo_ray-"))  # short: socket paths have a limit of 107 characters
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_health_check_failure_threshold", "3")  # a frozen raylet is lost after 40 s, not after 65
     try:
         with sigterm_as_it_was():
-            context = ray.init(
+            context = _started(cluster, environment, home)
+        if context.dashboard_url:
+            log.info("Ray's dashboard: http://%s", context.dashboard_url)
+        told = logs.with_name("ray_session")
+        told.parent.mkdir(parents=True, exist_ok=True)
+        told.write_text(f"{home}\n", encoding="utf-8")
+        try:
+            yield
+        finally:
+            told.unlink(missing_ok=True)
+            _end(home)
+            keep_logs(home, logs)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _started(cluster: Cluster, environment: dict[str, str], home: Path) -> Any:
+    """Ray on this machine. On a busy one its start can take longer than Ray waits for it: then it is tried again."""
+    for last in (False, False, True):
+        try:
+            return ray.init(
                 num_cpus=None if cluster.cpus is None else max(1, int(cluster.cpus)),
                 num_gpus=0 if cluster.device == "cpu" else None,
                 object_store_memory=None if cluster.object_store_gib is None else int(cluster.object_store_gib * GIB),
@@ -67,19 +90,43 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
                 logging_level="ERROR",
                 _temp_dir=str(home),
             )
-        if context.dashboard_url:
-            log.info("Ray's dashboard: http://%s", context.dashboard_url)
-        told = logs.with_name("ray_session")
-        told.parent.mkdir(parents=True, exist_ok=True)
-        told.write_text(f"{home}\n", encoding="utf-8")
-        try:
-            yield
-        finally:
-            told.unlink(missing_ok=True)
-            ends_within(_PATIENCE_S, ray.shutdown)
-            keep_logs(home, logs)
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+        except Exception as error:
+            if last or "timed out" not in str(error):
+                raise
+            log.warning("Ray's start took too long and is tried again: %s", str(error).splitlines()[0])
+            _end(home)
+    raise AssertionError("the last try returns or raises")
+
+
+def _end(home: Path) -> None:
+    """End Ray, and what of it does not end by itself since it is frozen, or its head gone."""
+    ended = ends_within(_PATIENCE_S, ray.shutdown)
+    left = [child for child in psutil.Process().children(recursive=True) if str(home) in _command(child)]
+    if not ended or left:
+        for process in [*left, *(below for child in left for below in _family(child))]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    ends_within(_PATIENCE_S, _until_ended)  # what waited for a frozen process goes on, and another session may begin
+
+
+def _until_ended() -> None:
+    while ray.is_initialized():
+        time.sleep(0.1)
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        found: list[psutil.Process] = process.children(recursive=True)
+        return found
+    except psutil.NoSuchProcess:
+        return []
 
 
 def head_address() -> str:

@@ -310,6 +310,13 @@ class Cluster(Block):
     max_restarts: int = setting(
         "how often a run goes on from its last checkpoint after an actor was lost for good", 3, unit="restarts", ge=0
     )
+    silence_s: float = setting(
+        "an actor, or its engine, that answers nothing for so long is ended as if it had died, and named after half of "
+        "it; a slow one answers in time",
+        75.0,
+        unit="s",
+        ge=2,
+    )
     weight_transfer: Literal["shm", "nccl", "ipc"] = setting(
         "`shm`: a file in shared memory, on CPU; `nccl`: between GPUs; `ipc`: trainer rank n and rollout "
         "worker n share a GPU",

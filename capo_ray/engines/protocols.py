@@ -96,6 +96,10 @@ class RolloutEngine(Protocol):
         """Whether the engine's own process ended without having been told to; its actor ends then too."""
         ...
 
+    async def pulse(self) -> None:
+        """Returns when that process has answered, which a frozen one does not; its actor is ended then."""
+        ...
+
     def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
         """Sample one response per entry of `seeds` (index in the group -> sampling seed); yield each as it finishes."""
         ...

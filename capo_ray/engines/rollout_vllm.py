@@ -104,6 +104,10 @@ class VllmRollout:
         """Whether vLLM's own process ended without having been told to."""
         return self._engine.errored and not self._closed
 
+    async def pulse(self) -> None:
+        """Returns between two steps of vLLM's own process, which answers this like any request."""
+        await self._engine.is_sleeping()
+
     def close(self) -> None:
         self._closed = True
         self._engine.shutdown()

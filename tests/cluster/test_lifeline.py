@@ -40,6 +40,8 @@ class Engine:
             await asyncio.sleep(3600)  # as vLLM's calls that are never answered
         return seed
 
+    async def pulse(self) -> None: ...
+
     def metrics(self) -> Metrics:
         return {}
 

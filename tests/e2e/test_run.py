@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MARK = "CAPO_RAY_TEST_RUN"
 KEY = "sk-a-secret"
 OWN_LINES = re.compile(
-    r"W waiting for |step +\d+/|evaluation after |Held-out problems |[┏┃┡│└]|Everything of this run: |Look inside it: "
+    r"W waiting for |W checkpoint step_000005 is broken: |step +\d+/|evaluation after |Held-out problems |[┏┃┡│└]|Everything of this run: |Look inside it: "
     r"|Then try |docs/tutorial|\s*$"
 )
 """How the lines begin that a run prints when nothing is amiss and nobody asked for more."""
@@ -206,7 +206,8 @@ class Disturbed:
     In step 5, vLLM's own process dies below a critic that has been asked, and then below a rollout worker. The actors
     above end with it, Ray starts all again, and nothing goes back. After it a trainer rank dies, and all goes back to
     the checkpoint of step 3. When step 5 is done again, every process gets SIGTERM, as `timeout` and Slurm send it:
-    Ray's own head goes first. Then the run is resumed and goes to its end.
+    Ray's own head goes first. The checkpoint of step 5, if one could still be written, is broken by a bit, and so the
+    run is resumed from that of step 3 and goes to its end.
     """
 
     passes: list[list[dict[str, Any]]]
@@ -229,11 +230,22 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
         running.kill("TrainerActor")
         running.read_until("step 5/6")
         interrupted = running.interrupt(signal.SIGTERM)
+    break_last_checkpoint(run_dir)
     passes.append(interrupted.steps[3:5])
     ended = run(run_dir, *QUICK, "steps=6", "resume=true")
     assert ended.code == 0, ended.output
     assert ours("/dev/shm") == before
     return Disturbed([*passes, ended.steps[3:5]], interrupted, ended)
+
+
+def break_last_checkpoint(run_dir: Path) -> None:
+    """One bit of a file of it, where there is one beside that of step 3."""
+    checkpoint = max((run_dir / "checkpoints").glob("step_*"))
+    if checkpoint.name != "step_000003":
+        file = next(file for file in sorted((checkpoint / "trainer").rglob("*.pt")))
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
 
 
 @pytest.fixture(scope="module")
