@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import urllib.error
-import uuid
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,183 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from aiohttp import web
 from openai_server import chat, serving_in_thread
 from prometheus_server import Prometheus, dashboard_queries
+from running import QUICK, Ran, Running, ours, run, steps_in
 
 from capo_ray.cluster.gauges import SERIES
 from capo_ray.credit.critique import render_reply
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
-QUICK = (
-    "+experiment=tiny_cpu",
-    "prompts_per_step=4",
-    "trainer.responses_per_update=8",
-    "responses_per_prompt=4",
-    "data.evaluation_prompts=16",
-    "data.evaluation_responses=2",
-    "tracking.wandb=off",
-    "checkpoint_every=3",
-    "keep_checkpoints=3",
-)
-ROOT = Path(__file__).resolve().parents[2]
-MARK = "CAPO_RAY_TEST_RUN"
 KEY = "sk-a-secret"
 OWN_LINES = re.compile(
-    r"W waiting for |W checkpoint step_000005 is broken: |step +\d+/|evaluation after |Held-out problems |[┏┃┡│└]|Everything of this run: |Look inside it: "
-    r"|Then try |docs/tutorial|\s*$"
+    r"W waiting for |W checkpoint step_000005 is broken: |step +\d+/|evaluation after |Held-out problems |[┏┃┡│└]"
+    r"|Everything of this run: |Look inside it: |Then try |docs/tutorial|\s*$"
 )
 """How the lines begin that a run prints when nothing is amiss and nobody asked for more."""
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    output: str
-    run_dir: Path
-
-    @property
-    def steps(self) -> list[dict[str, Any]]:
-        return steps_in(self.run_dir)
-
-    @property
-    def samples(self) -> list[dict[str, Any]]:
-        files = sorted((self.run_dir / "samples").glob("*.jsonl"))
-        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
-
-
-def steps_in(run_dir: Path) -> list[dict[str, Any]]:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if "staleness" in line]
-
-
-def folder_of(mark: str) -> Path:
-    """Where a run puts its temporary files: short, since paths of sockets have a limit of 107 characters."""
-    folder = Path("/tmp") / mark[:8]
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-class Running:
-    """A run on its way, as a user starts it."""
-
-    def __init__(self, run_dir: Path, *overrides: str) -> None:
-        self.run_dir = run_dir
-        self.mark = uuid.uuid4().hex
-        self.output = ""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "capo_ray.launch", *overrides, f"run_dir={run_dir}"],
-            cwd=run_dir.parent,
-            env={**os.environ, MARK: self.mark, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder_of(self.mark))},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # so that an interrupt reaches it and not this process
-        )
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        """A test that failed on the way leaves no run behind."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGINT)
-            try:
-                self.process.communicate(timeout=60)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.communicate()
-        shutil.rmtree(folder_of(self.mark), ignore_errors=True)
-
-    def read_until(self, first: str) -> None:
-        """To the next line that begins with `first`."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.output += line
-            if line.startswith(first):
-                return
-        raise AssertionError(f"no line begins with {first!r}:\n{self.output}")
-
-    def find(self, *names: str) -> list[psutil.Process]:
-        """The first process below the program with the first of these in its name, the first below that with the
-        second, and so on; empty where there is none."""
-        found = [psutil.Process(self.process.pid)]
-        for name in names:
-            below = found[-1].children(recursive=True)
-            if (child := next((child for child in below if name in name_of(child)), None)) is None:
-                return []
-            found.append(child)
-        return found[1:]
-
-    def kill(self, *names: str) -> None:
-        """Kill the innermost of what `find` finds, and wait until the outermost has ended with it."""
-        found = self.find(*names)
-        found[-1].kill()
-        found[0].wait(30)
-
-    def wait_for(self, name: str) -> None:
-        """Until there is such a process."""
-        while not self.find(name):
-            assert self.process.poll() is None, self.process.communicate()[0]
-            time.sleep(0.1)
-
-    def interrupt(self, sent: signal.Signals) -> Ran:
-        """Signal every process of it; it must end in seconds and name its checkpoint."""
-        os.killpg(self.process.pid, sent)
-        begun = time.monotonic()
-        ran = self.end()
-        assert ran.code == 130, ran.output
-        assert time.monotonic() - begun < 60
-        assert "The last checkpoint is" in ran.output and "resume=true" in ran.output
-        return ran
-
-    def end(self) -> Ran:
-        """Wait for its end; it must leave nothing behind."""
-        try:
-            self.output += self.process.communicate(timeout=400)[0]
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            raise AssertionError(f"the run did not end:\n{self.output}{self.process.communicate()[0]}") from None
-        assert left_behind(self.mark) == []
-        return Ran(self.process.returncode, self.output, self.run_dir)
-
-
-def run(run_dir: Path, *overrides: str) -> Ran:
-    return Running(run_dir, *overrides).end()
-
-
-def name_of(process: psutil.Process) -> str:
-    try:
-        return process.name()
-    except psutil.NoSuchProcess:
-        return ""
-
-
-def left_behind(mark: str) -> list[str]:
-    """Processes that still carry the run's mark in their environment, a few seconds after it ended, or else what is
-    left of its Ray session."""
-    for _ in range(20):
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100])
-            except OSError:
-                continue
-        if not found:
-            left = sorted(ours(str(folder_of(mark))))
-            shutil.rmtree(folder_of(mark))
-            return left
-        time.sleep(0.5)
-    return found
-
-
-def ours(folder: str) -> set[str]:
-    """Shared memory, Ray's folders and vLLM's sockets."""
-    return {path.name for path in Path(folder).iterdir() if path.name.startswith("capo_ray-") or path.is_socket()}
 
 
 @dataclass(frozen=True)
