@@ -1,4 +1,4 @@
-"""Runs as a user starts them, in processes of their own: read, signalled, waited for; they must leave nothing behind."""
+"""Runs as a user starts them, in processes of their own: read, signalled, waited for; nothing of one may be left."""
 
 from __future__ import annotations
 
