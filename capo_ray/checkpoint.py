@@ -14,11 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from capo_ray.durable import move_into_place, write_text
@@ -37,7 +39,8 @@ class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(self, run_dir: Path, *, keep: int, keep_every: int = 0) -> None:
-        """`keep` newest ones stay, and those of every `keep_every` steps (0: none), and the best."""
+        """`keep` newest ones stay, those of every `keep_every` steps (0: none), and the one whose state has the highest
+        "score"."""
         self._folder = run_dir / "checkpoints"
         self._keep = keep
         self._keep_every = keep_every
@@ -90,9 +93,9 @@ class Checkpoints:
         partial.mkdir(parents=True)
         return partial
 
-    def commit(self, partial: Path, state: JsonDict, *, best: int | None = None) -> Path:
+    def commit(self, partial: Path, state: JsonDict) -> Path:
         """Write `state`, which names its "step", into `partial` and move it to its place. Which others stay: see the
-        class; `best` is the step of one of them."""
+        class."""
         step = int(state["step"])
         write_text(partial / _STATE, json.dumps({**state, "files": _described(partial)}, indent=1) + "\n")
         final = self.at(step)
@@ -100,10 +103,19 @@ class Checkpoints:
             self._remove(final)
         move_into_place(partial, final)
         write_text(self._folder.with_name(_NEWEST), f"{final.name}\n")
+        best = self._best()
         for old in self.steps()[: -self._keep]:
             if old != best and not (self._keep_every and old % self._keep_every == 0):
                 self._remove(self.at(old))
         return final
+
+    def _best(self) -> int | None:
+        scores = {}
+        for step in self.steps():
+            with suppress(RunDirError):
+                scores[step] = read_state(self.at(step)).get("score")
+        known = [(score, step) for step, score in scores.items() if isinstance(score, float) and math.isfinite(score)]
+        return max(known)[1] if known else None
 
     def _remove(self, path: Path) -> None:
         gone = path.rename(path.with_name(f".removed_{path.name}"))

@@ -17,7 +17,9 @@ import math
 import re
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from time import time
 from typing import TYPE_CHECKING
 
@@ -30,7 +32,7 @@ from capo_ray.run_dir import RunDirError
 from capo_ray.terminal import display, table_rows
 from capo_ray.tracking_sinks import Beside, Sink, TensorBoard, start_wandb
 from capo_ray.types import JsonDict, Metrics
-from capo_ray.watch import CanaryGap, CanaryWatch, HackingWatch, Watch
+from capo_ray.watch import CanaryGap, CanaryWatch, Diverged, DivergenceWatch, HackingWatch, Watch
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,10 +59,13 @@ class Tracker:
         resume_state: JsonDict | None = None,
         console: bool = True,
         canaries: Canaries | None = None,
+        best_by: str | None = None,
+        stop_after: int = 0,
     ) -> None:
         """`resume_state` is what `state` returned when the checkpoint was written; a run keeps its wandb id by it.
 
-        `canaries` has the floors below which it warns of the critic.
+        `canaries` has the floors below which it warns of the critic, `best_by` is the metric of `score`, and more than
+        `stop_after` steps in a row with a broken policy end the run (0: they do not).
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_dir = run_dir
@@ -69,6 +74,9 @@ class Tracker:
         self._wandb_id = str((resume_state or {}).get("wandb_id") or secrets.token_hex(4))
         self._restarts = 0
         self._canaries = canaries
+        self._best_by = best_by
+        self._since_saved: list[float] = []
+        self._stop_after = stop_after
         self._watches = self._new_watches()
         self._sinks: list[Sink] = []
         if config.tensorboard:
@@ -94,6 +102,8 @@ class Tracker:
             total_steps=config.steps,
             resume_state=state,
             canaries=config.critic.canaries if config.critic else None,
+            best_by=config.keep_best,
+            stop_after=config.stop_after_broken_steps,
         )
         made.rewind(state["step"])
         return made
@@ -103,12 +113,14 @@ class Tracker:
         self._sinks.append(sink)
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """Write down what step `step` (from 0) did."""
+        """Write down what step `step` (from 0) did. Then raises Diverged where the run must not go on."""
         self._write(step, metrics | {"run/restarts": float(self._restarts)})
-        for warning in filter(None, [watch.look(metrics) for watch in self._watches]):
-            log.warning("step %d: %s", step + 1, warning)
+        self._since_saved.extend(metrics[name] for name in (self._best_by,) if name in metrics)
         if self._display is not None:
             self._display.step(step, metrics)
+        for watch in self._watches:
+            if (warning := watch.look(metrics)) is not None:
+                log.warning("step %d: %s", step + 1, warning)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
         """Write down how the policy does after `step` steps; `metrics` without the prefix."""
@@ -139,7 +151,8 @@ class Tracker:
             if not is_evaluation(line):
                 known = {name: value for name, value in line.items() if value is not None}
                 for watch in self._watches:
-                    watch.look(known)  # what it says of these steps was said
+                    with suppress(Diverged):
+                        watch.look(known)  # what it says of these steps was said
         for path in [path for folder in BY_STEP for path in (self._run_dir / folder).glob("*")]:
             found = STEP_FILE.fullmatch(path.name)
             if path.suffix == ".partial":
@@ -153,7 +166,7 @@ class Tracker:
             self._display.rewind(step)
 
     def _new_watches(self) -> list[Watch]:
-        watches: list[Watch] = [HackingWatch()]
+        watches: list[Watch] = [HackingWatch(), DivergenceWatch(stop_after=self._stop_after)]
         if (floors := self._canaries) is not None:
             watches.append(CanaryGap())
             watches.append(CanaryWatch(min_precision=floors.min_precision, min_recall=floors.min_recall))
@@ -166,6 +179,15 @@ class Tracker:
     def state(self) -> JsonDict:
         """What a checkpoint must hold, so that a resumed run is the same one in wandb."""
         return {"wandb_id": self._wandb_id}
+
+    def score(self, step: int) -> float | None:
+        """How good the policy after `step` steps is, for which checkpoint is the best: the metric `best_by` of its
+        evaluation, or else its mean over the steps since this was last asked; None where neither has it."""
+        seen, self._since_saved = self._since_saved, []
+        if self._best_by is None:
+            return None
+        evaluated = self._evaluations.get(step, {}).get(self._best_by.removeprefix(PREFIX))
+        return evaluated if evaluated is not None else fmean(seen) if seen else None
 
     def finish(self) -> None:
         """Close the display, TensorBoard and wandb; nothing can be written there afterwards."""

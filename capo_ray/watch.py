@@ -1,4 +1,5 @@
-"""Signs in a run's metrics that its critic is not to be trusted. What is done about them is the user's call.
+"""Signs in a run's metrics that its critic is not to be trusted, or that its policy falls apart. What is done about the
+first is the user's call; a policy that stays broken ends the run (`Diverged`), which has nothing left to learn.
 
 A policy that games its critic: paid for steps that nobody flags it can learn to write more of them (the paper saw it
 where P is above C), so responses grow, or fall apart into more steps, while fewer answers are right; means over the
@@ -8,8 +9,9 @@ their right ones. And one that treats canaries otherwise than the run's own resp
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Protocol
 
@@ -126,6 +128,58 @@ _COMPARED = (
     *("canary_valid_share", "canary_flagged_step_share", "canary_false_alarm_share"),
     *("valid_share", "flagged_step_share"),
 )
+
+
+class Diverged(RuntimeError):
+    """The policy has been broken for so many steps in a row that the run ends."""
+
+
+class DivergenceWatch:
+    """Says something at the first step of a row in which the policy is broken, and again every tenth one. A step is
+    broken when no answer is right although some were before, when no response came to its end, when nothing has credit,
+    or when gradient or ratio are out of all proportion."""
+
+    GRADIENT, RATIO, HISTORY = 100.0, 1e4, 10
+    """A norm this many times the median of all before, once there are `HISTORY`; a probability this many times the old
+    one."""
+
+    def __init__(self, *, stop_after: int) -> None:
+        """More than `stop_after` broken steps in a row raise Diverged; 0: they never do."""
+        self._stop_after = stop_after
+        self._in_a_row = 0
+        self._norms: list[float] = []
+        self._was_right = False
+
+    def look(self, metrics: Mapping[str, float]) -> str | None:
+        """Raises Diverged."""
+        signs = list(self._signs(metrics))
+        self._was_right |= metrics.get(ACCURACY, 0.0) > 0
+        norm = metrics.get("trainer/grad_norm", 0.0)
+        if norm > 0 and not signs:
+            insort(self._norms, norm)
+        self._in_a_row = self._in_a_row + 1 if signs else 0
+        if self._stop_after and self._in_a_row > self._stop_after:
+            raise Diverged(
+                f"the policy has been broken for {self._in_a_row} steps in a row ({'; '.join(signs)}): more than "
+                f"stop_after_broken_steps {self._stop_after}. Move later checkpoints away and go on from one before, "
+                "with a lower trainer.learning_rate"
+            )
+        if self._in_a_row % 10 != 1:
+            return None
+        return f"the policy may be falling apart: {'; '.join(signs)}"
+
+    def _signs(self, metrics: Mapping[str, float]) -> Iterator[str]:
+        if self._was_right and metrics.get(ACCURACY) == 0:
+            yield "no answer is right any more"
+        if metrics.get("response/cut_off_share") == 1:
+            yield "every response is cut off at rollout.max_response_tokens"
+        if metrics.get("group/credit_share") == 0:
+            yield "no token has an advantage"
+        norm, before = metrics.get("trainer/grad_norm", 0.0), self._norms
+        if len(before) >= self.HISTORY and norm > self.GRADIENT * (usual := before[len(before) // 2]):
+            yield f"the gradient's norm is {norm:.3g}, {usual:.3g} is usual"
+        if (ratio := metrics.get("trainer/ratio_max", 0.0)) > self.RATIO:
+            yield f"a token is {ratio:.3g} times as probable as it was under the old policy"
 
 
 class CanaryWatch:

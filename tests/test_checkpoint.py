@@ -1,6 +1,7 @@
 """A run directory is taken once; a checkpoint is whole or not there."""
 
 import json
+import math
 import re
 import socket
 import subprocess
@@ -188,7 +189,7 @@ def test_the_best_and_every_nth_stay(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1, keep_every=4)
     for step in range(1, 11):
         partial = checkpoints.begin(step)
-        checkpoints.commit(partial, {"step": step}, best=3 if step >= 3 else None)
+        checkpoints.commit(partial, {"step": step, "score": {3: 0.9, 5: math.nan}.get(step, 0.1 * (step < 9))})
     assert names(tmp_path) == ["step_000003", "step_000004", "step_000008", "step_000010"]
 
 

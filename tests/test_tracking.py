@@ -23,6 +23,7 @@ from capo_ray.run_dir import RunDirError
 from capo_ray.terminal import progress, short, table_rows
 from capo_ray.tracking import Tracker
 from capo_ray.tracking_sinks import Beside, Wandb, wandb_mode
+from capo_ray.watch import Diverged
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = Tracking(wandb="off", tensorboard=False)
@@ -177,6 +178,32 @@ def test_going_back(tmp_path: Path) -> None:
     assert lines(tmp_path)[-1]["x"] == -1.0
     made.rewind(0)
     assert heads(tmp_path) == [(0, True)]
+
+
+def test_how_good_a_checkpoint_is(tmp_path: Path) -> None:
+    """By its evaluation, or else by the steps since the last one."""
+    made = Tracker(
+        tmp_path, QUIET, run_name="r", resolved_config={}, total_steps=4, console=False, best_by="outcome/accuracy"
+    )
+    assert made.score(0) is None
+    for step, accuracy in enumerate((0.1, 0.3, 0.8)):
+        made.step(step, {"outcome/accuracy": accuracy})
+        if step == 1:
+            assert made.score(2) == pytest.approx(0.2)
+    made.evaluation(3, {"outcome/accuracy": 0.7})
+    assert made.score(3) == 0.7
+    made.step(3, {"other": 1.0})
+    assert made.score(4) is None
+
+
+def test_a_broken_policy_ends_the_run_when_its_step_is_written(tmp_path: Path) -> None:
+    made = Tracker(tmp_path, QUIET, run_name="r", resolved_config={}, total_steps=4, console=False, stop_after=1)
+    made.step(0, {"group/credit_share": 0.0})
+    with pytest.raises(Diverged):
+        made.step(1, {"group/credit_share": 0.0})
+    assert heads(tmp_path) == [(0, False), (1, False)]
+    again = Tracker(tmp_path, QUIET, run_name="r", resolved_config={}, total_steps=4, console=False, stop_after=1)
+    again.rewind(2)
 
 
 def test_going_back_in_a_run_that_has_written_nothing(tmp_path: Path) -> None:

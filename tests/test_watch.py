@@ -1,6 +1,8 @@
 """When a run says that its policy may be gaming the critic."""
 
-from capo_ray.watch import CanaryGap, CanaryWatch, HackingWatch
+import pytest
+
+from capo_ray.watch import CanaryGap, CanaryWatch, Diverged, DivergenceWatch, HackingWatch
 
 
 def watched(steps: list[tuple[float, float, float]]) -> list[str | None]:
@@ -93,3 +95,51 @@ def test_a_gap_is_told_of_once_per_window() -> None:
     step = {"critic/canaries": 5.0, "critic/canary_valid_share": 1.0, "critic/valid_share": 0.1}
     assert [watch.look(step) is not None for _ in range(6)] == [False, True] * 3
     assert watch.look({"critic/valid_share": 0.1}) is None
+
+
+WELL = {
+    "outcome/accuracy": 0.5,
+    "response/cut_off_share": 0.1,
+    "group/credit_share": 1.0,
+    "trainer/grad_norm": 2.0,
+    "trainer/ratio_max": 3.0,
+}
+BROKEN = [
+    ({"outcome/accuracy": 0.0}, "no answer is right any more"),
+    ({"response/cut_off_share": 1.0}, "every response is cut off at rollout.max_response_tokens"),
+    ({"group/credit_share": 0.0}, "no token has an advantage"),
+    ({"trainer/grad_norm": 201.0}, "the gradient's norm is 201, 2 is usual"),
+    ({"trainer/ratio_max": 2e4}, "a token is 2e+04 times as probable as it was under the old policy"),
+]
+
+
+@pytest.mark.parametrize(("sign", "said"), BROKEN)
+def test_a_policy_that_falls_apart_is_said_and_ends_the_run(sign: dict[str, float], said: str) -> None:
+    watch = DivergenceWatch(stop_after=12)
+    assert [watch.look(WELL) for _ in range(10)] == [None] * 10
+    heard = [watch.look(WELL | sign) for _ in range(12)]
+    assert [number for number, text in enumerate(heard) if text] == [0, 10]
+    assert heard[0] == f"the policy may be falling apart: {said}"
+    with pytest.raises(Diverged) as error:
+        watch.look(WELL | sign)
+    assert str(error.value) == (
+        f"the policy has been broken for 13 steps in a row ({said}): more than stop_after_broken_steps 12. Move later "
+        "checkpoints away and go on from one before, with a lower trainer.learning_rate"
+    )
+
+
+def test_a_step_that_is_well_begins_the_count_anew() -> None:
+    watch = DivergenceWatch(stop_after=2)
+    for _ in range(5):
+        for metrics in (WELL, WELL | {"outcome/accuracy": 0.0}, WELL | {"outcome/accuracy": 0.0}):
+            watch.look(metrics)
+
+
+def test_answers_that_were_never_right_are_no_sign() -> None:
+    watch = DivergenceWatch(stop_after=1)
+    assert [watch.look(WELL | {"outcome/accuracy": 0.0}) for _ in range(5)] == [None] * 5
+
+
+def test_a_run_may_be_let_go_on() -> None:
+    watch = DivergenceWatch(stop_after=0)
+    assert sum(watch.look(WELL | {"group/credit_share": 0.0}) is not None for _ in range(100)) == 10

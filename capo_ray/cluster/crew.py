@@ -29,7 +29,7 @@ from capo_ray.gate import Gate
 from capo_ray.seeds import seed_of
 from capo_ray.tally import add, rates
 from capo_ray.tracking import Tracker
-from capo_ray.types import Batch, GroupSummary, Metrics, Prompt, Sampling, Update
+from capo_ray.types import Batch, GroupSummary, JsonDict, Metrics, Prompt, Sampling, Update
 
 log = logging.getLogger(__name__)
 
@@ -339,10 +339,10 @@ class RayCrew:
     async def save(self, step: int) -> None:
         partial = self._parts.checkpoints.begin(step)
         await self._parts.trainers.save(partial / "trainer")
-        state = {"step": step, **self._parts.tracker.state()}
+        state: JsonDict = {"step": step, **self._parts.tracker.state(), "score": self._parts.tracker.score(step)}
         if self._parts.budget is not None:
             state["critic_costs"] = self._parts.budget.state()
-        self._parts.checkpoints.commit(partial, state)
+        await asyncio.to_thread(self._parts.checkpoints.commit, partial, state)
 
     async def export(self) -> None:
         """Write the policy as a folder that transformers and vLLM load."""

@@ -43,6 +43,18 @@ class Config(Block):
     )
     keep_checkpoints: int = setting("newest checkpoints that are kept", 2, unit="checkpoints", ge=1)
     keep_every: int = setting("checkpoints of steps that are multiples of it stay too; 0: none", 0, unit="steps", ge=0)
+    keep_best: str | None = setting(
+        "the checkpoint with the highest of this metric stays too: of its evaluation, or else the mean over the steps "
+        "since the last checkpoint; null: none",
+        "outcome/accuracy",
+    )
+    stop_after_broken_steps: int = setting(
+        "more steps in a row than this with a broken policy (no answer right any more, every response cut off, no "
+        "credit, a gradient or ratio out of all proportion) end the run; 0: it only warns",
+        20,
+        unit="steps",
+        ge=0,
+    )
     stop_within_s: float = setting(
         "a run that is told to end (Ctrl-C, SIGTERM) may take this long for a last checkpoint: less than who ends it "
         "waits before it kills (Slurm's warning: 300 s ahead)",
