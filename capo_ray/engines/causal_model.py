@@ -124,11 +124,17 @@ def shape_of(parameter: Tensor) -> tuple[int, ...]:
 def write_pretrained(model: Any, weights: dict[str, Tensor], path: str, tokenizer: str | None) -> None:
     """A folder that transformers and vLLM load; `tokenizer` names the folder whose files are copied beside it."""
     from huggingface_hub import save_torch_state_dict
+
+    write_description(model, path, tokenizer)
+    save_torch_state_dict(weights, path)
+
+
+def write_description(model: Any, path: str, tokenizer: str | None) -> None:
+    """All of `write_pretrained` but the weights."""
     from transformers import AutoTokenizer
 
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(weights, str(folder))
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)

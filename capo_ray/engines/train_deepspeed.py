@@ -27,12 +27,17 @@ from capo_ray.engines.process_group import join
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.engines.trainer_metrics import Sums
 from capo_ray.engines.trainer_settings import decay_groups, deepspeed_config, learning_rate, objective_of
-from capo_ray.engines.trainer_state import TrainerState, read_random_state, read_state, write_random_state
+from capo_ray.engines.trainer_state import (
+    DESCRIPTION,
+    TAG,
+    TrainerState,
+    read_random_state,
+    read_state,
+    write_random_state,
+)
 from capo_ray.learn.batch import Aggregation, MicroBatch, collate, standardised
 from capo_ray.learn.loss import Loss, Objective, nll, policy_loss
 from capo_ray.types import Metrics, TrainSequence, Update
-
-_TAG = "deepspeed"
 
 
 class DeepSpeedEngine:
@@ -306,17 +311,18 @@ class DeepSpeedEngine:
     def save(self, path: str) -> None:
         """Everything that `restore` needs to go on with the same numbers, into the folder `path`."""
         Path(path).mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(path, tag=_TAG)
+        self._engine.save_checkpoint(path, tag=TAG)
         write_random_state(path, self.rank)
         if self.rank == 0:
             self._state().write(path)
+            causal_model.write_description(self._model, str(Path(path) / DESCRIPTION), self._tokenizer)
         dist.barrier()
 
     def restore(self, path: str) -> None:
         """Raises ValueError when `path` holds no checkpoint, or one of another model, number of ranks or stage."""
         saved = read_state(path)
         self._state().check_continues(saved, path)
-        self._engine.load_checkpoint(path, tag=_TAG)
+        self._engine.load_checkpoint(path, tag=TAG)
         self.step, self._version = saved.step, saved.version
         read_random_state(path, self.rank)
         self._ahead.clear()

@@ -13,6 +13,10 @@ from typing import Any
 import torch
 
 _FILE = "trainer.json"
+DESCRIPTION = "model"
+"""Folder of the model's own files beside its weights, so that a checkpoint can be exported from by itself."""
+TAG = "deepspeed"
+"""Of DeepSpeed's own files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -408,8 +408,17 @@ def test_a_checkpoint_of_something_else_is_refused(one: Ranks, two: Ranks, tmp_p
 def written(rank: int, ranks: int, case: Case, path: str) -> Any:
     with engine_of(case, rank, ranks) as engine:
         engine.update(batch_of(case, rank, ranks))
-        engine.save_pretrained(path)
+        engine.save_pretrained(f"{path}/written")
+        engine.save(f"{path}/checkpoint")
         return weights_of(engine)
+
+
+def exported(rank: int, ranks: int, path: str) -> Any:
+    """Out of the checkpoint alone, by a process that has no engine."""
+    from capo_ray.engines.exported import write_policy
+
+    write_policy(Path(path) / "checkpoint", Path(path) / "exported")
+    return read_back(rank, ranks, f"{path}/exported")
 
 
 def read_back(rank: int, ranks: int, path: str) -> Any:
@@ -426,12 +435,12 @@ def test_a_written_model_is_read_back(one: Ranks, two: Ranks, tmp_path: Path, ti
     case = Case(model={**MODEL, "tie_word_embeddings": tied}, stage=stage)
     weights = two(written, case, str(tmp_path))
     assert ("lm_head.weight" in weights) is not tied
-    is_tied, read = one(read_back, str(tmp_path))
-    assert is_tied is tied and list(read) == list(weights)
-    for name in read:
-        np.testing.assert_array_equal(read[name], weights[name])
+    for is_tied, read in (one(read_back, f"{tmp_path}/written"), one(exported, str(tmp_path))):
+        assert is_tied is tied and list(read) == list(weights)
+        for name in read:
+            np.testing.assert_array_equal(read[name], weights[name])
     for stage in (0, 3):
-        _, start = two(updated, Case(model=str(tmp_path), stage=stage), 0)
+        _, start = two(updated, Case(model=f"{tmp_path}/written", stage=stage), 0)
         for name in read:
             np.testing.assert_array_equal(start[name], weights[name])
 

@@ -1,0 +1,50 @@
+"""`python -m capo_ray.export`: which checkpoint, where to, and what is refused. The weights: tests/engines."""
+
+from pathlib import Path
+
+import pytest
+
+from capo_ray.checkpoint import Checkpoints
+from capo_ray.export import main
+from capo_ray.program import BAD_INPUT
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (4, 8):
+        partial = checkpoints.begin(step)
+        (partial / "trainer").mkdir()
+        (partial / "trainer" / "weights").write_text("w")
+        checkpoints.commit(partial, {"step": step})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["step=5"], "step: {run_dir} has no checkpoint of 5; there are 4, 8"),
+        (["step=-1"], "step: {run_dir} has no checkpoint of -1; there are 4, 8"),
+        (["out={run_dir}"], "out: {run_dir} is there already; name another folder"),
+        (["steps=4"], "one run directory is wanted, got {run_dir} steps=4"),
+    ],
+)
+def test_what_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    given = [argument.format(run_dir=run_dir) for argument in arguments]
+    assert main([str(run_dir), *given]) == BAD_INPUT
+    assert capsys.readouterr().err.startswith(f"error: {message.format(run_dir=run_dir)}")
+    assert not (run_dir / "exported").exists()
+
+
+def test_no_checkpoint_and_a_broken_one(
+    run_dir: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path_factory.mktemp("empty")
+    assert main([str(empty)]) == BAD_INPUT
+    assert capsys.readouterr().err == f"error: {empty} has no checkpoint\n"
+    (run_dir / "checkpoints" / "step_000008" / "trainer" / "weights").write_text("v")
+    assert main([str(run_dir)]) == BAD_INPUT
+    assert capsys.readouterr().err == (
+        f"error: {run_dir}/checkpoints/step_000008 is broken: trainer/weights has other bytes than were written. Take "
+        "another: step=N\n"
+    )
