@@ -30,7 +30,7 @@ from capo_ray.planning.plan import optimizer_steps_per_batch
 from capo_ray.types import Prompt, Sampling
 
 if TYPE_CHECKING:
-    from capo_ray.cluster.crew import RayCrew
+    from capo_ray.cluster.crew import CrewSettings, RayCrew
     from capo_ray.cluster.hiring import Hire, WarmEngines
     from capo_ray.cluster.trainer_group import TrainerGroup
     from capo_ray.credit.template import PromptTemplate
@@ -284,13 +284,29 @@ async def start_all(hire: Hire, trainers: TrainerGroup, *, shared_gpus: bool) ->
         await asyncio.gather(hire.ready(), trainers.start())
 
 
+def crew_settings(config: Config) -> CrewSettings:
+    from capo_ray.cluster.crew import CrewSettings
+
+    return CrewSettings(
+        seed=config.seed,
+        responses_per_prompt=config.responses_per_prompt,
+        sampling=sampling_of(config),
+        max_dropped_share=config.max_dropped_share,
+        max_failed_share=config.critic.max_failed_share if config.critic else 1.0,
+        failure_prompts=config.critic.failure_prompts if config.critic else 1,
+        evaluation_responses=config.data.evaluation_responses,
+        refills=config.algorithm.refills,
+        samples_per_step=config.tracking.samples_per_step,
+    )
+
+
 @asynccontextmanager
 async def running_crew(
     config: Config, found: Prepared, run_dir: Path, tracker: Tracker, warm: WarmEngines | None = None
 ) -> AsyncIterator[RayCrew]:
     """Start every actor (inside a Ray session), wait until all are ready, and stop them at the end; but engines that
     are taken from `warm`."""
-    from capo_ray.cluster.crew import CrewParts, CrewSettings, RayCrew
+    from capo_ray.cluster.crew import CrewParts, RayCrew
     from capo_ray.cluster.hiring import Hire
     from capo_ray.cluster.pulse import watching
     from capo_ray.cluster.trainer_group import TrainerGroup
@@ -334,16 +350,5 @@ async def running_crew(
             budget=critic_budget(config),
             export_to=run_dir / "policy",
         )
-        settings = CrewSettings(
-            seed=config.seed,
-            responses_per_prompt=config.responses_per_prompt,
-            sampling=sampling_of(config),
-            max_dropped_share=config.max_dropped_share,
-            max_failed_share=config.critic.max_failed_share if config.critic else 1.0,
-            failure_prompts=config.critic.failure_prompts if config.critic else 1,
-            evaluation_responses=config.data.evaluation_responses,
-            refills=config.algorithm.refills,
-            samples_per_step=config.tracking.samples_per_step,
-        )
         async with watching(hire.everybody, silence_s=config.cluster.silence_s):
-            yield RayCrew(parts, settings)
+            yield RayCrew(parts, crew_settings(config))
