@@ -189,3 +189,34 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2 and "usage: python -m capo_ray.data check" in capsys.readouterr().out
     assert main(["chek"]) == 2
     assert capsys.readouterr().err == "error: 'chek' is no command of this program; there is: check\n"
+
+
+# -- gold answers
+
+
+def test_cells_without_an_answer_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = ["null", "NaN", '"nan"', '"N/A"', '""', '"7"']
+    lines = [f'{{"question": "{n} + 1?", "answer": {answer}}}' for n, answer in enumerate(answers)]
+    path = write(tmp_path / "x.jsonl", lines)
+    code, text = check(capsys, f"data.path={path}", *COLUMNS, "against=[]")
+    assert code == 0 and "rows       6, usable 1\n" in text
+    assert "left out   5 without an answer (first: x.jsonl:1)" in text
+
+
+def test_an_infinite_answer_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.jsonl", ['{"question": "1?", "answer": -Infinity}', '{"question": "2?", "answer": 3}'])
+    code, text = check(capsys, f"data.path={path}", *COLUMNS, "against=[]")
+    assert code == 1 and "x.jsonl, line 1: field 'answer' is -inf, which no answer can equal" in " ".join(text.split())
+
+
+def test_golds_are_graded_against_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = ["3", "\\text{odd}", "see the solution", "\\foo\\bar{x}", "{x"]
+    path = write(tmp_path / "x.jsonl", [{"question": f"{n}?", "answer": answer} for n, answer in enumerate(answers)])
+    code, text = check(capsys, f"data.path={path}", *COLUMNS, "against=[]")
+    said = " ".join(text.split())
+    assert code == 0
+    assert "grading 80.0% equal to themselves" in said and "(of 5 different ones)" in said
+    assert "some gold answers do not equal themselves, so nobody is paid for them (x.jsonl:5: '{x')" in said
+    assert "1 rows have a gold answer that looks like none (x.jsonl:3: 'see the solution')" in said
+    assert "2 of them are compared as they are spelled, being of no kind of docs/equality.md (x.jsonl:4" in said
+    assert "right answers are missed where they are spelled otherwise" in said

@@ -114,8 +114,8 @@ def test_ids_must_differ(tmp_path: Path) -> None:
 def test_bad_parquet(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 and nothing")
     assert fault(tmp_path / "x.parquet").startswith(f"data.path: {tmp_path}/x.parquet cannot be read after row 0: ")
-    path = parquet(tmp_path / "y.parquet", [{"question": "q", "answer": "1"}, {"question": "q", "answer": None}])
-    assert fault(path) == "y.parquet, row 2: field 'answer' is a NoneType, must be a text or a number"
+    path = parquet(tmp_path / "y.parquet", [{"question": "q", "answer": "1"}, {"question": None, "answer": "1"}])
+    assert fault(path) == "y.parquet, row 2: field 'question' is a NoneType, must be a text or a number"
 
 
 def test_other_kinds_of_files(tmp_path: Path) -> None:

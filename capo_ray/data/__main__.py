@@ -19,6 +19,7 @@ from capo_ray.chat import conversation
 from capo_ray.config.blocks import Data, Model, Source
 from capo_ray.config.run import Config, ConfigError, compose, conf_dir
 from capo_ray.data.check import Found, Overlap, duplicates_of, lengths_of, most_common, overlap, sort_rows, too_long
+from capo_ray.data.gold import ENOUGH, look_at
 from capo_ray.data.problem import DataError, Problem, question_of
 from capo_ray.data.read import problems, rows
 from capo_ray.models import folder_here, shown
@@ -92,6 +93,7 @@ def figures(options: Options) -> dict[str, Any]:
         "unanswered": {"rows": len(found.unanswered), "first": found.unanswered[:1]},
         **_lengths(found, config, measure),
         "answers": most_common(problem.answer for problem in found.problems),
+        "golds": asdict(look_at(found.problems)) if data.kind == "math" else None,
         "duplicates": asdict(duplicates_of(found.problems)),
         "overlaps": [asdict(one) if isinstance(one, Overlap) else one for one in _overlaps(found, options)],
         "examples": [
@@ -214,7 +216,7 @@ def report(made: dict[str, Any]) -> str:
     lines.append(_too_long(long))
     lines += _length_table(made)
     common = ", ".join(f"{answer[:20]!r} {number:,}" for answer, number in made["answers"])
-    lines += [f"answers    most common: {common}", *_duplicates(made["duplicates"])]
+    lines += [f"answers    most common: {common}", *_golds(made["golds"]), *_duplicates(made["duplicates"])]
     lines.append("overlap    with evaluation sets" if made["overlaps"] else "overlap    no evaluation set was named")
     for one in made["overlaps"]:
         name = Path(one["name"]).name
@@ -249,6 +251,30 @@ def _length_table(made: dict[str, Any]) -> Iterator[str]:
     for name, one in made["lengths"].items():
         shares = "".join(f"{value:>9,}" for value in one["percentiles"].values())
         yield f"  {name:<22}{one['least']:>9,}{shares}{one['most']:>9,}{one['mean']:>11,.1f}"
+
+
+def _golds(found: dict[str, Any] | None) -> Iterator[str]:
+    """Whether the verifier knows the gold answers again, and which are none."""
+    if found is None:
+        return
+    of = f"of {found['graded']:,} different ones"
+    yield f"grading    {found['itself']:.1%} equal to themselves, {found['respelled']:.1%} to simple respellings ({of})"
+    said = []
+    if found["itself"] < 1:
+        said.append(
+            f"some gold answers do not equal themselves, so nobody is paid for them ({found['itself_first'][0]})"
+        )
+    if found["respelled"] < ENOUGH:
+        said.append(f"right answers are missed where they are spelled otherwise ({found['respelled_first'][0]})")
+    if found["spelled"]:
+        what = f"{found['spelled']:,} of them are compared as they are spelled, being of no kind of docs/equality.md"
+        said.append(f"{what} ({found['spelled_first'][0]})")
+    if found["suspicious"]:
+        said.append(
+            f"{found['suspicious']:,} rows have a gold answer that looks like none ({found['suspicious_first'][0]})"
+        )
+    for one in said:
+        yield from textwrap.wrap(one, WIDTH, initial_indent="WARNING    ", subsequent_indent=" " * 11)
 
 
 def _duplicates(found: dict[str, Any]) -> Iterator[str]:

@@ -5,6 +5,7 @@ Leaves out where rows come from (read) and how problems become prompts (prompts)
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +33,26 @@ class Problem:
 def problem_of(record: JsonDict, where: str, name: str, data: Source) -> Problem:
     """`where` says where the row stands, `name` is its id where it brings none. Raises DataError."""
     question, system = question_of(record, where, data)
-    answer = _text(record, data.answer_field, f"{data.place}.answer_field", where)
+    answer = _answer(record, data, where)
     solution = _text(record, data.solution_field, f"{data.place}.solution_field", where) if data.solution_field else ""
     if data.id_field is not None:
         name = _text(record, data.id_field, f"{data.place}.id_field", where)
     return Problem(id=name, question=question, answer=_gold(answer, data, where), solution=solution, system=system)
+
+
+_MISSING = ("nan", "null", "n/a", "#n/a", "<na>")
+"""What programs write into a cell that is missing."""
+
+
+def _answer(record: JsonDict, data: Source, where: str) -> str:
+    """What the answer's column holds; empty where the cell is missing: null, NaN, or such a word."""
+    value = value_of(record, data.answer_field, f"{data.place}.answer_field", where)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and math.isinf(value):
+        raise DataError(f"{where}: field {data.answer_field!r} is {value}, which no answer can equal")
+    text = _text(record, data.answer_field, f"{data.place}.answer_field", where)
+    return "" if text.strip().lower() in _MISSING else text
 
 
 def _gold(text: str, data: Source, where: str) -> str:
@@ -44,7 +60,7 @@ def _gold(text: str, data: Source, where: str) -> str:
     if data.answer_boxed:
         bare = re.findall(r"\\boxed +([^\s$.,]+)", text)  # as MATH has it twice: "\\boxed 9$."
         return (last_boxed(text) or (bare or [""])[-1]).strip()
-    if data.answer_pattern is not None:
+    if data.answer_pattern is not None and text:
         found = re.search(data.answer_pattern, text)
         if found is None:
             raise DataError(

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import mpmath
-
 from capo_ray.tasks.answers import value
 from capo_ray.tasks.answers.expression import Node, symbols
 from capo_ray.tasks.answers.kinds import (
@@ -28,7 +26,7 @@ from capo_ray.tasks.answers.kinds import (
     Words,
 )
 from capo_ray.tasks.answers.layout import one_name
-from capo_ray.tasks.answers.quantities import same_quantity
+from capo_ray.tasks.answers.quantities import rounds_to, same_quantity
 from capo_ray.tasks.answers.reading import read_clean
 from capo_ray.tasks.answers.relations import same_relation
 from capo_ray.tasks.answers.sets import same_set
@@ -70,8 +68,8 @@ _NUMBER_WORDS = {
 def equal(gold: str, answer: str) -> bool:
     """Whether two bare answers are equal."""
     gold, answer = clean(gold), clean(answer)
-    if not gold or not answer:
-        return False
+    if not gold or gold == answer:
+        return bool(gold)
     if (choice := _same_choice(gold, answer)) is not None:
         return choice
     joined = [_without_commas(text) for text in (gold, answer)]
@@ -108,9 +106,9 @@ def _comma_list(gold: str, answer: str) -> bool:
 def _decimal_comma(point: str, comma: str) -> bool:
     """2,74 for 2.74."""
     found = re.fullmatch(r"(-?\d+),(\d+)(\D*)", comma)
-    return (
-        "." in point and found is not None and _equal(read_clean(point), read_clean(f"{found[1]}.{found[2]}{found[3]}"))
-    )
+    if "." not in point or found is None or (_THOUSANDS.fullmatch(comma) and not comma.startswith("0")):
+        return False
+    return _equal(read_clean(point), read_clean(f"{found[1]}.{found[2]}{found[3]}"))
 
 
 def _same_choice(gold: str, answer: str) -> bool | None:
@@ -159,11 +157,23 @@ def _equal(gold: Answer, found: Answer) -> bool:
         return _words(gold) == _words(found) is not None
     if isinstance(gold, Relation) and isinstance(found, Relation):
         return same_relation(gold, found)
+    if isinstance(gold, Quantity) and isinstance(found, Relation):
+        return _sum_of_letters(gold, found)
     if isinstance(gold, Ratio) or isinstance(found, Ratio):
         return _ratios(gold, found)
     if isinstance(gold, Matrix) or isinstance(found, Matrix):
         return _matrices(gold, found)
     return isinstance(gold, Based | Spelling) and gold == found
+
+
+def _sum_of_letters(gold: Quantity, found: Relation) -> bool:
+    """m + n = 27 for 27."""
+
+    def letters(node: Node) -> bool:
+        return node.op == "symbol" or (node.op == "add" and all(map(letters, node.parts)))
+
+    left, right = found.sides[0], found.sides[-1]
+    return found.ops == ("=",) and letters(left) and not symbols(gold.node) and value.equal(gold.node, right)
 
 
 def _lone(answer: Answer) -> Answer:
@@ -176,23 +186,11 @@ def _lone(answer: Answer) -> Answer:
 
 
 def _values(answer: Answer) -> Sequence[Answer]:
-    """Both sides of "2/3, about 0.67", where the second is the first, rounded; else the first alone."""
+    """Both sides of "2/3, about 0.67"; none where the second is not the first, rounded."""
     if not isinstance(answer, About):
         return (answer,)
     first, *rest = answer.values
-    return (first, *(one for one in rest if _rounds_to(first, one)))
-
-
-def _rounds_to(exact: Answer, rounded: Answer) -> bool:
-    if not isinstance(exact, Quantity) or not isinstance(rounded, Quantity):
-        return False
-    wanted, there = value.real_value(exact.node), value.real_value(rounded.node)
-    digits = len(rounded.decimal.partition(".")[2])
-    return (
-        wanted is not None
-        and there is not None
-        and abs(value.number_of(wanted) - value.number_of(there)) * 2 <= mpmath.mpf(10) ** -digits
-    )
+    return answer.values if all(rounds_to(first, one) for one in rest) else ()
 
 
 def _words(answer: Answer) -> str | int | None:
@@ -323,7 +321,7 @@ def _ratios(gold: Answer, found: Answer) -> bool:
         or not isinstance(other, Quantity)
         or ratio.half
         or len(ratio.parts) != 2
-        or other.decimal
+        or other.node.op != "div"
     ):
         return False
     above, below = ratio.parts

@@ -219,7 +219,10 @@ class _Parser:
             elif self._take("/"):
                 node = Node("div", (node, self._signed()))
             elif self._starts_atom():
-                node = Node("mul", (node, self._power()))
+                right = self._power()
+                if node.op == "number" and right.op == "div" and all(part.op == "number" for part in right.parts):
+                    raise Unreadable("a whole number before an improper fraction is neither a sum nor a product")
+                node = Node("mul", (node, right))
             else:
                 return node
 

@@ -46,6 +46,8 @@ def balanced(text: str) -> bool:
 def is_name(text: str) -> bool:
     """Whether `text` is a name that a value can have: a symbol, f(x), AB, an angle, (x, y)."""
     text = text.strip()
+    if re.fullmatch(r"\\?(?:P|Pr|E|Var|Cov)\s*[(\[].{1,60}[)\]]", text):
+        return True
     return bool(_NAME.fullmatch(text) or _TUPLE_NAME.fullmatch(text) or _FRACTION_NAME.fullmatch(text)) or bool(
         re.fullmatch(r"[A-Za-z][a-z]{2,}(?: [A-Za-z]+){0,4}", text)
     )

@@ -12,7 +12,7 @@ import mpmath
 
 from capo_ray.tasks.answers import value
 from capo_ray.tasks.answers.expression import Node, number
-from capo_ray.tasks.answers.kinds import Quantity
+from capo_ray.tasks.answers.kinds import Answer, Quantity
 from capo_ray.tasks.answers.units import agree
 
 
@@ -82,3 +82,15 @@ def _apart(one: Quantity, other: Quantity, digits: int) -> bool:
         and b is not None
         and abs(value.number_of(a) - value.number_of(b)) <= abs(value.number_of(a)) * mpmath.mpf(10) ** -digits
     )
+
+
+def rounds_to(exact: Answer, rounded: Answer) -> bool:
+    """Whether the second is the first to as many digits as it has."""
+    if not isinstance(exact, Quantity) or not isinstance(rounded, Quantity):
+        return False
+    wanted, there = value.real_value(exact.node), value.real_value(rounded.node)
+    digits = len(rounded.decimal.partition(".")[2])
+    if wanted is None or there is None:
+        return False
+    scale = 100 if exact.percent and not rounded.percent and rounded.decimal and abs(there) < 1 else 1
+    return bool(abs(value.number_of(wanted) / scale - value.number_of(there)) * 2 <= mpmath.mpf(10) ** -digits)

@@ -219,7 +219,8 @@ def _ratio(text: str, read: Read) -> Answer | None:
         parts = [Quantity(parse(part)) for part in split_top(text, ":")]
     except Unreadable:
         return None
-    return Ratio(tuple(parts), half) if len(parts) > 1 else None
+    zero = any(part.node == number(0) for part in parts[1:]) and not re.search(r":0\d", text.replace(" ", ""))
+    return Ratio(tuple(parts), half) if len(parts) > 1 and not zero else None
 
 
 def _quantity(text: str, read: Read) -> Answer | None:

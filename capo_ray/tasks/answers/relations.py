@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from capo_ray.tasks.answers import value
 from capo_ray.tasks.answers.expression import Node, Unreadable, parse, symbols
 from capo_ray.tasks.answers.kinds import Answer, Named, Quantity, Reals, Relation, Span
 from capo_ray.tasks.answers.layout import is_name, split_top
+from capo_ray.tasks.answers.quantities import rounds_to, same_quantity
 from capo_ray.tasks.answers.sets import INFINITE, Read, all_but
 
 _SIGNS = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|=|<|>")
@@ -16,11 +18,17 @@ _TURNED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne":
 
 def related(text: str, read: Read) -> Answer | None:
     """Equations, inequalities, and chains of them."""
-    ops = [found[0] for found in _SIGNS.finditer(text)]
-    if not ops:
+    if not _SIGNS.search(text):
         return None
-    sides = [side.strip() for side in split_top(text, _SIGNS.pattern)]
-    if len(sides) != len(ops) + 1 or not all(sides):
+    sides, ops, place = split_top(text, _SIGNS.pattern), [], 0
+    for side in sides[:-1]:
+        place += len(side)
+        found = _SIGNS.match(text, place)
+        assert found is not None
+        ops.append(found[0])
+        place = found.end()
+    sides = [side.strip() for side in sides]
+    if not ops or not all(sides):
         return None
     if set(ops) == {"="}:
         return _equation(sides, read)
@@ -44,6 +52,8 @@ def _equation(sides: list[str], read: Read) -> Answer | None:
         relation = Relation(("=",), nodes)
     except Unreadable:
         relation = None
+    if not _agree([read(side) for side in sides if _constant(side)]):
+        return None
     first = sides[0]
     if is_name(first) or (_constant(first) and len(sides) > 1 and _constant(sides[-1])) or len(sides) > 2:
         value = read(sides[-1])
@@ -52,6 +62,15 @@ def _equation(sides: list[str], read: Read) -> Answer | None:
     if is_name(sides[-1]) and _constant(first):
         return Named(sides[-1], read(first), relation)
     return relation or (read(sides[-1]) if _constant(sides[-1]) else None)
+
+
+def _agree(constants: list[Answer]) -> bool:
+    """Whether the numbers of a chain are one: 0.56 = 56 %, and 2/3 = 0.67; a chain that contradicts itself says
+    nothing."""
+    numbers = [one for one in constants if isinstance(one, Quantity)]
+    return all(
+        same_quantity(one, other) or (bool(other.decimal) and rounds_to(one, other)) for one, other in pairwise(numbers)
+    )
 
 
 def _constant(text: str) -> bool:

@@ -14,12 +14,13 @@ from fractions import Fraction
 from functools import lru_cache
 
 _FONT = (
-    "text|textbf|textit|textrm|textsf|texttt|textnormal|textup|textmd|textsc|textsl|emph|mbox|hbox|mathrm|mathbf|mathit"
+    "text|textbf|textit|textrm|textsf|texttt|textnormal|textup|textmd|textsc|textsl|textsuperscript|emph|mbox|hbox|mathrm|mathbf|mathit"
     "|mathsf|mathtt|mathcal|mathnormal|boldsymbol|bm|pmb|underline|uline|boxed|fbox|ensuremath|operatorname\\*?|vec|hat|tilde"
     "|overrightarrow|widehat|mathop|mathbin|mathord|mathrel|textstyle|displaystyle|Large|large|LARGE|huge|Huge|small"
     "|normalsize|tiny|footnotesize|scriptsize|mathstrut|underbrace|overbrace|bf|rm|it|sf|tt|bfseries|itshape|smash|tag\\*?"
 )
 _OPENED = re.compile(rf"\\(?:{_FONT})(?![A-Za-z])\s*\{{([^{{}}]*)\}}")
+_OLD_FONT = re.compile(r"\{\s*\\(?:rm|bf|it|sf|tt|cal|em)(?![A-Za-z])\s*([^{}]*)\}")
 _BARE = re.compile(
     rf"\\(?:{_FONT}|left|right|[bB]igg?[lrm]?|limits|nolimits|middle|noindent|centering|scriptstyle|strut|relax"
     r"|qed|square|blacksquare)(?![A-Za-z])\.?"
@@ -96,6 +97,8 @@ _ALIASES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ("div", "/"),
         ("colon", ":"),
         ("mid|vert|lvert|rvert", "|"),
+        ("langle", "("),
+        ("rangle", ")"),
         ("lbrace", r"\\{"),
         ("rbrace", r"\\}"),
         ("lbrack", "["),
@@ -122,7 +125,7 @@ _PERCENT = re.compile(
     r"\\?%|\bper\s*cent(?:age)?\b(?:\s+points?\b)?|\bpercent(?:age)?\b(?:\s+points?\b)?|\bpct\b\.?", re.IGNORECASE
 )
 _DEGREE = re.compile(
-    r"\^\s*\{?\s*(?:\\circ(?![A-Za-z])|\\deg(?![A-Za-z])|∘|o(?=\}))\s*\}?|(?:(?<=[\d\s})])|\b)degrees?\b(?!\s+of)",
+    r"\^\s*(?:\{\s*(?:\\circ|\\deg|∘|o)\s*\}|\\circ(?![A-Za-z])|\\deg(?![A-Za-z])|∘)|(?:(?<=[\d\s})])|\b)degrees?\b(?!\s+of)",
     re.IGNORECASE,
 )
 _LABEL = re.compile(
@@ -130,16 +133,22 @@ _LABEL = re.compile(
     r"\s*(?:(?:is|are|=|:)\s*)+:?\s*(?!$)",
     re.IGNORECASE,
 )
+_NAMED_LABEL = re.compile(r"^[A-Za-z]{2}[A-Za-z ]{0,24}:\s*(?=[-\\\d])(?!.*:)")
 _ABOUT = re.compile(
-    r"^(?:approximately|approx\.?|about|roughly|around|exactly|only|\\approx|\\sim(?![A-Za-z]))\s+(?=\S)", re.IGNORECASE
+    r"^(?:approximately|approx\.?|about|there (?:are|is|were)|a total of|the(?=\s+\d)"
+    r"|roughly|around|exactly|only|\\approx|\\sim(?![A-Za-z]))\s+(?=\S)",
+    re.IGNORECASE,
 )
-_THOUSANDS = re.compile(r"(?<=\d)(?:\s*\{\s*,\s*\}\s*|,?\\!|,?\\,|,~|,\\ |\\thinspace\s?)\s*(?:\\!)?\s*(?=\d{3}(?!\d))")
-_SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\s|~)\d{3})+(?![\d,]|\s*/)")
+_THOUSANDS = re.compile(
+    r"(?<=\d)(?:\s*\{\s*,\s*\}\s*|,?\s?\\!|,?\\,|,~|,\\ |\\thinspace\s?)\s*(?:\\!)?\s*(?=\d{3}(?!\d))"
+)
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,_^])\d{1,3}(?:(?:\s|~)\d{3})+(?![\d,]|\s*/)")
 _MIXED = re.compile(
     r"(?<![\d.\w^}_])(?<!\d\s)(\d+)(?:\s+|\s*(?=\\frac))(?:(\d+)\s*/\s*(\d+)(?![\d.a-zA-Z(])|\\frac\{\s*(\d+)\s*\}\{\s*(\d+)\s*\})"
 )
 _ORDINAL = re.compile(
-    r"(?<![\d.])(\d+)\s*(?:\^\s*\{\s*(?:st|nd|rd|th)\s*\}|\^\s*(?:st|nd|rd|th)\b|\s?(?:st|nd|rd|th)\b)", re.IGNORECASE
+    r"(?<![\d.])(\d+)\s*(?:\^\s*\{\s*(?:st|nd|rd|th)\s*\}|\^\s*(?:st|nd|rd|th)\b|[\s-]?(?:st|nd|rd|th)\b)",
+    re.IGNORECASE,
 )
 _REPEATING = (
     re.compile(r"(?<![\d.])(\d*)\.(\d*)\s*\\(?:overline|bar)\s*\{?\s*(\d+)\s*\}?"),
@@ -149,6 +158,7 @@ _DOTTED = re.compile(r"(?<![\d.])(\d*)\.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\
 _GOES_ON = re.compile(r"(?<![\d.])(\d*)\.(\d*?)(\d{1,6}?)\3{2,}\s*(?:\\dots\s*|\.{3,})")
 _SEGMENT = re.compile(r"\\(?:overline|bar)\s*\{\s*([A-Za-z]+(?:_\d)?)\s*\}|\\(?:overline|bar)\s+([A-Za-z])")
 _SPECIAL = re.compile(r"<\|[^<>|\s]{1,40}\|>")
+_SCALES = {"C": "celsius", "F": "fahrenheit"}
 _COMPARISONS = (("<=", r"\le "), ("=<", r"\le "), (">=", r"\ge "), ("=>", r"\ge "), ("!=", r"\ne "), ("<>", r"\ne "))
 _LONGEST = 2000
 
@@ -166,6 +176,7 @@ def clean(text: str) -> str:
     for written, sign in _COMPARISONS:
         text = text.replace(written, sign)
     text = _PERCENT.sub(r"\\pct ", _DEGREE.sub(r"\\deg ", text))
+    text = re.sub(r"\\deg\s*(C|F)\b", lambda found: "\\deg " + _SCALES[found[1]], text)
     text = _SPACE.sub(" ", text)
     if ".." in text or "\\dots" in text:
         text = _GOES_ON.sub(lambda found: _fraction(found[1], found[2], found[3]), text)
@@ -208,9 +219,10 @@ def _unset(text: str) -> str:
         if opened == text:
             break
         text = opened
+    text = _OLD_FONT.sub(r" \1 ", text)
     text = _BARE.sub(" ", text)
     text = re.sub(r"\\?US\s*\\?\$|\\\$", r"\\currency ", text)
-    return _DELIMITER.sub(" ", text) if "\\begin" not in text else text
+    return _DELIMITER.sub(" ", text)
 
 
 def _content(box: re.Match[str]) -> str:
@@ -227,7 +239,7 @@ def _unwrapped(text: str) -> str:
                 text = text[len(mark) : -len(mark)].strip()
         if text.startswith("{") and _closes_at_end(text):
             text = text[1:-1]
-        text = _ABOUT.sub("", _LABEL.sub("", text))
+        text = _ABOUT.sub("", _LABEL.sub("", _NAMED_LABEL.sub("", text)))
         text = re.sub(r"^[=:]\s*", "", text)
         text = re.sub(r"(?<!\.)[.,;:](?:\s*[.,;:])*$", "", text)
         if text == before:

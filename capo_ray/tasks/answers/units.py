@@ -62,177 +62,26 @@ _MEASURES = {
     "pm": "",
 }
 _NAME_OF = {word: name for name, words in _MEASURES.items() for word in (name, *words.split())}
-_SHORT = frozenset(
-    [
-        "men",
-        "man",
-        "dog",
-        "cat",
-        "day",
-        "way",
-        "box",
-        "bag",
-        "car",
-        "boy",
-        "pen",
-        "cup",
-        "egg",
-        "hat",
-        "ant",
-        "bee",
-        "cow",
-        "pig",
-        "toy",
-        "bus",
-        "cap",
-        "can",
-        "jar",
-        "key",
-        "map",
-        "nut",
-        "pie",
-        "pot",
-        "rod",
-        "row",
-        "set",
-        "tie",
-        "toe",
-        "top",
-        "van",
-        "hen",
-        "fox",
-        "bat",
-        "bit",
-        "fan",
-        "gem",
-        "jet",
-        "job",
-        "mug",
-        "net",
-        "oak",
-        "pea",
-        "pet",
-        "pin",
-        "rat",
-        "rug",
-        "sow",
-        "tax",
-        "tea",
-        "tin",
-        "ton",
-        "tub",
-        "vat",
-        "zoo",
-        "kid",
-        "sum",
-        "all",
-        "of",
-        "per",
-        "in",
-        "the",
-        "to",
-        "go",
-        "more",
-        "each",
-        "old",
-        "new",
-    ]
-)
-_IGNORED = frozenset(
-    [
-        "unit",
-        "of",
-        "the",
-        "per",
-        "in",
-        "a",
-        "an",
-        "each",
-        "total",
-        "altogether",
-        "left",
-        "there",
-        "are",
-        "is",
-        "on",
-        "at",
-        "for",
-    ]
-)
+_SHORT_WORDS = """
+men man dog cat day way box bag car boy pen cup egg hat ant bee cow pig toy bus cap can jar key map nut pie pot rod
+row set tie toe top van hen fox bat bit fan gem jet job mug net oak pea pet pin rat rug sow tax tea tin ton tub vat
+zoo kid sum all of per in the to go more each old new
+"""
+_SHORT = frozenset(_SHORT_WORDS.split())
+_IGNORED_WORDS = """
+unit of the per in a an each total altogether left there are is on at for
+"""
+_IGNORED = frozenset(_IGNORED_WORDS.split())
 _ALONE = {"m", "s", "g", "h", "L", "l", "N", "J", "W", "V"}
 """Single letters that are units behind a space."""
 _MULTIPLE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_CHANGES = frozenset(
-    [
-        "half",
-        "halves",
-        "quarter",
-        "quarters",
-        "tenth",
-        "tenths",
-        "hundredth",
-        "hundredths",
-        "thousandth",
-        "thousandths",
-        "squared",
-        "cubed",
-        "factorial",
-        "or",
-        "and",
-        "not",
-        "less",
-        "plus",
-        "minus",
-        "times",
-        "over",
-        "base",
-        "mod",
-        "negative",
-        "root",
-        "pi",
-        "score",
-        "gross",
-        "pair",
-        "pairs",
-        "power",
-        "divided",
-        "out",
-        "if",
-        "where",
-        "when",
-        "fourths",
-        "fifths",
-        "sixths",
-        "eighths",
-        "least",
-        "most",
-        "than",
-        "but",
-        "no",
-        "none",
-        "wrong",
-        "incorrect",
-        "false",
-        "infinity",
-        "mean",
-        "thirds",
-        "modulo",
-        "zero",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "except",
-        "without",
-        "dozens",
-    ]
-)
+_CHANGES_WORDS = """
+half halves quarter quarters tenth tenths hundredth hundredths thousandth thousandths squared cubed factorial or and
+not less plus minus times over base mod negative root pi score gross pair pairs power divided out if where when
+fourths fifths sixths eighths least most than but no none wrong incorrect false infinity mean thirds modulo zero one
+two three four five six seven eight nine ten except without dozens
+"""
+_CHANGES = frozenset(_CHANGES_WORDS.split())
 """Words that say more than what is counted: a number with one of them is not read."""
 _NAMES = {*FUNCTIONS, *GREEK, "infinity", "inf"}
 _WORD = r"[A-Za-z]+\.?"
@@ -249,6 +98,7 @@ def split_unit(text: str) -> tuple[str, frozenset[str], int]:
             frozenset({"dollar"} if "currency" in prefix[0] else ()),
         )
     text = re.sub(r"\s*\\currency\s*$", "", text)
+    text = re.sub(r"(?<=[\d)}])\s*\\frac\{ ?([a-z]{2,4}) ?\}\{ ?([a-z]{1,4}) ?\}$", r" \1/\2", text)
     text = re.sub(r"(?<=\d)\s*([ap])\.?\s?m\b\.?$", r" \1m", text, flags=re.IGNORECASE)
     inner = re.fullmatch(r"[(\[]\s*([^()\[\],]*\d\s+[A-Za-z]{2,}[^()\[\],]*)[)\]]", text)
     text = inner[1] if inner else text
@@ -303,6 +153,8 @@ def _words(parts: list[str], tail: str, *, spaced: bool) -> tuple[frozenset[str]
         stem = small.rstrip("s") if len(small) > 3 else small
         name = _NAME_OF.get(word) or _NAME_OF.get(small) or _NAME_OF.get(stem)
         known = name is not None and (len(word) > 1 or (spaced and (word in _ALONE or compound)))
+        if small in _IGNORED and place:
+            continue
         if not known and not (len(word) > 3 or small in _SHORT or (place and len(word) > 1)):
             return None
         if small == "in" and (place == len(parts) - 1 or parts[place + 1] == "power"):

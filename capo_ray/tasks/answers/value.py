@@ -27,6 +27,9 @@ _MOST_BITS = 20_000
 _LARGEST_LOG = 1e7
 """Natural logarithm of the largest power that is taken."""
 _POINTS = 5
+_POINTS_OF_STEPS = 40
+"""For floors and ceilings, which agree at many points and differ at others."""
+_STEPPED = ("floor", "ceil")
 _WHOLE_ONLY = ("floor", "ceil", "factorial", "binom")
 Value = Any
 """Fraction where it is known exactly, else mpmath's mpf or mpc."""
@@ -244,6 +247,8 @@ def _infinity(node: Node) -> int | None:
 def _equal_at_points(one: Node, other: Node) -> bool:
     met = 0
     names = symbols(one) | symbols(other)
+    stepped = contains(one, _STEPPED) or contains(other, _STEPPED)
+    enough = _POINTS_OF_STEPS if stepped else _POINTS
     real = not contains(one, ("i",)) and not contains(other, ("i",))
     for at in points(names, whole=contains(one, _WHOLE_ONLY) or contains(other, _WHOLE_ONLY)):
         try:
@@ -261,9 +266,9 @@ def _equal_at_points(one: Node, other: Node) -> bool:
         if not same(wanted, there, partial(_both_again, one, other, at)):
             return False
         met += 1
-        if not names or met == _POINTS:
+        if not names or met == enough:
             return True
-    return met >= 2
+    return met >= (enough if stepped else 2)
 
 
 def _both_again(one: Node, other: Node, at: Mapping[str, Fraction]) -> tuple[Value, Value]:
@@ -300,7 +305,7 @@ def points(names: frozenset[str], *, whole: bool) -> Iterator[dict[str, Fraction
     if not names:
         yield {}
         return
-    for trial in range(3 * _POINTS):
+    for trial in range(3 * _POINTS if not whole else 2 * _POINTS_OF_STEPS):
         draws = {name: _hashed(f"{trial} {name}") for name in names}
         if whole:
             yield {name: Fraction(3 + int(draw * 40)) for name, draw in draws.items()}
