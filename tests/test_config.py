@@ -487,3 +487,10 @@ def test_conf_is_found_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     assert (conf_dir() / "config.yaml").is_file()
     compose([TINY])
+
+
+def test_checkpoints_at_once() -> None:
+    """The newest two, the best and the one being written; and those of every so many steps."""
+    assert compose([TINY]).checkpoints_at_once == 4
+    assert compose([TINY, "keep_best=null", "keep_checkpoints=1"]).checkpoints_at_once == 2
+    assert compose([TINY, "steps=20", "keep_every=5"]).checkpoints_at_once == 8

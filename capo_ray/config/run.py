@@ -79,6 +79,12 @@ class Config(Block):
     cluster: Cluster = setting("see below", Cluster())
     tracking: Tracking = setting("see below", Tracking())
 
+    @property
+    def checkpoints_at_once(self) -> int:
+        """How many stand on the disk at most: those that are kept, and the one that is being written."""
+        of_steps = self.steps // self.keep_every if self.keep_every else 0
+        return self.keep_checkpoints + (self.keep_best is not None) + of_steps + 1
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         from capo_ray.config.rules import check

@@ -54,7 +54,7 @@ class Result:
 
 
 NO_MATTER = (
-    *("run_dir", "resume", "cluster.", "tracking.", "keep_checkpoints"),
+    *("run_dir", "resume", "cluster.", "tracking.", "keep_", "checkpoint_", "stop_within_s"),
     *("rollout.workers", "critic.workers", "reward.aggregators"),
 )
 """Settings, by the beginnings of their names, that change how a run goes and not what comes of it."""

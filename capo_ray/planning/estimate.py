@@ -251,7 +251,7 @@ def disk(config: Config, policy: Shape | None) -> str:
         return "  disk                    not known: the policy's shape is not"
     width = BYTES[config.policy.dtype]
     one, last = policy.parameters * (width + 12) / GIB, policy.parameters * width / GIB
-    most = one * (config.keep_checkpoints + 1) + last
+    most = one * config.checkpoints_at_once + last
     return (
         f"  disk                    {one:.1f} GiB a checkpoint, at most {most:.1f} with those kept and the last policy"
     )

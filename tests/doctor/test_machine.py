@@ -212,8 +212,8 @@ def test_the_disk_of_a_run() -> None:
     def found(free: float) -> Finding:
         return host.run_disk(PAPER, known, Path("/runs"), total_gib=100, free_gib=free)
 
-    assert found(40).found == "40 of 100 GiB free at /runs; checkpoints take 30.0"
-    assert found(20).found == "20 of 100 GiB free at /runs; 2 checkpoints and the one being written take 30"
+    assert found(50).found == "50 of 100 GiB free at /runs; checkpoints take 40.0"
+    assert found(20).found == "20 of 100 GiB free at /runs; 3 checkpoints and the one being written take 40"
     assert found(20).state == "warn" and found(11).state == "fail"
     assert found(11).found == "11 of 100 GiB free at /runs; one checkpoint takes 10.0 and the rest of a run 2"
 
