@@ -18,3 +18,20 @@ def test_more_than_the_cluster_has_is_refused() -> None:
         "this run needs 3 GPU (there are 0), 0.3 CPU (there are 0.2). Ask for fewer workers, join a larger cluster "
         "with cluster.address=auto, or start with +experiment=tiny_cpu"
     )
+
+
+def test_a_bundle_that_fits_no_node_is_refused_and_not_waited_for() -> None:
+    from capo_ray.cluster.placement import NotEnough, refuse_misfit, refuse_too_much
+
+    bundles, nodes = [{"CPU": 4.0, "GPU": 4.0}], [{"CPU": 8.0, "GPU": 1.0}] * 16
+    refuse_too_much(bundles, {"CPU": 128.0, "GPU": 16.0})
+    with pytest.raises(NotEnough, match="an engine needs 4 GPUs on one node, and the largest node has 1") as error:
+        refuse_misfit(bundles, nodes)
+    assert str(error.value).endswith("Lower tensor_parallel of the engines, or take larger nodes")
+
+
+def test_no_advice_to_join_a_cluster_that_is_joined() -> None:
+    from capo_ray.cluster.placement import NotEnough, refuse_too_much
+
+    with pytest.raises(NotEnough, match="add nodes to the cluster"):
+        refuse_too_much([{"CPU": 1.0}], {"CPU": 0.5}, joined=True)
