@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,10 +29,17 @@ def on_gpus() -> dict[str, Config]:
     return {name: config for name, config in found.items() if config.cluster.device == "gpu"}
 
 
+def of_other_sizes() -> dict[str, Config]:
+    """One experiment of each."""
+    sizes = {"two_nodes": "llama3b_intersection", "one_node_fp8": "llama3b_intersection", "one_gpu": "llama1b_grpo"}
+    assert sizes.keys() == {path.stem for path in (conf_dir() / "size").glob("*.yaml")}
+    return {f"{name}, {size}": compose([f"+experiment={name}", f"+size={size}"]) for size, name in sizes.items()}
+
+
 def engines_of(name: str, config: Config) -> Iterator[tuple[str, dict[str, Any], int]]:
     """(place, settings, GPUs) of each engine that differs."""
     given = {seat.role: seat.resources["GPU"] for seat in seats(config)[1] if "GPU" in seat.resources}
-    yield f"{name}: rollout", rollout_settings(config, FILES), int(given["rollout"])
+    yield f"{name}: rollout", rollout_settings(config, FILES), math.ceil(given["rollout"])  # half of one, beside a rank
     for place, voter in critics_here(config):
         settings = critic_engine_settings(config, voter, FILES)
         settings["window"] = settings["window"] or voter.known_window
@@ -44,6 +52,7 @@ def test_vllm_takes_the_gpus_of_its_own_actor_for_every_engine_of_every_experime
 
     found = on_gpus()
     assert len(found) == 28
+    found |= of_other_sizes()
     engines = [engine for name, config in found.items() for engine in engines_of(name, config)]
     asked = {place: settings for place, settings, _ in engines}
     config = compose(
