@@ -177,12 +177,10 @@ def _sum_of_letters(gold: Quantity, found: Relation) -> bool:
 
 
 def _lone(answer: Answer) -> Answer:
-    """A set or list of one is that one."""
-    return (
-        answer.items[0]
-        if isinstance(answer, Items) and len(answer.items) == 1 and answer.brackets in ("", "{}")
-        else answer
-    )
+    """A set or list of one is that one, unless that is a list or set itself."""
+    if not isinstance(answer, Items) or len(answer.items) != 1 or answer.brackets not in ("", "{}"):
+        return answer
+    return answer if isinstance(answer.items[0], Items) else answer.items[0]
 
 
 def _values(answer: Answer) -> Sequence[Answer]:

@@ -56,9 +56,9 @@ def is_name(text: str) -> bool:
 def one_name(one: str, other: str) -> bool:
     """Whether two names can be of one value: equal, one with a subscript that the other leaves out, or words."""
     one, other = (re.sub(r"[\s{}\\|]|(?:m ?\\)?angle|triangle", "", name) for name in (one, other))
-    if one == other or sorted(one) == sorted(other):
+    if one == other or (one.isupper() and one.isalpha() and sorted(one) == sorted(other)):
         return True
     stems = [re.split(r"[_('^]", name)[0] for name in (one, other)]
     if stems[0] == stems[1]:
         return stems[0] in (one, other)
-    return any(re.fullmatch(r"[A-Za-z]?[a-z]{2,}", stem) for stem in stems)
+    return any(re.fullmatch(r"[A-Za-z][a-z]{3,}", stem) for stem in stems)

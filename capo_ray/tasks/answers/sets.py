@@ -22,7 +22,7 @@ _EVERYTHING = Reals((Span(Node("neg", (INFINITE,)), False, INFINITE, False),))
 _NOTHING = Items((), "{}")
 _NONE = re.compile(
     r"(?:the )?(?:\\emptyset|empty(?: set)?|null set|no (?:real )?(?:solutions?|values?|roots?)(?: exists?)?"
-    r"|\\\{ ?\\\}|\\\{ ?\\emptyset ?\\\})",
+    r"|\\\{ ?\\\})",
     re.IGNORECASE,
 )
 _ALL = re.compile(

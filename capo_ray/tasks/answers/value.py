@@ -263,7 +263,10 @@ def _equal_at_points(one: Node, other: Node) -> bool:
             return False
         if names and real and (_complex(wanted) or _complex(there)):
             continue  # outside of what the answers are meant for
-        if not same(wanted, there, partial(_both_again, one, other, at)):
+        try:
+            if not same(wanted, there, partial(_both_again, one, other, at)):
+                return False
+        except TooLarge:
             return False
         met += 1
         if not names or met == enough:
@@ -282,9 +285,9 @@ def _complex(found: Value) -> bool:
 def _again(node: Node, at: Mapping[str, Fraction]) -> Value:
     with mpmath.workdps(_AGAIN):
         found = value_of(node, at)
-        return (
-            mpmath.mpf(0) if abs(found) < mpmath.mpf(10) ** (30 - _AGAIN) and not isinstance(found, Fraction) else found
-        )
+        if isinstance(found, Fraction) or abs(found) >= mpmath.mpf(10) ** (30 - _AGAIN):
+            return found
+        return mpmath.mpf(0)
 
 
 def same(one: Value, other: Value, again: Callable[[], tuple[Value, Value]] | None = None) -> bool:
