@@ -60,7 +60,7 @@ def folder(one: Ranks, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model with weights: under ZeRO-3 such are made in shares."""
     path = str(tmp_path_factory.mktemp("model"))
     one(written, Case(stage=0), path)
-    return path
+    return f"{path}/written"
 
 
 @pytest.fixture(scope="module")

@@ -85,10 +85,11 @@ def test_ctrl_c_ends_the_part_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(watching, "EVERY_S", 0.0)
     monkeypatch.setattr(watching, "_TERM_S", 0.5)
     started: list[int] = []
+    others = {child.pid for child in psutil.Process().children(recursive=True)}  # of tests before
 
     def interrupt(line: str) -> None:
         if "waiting for NCCL" in line:
-            started.extend(child.pid for child in psutil.Process().children(recursive=True))
+            started.extend({child.pid for child in psutil.Process().children(recursive=True)} - others)
             raise KeyboardInterrupt
 
     part = Part(name="hangs", what="a part", module="made_parts", function="hangs", limit_s=PATIENT_S)

@@ -214,7 +214,7 @@ def test_how_runs_go_is_no_matter_of_the_report(tmp_path: Path, capsys: pytest.C
     asked = [f"run={design}", f"out={tmp_path / 'out'}", "report=only"]
     assert program.main([*asked, "critic.workers=2"]) == 0
     assert program.main([*asked, "critic.served_model=other"]) == 2
-    assert "`served_model` have no meaning where `kind` is truth" in capsys.readouterr().err
+    assert "`served_model` and `leave_out` have no meaning where `kind` is truth" in capsys.readouterr().err
 
 
 def test_own_keys_may_be_flags_and_the_rest_goes_to_every_run(tmp_path: Path) -> None:
