@@ -22,8 +22,10 @@ from capo_ray.cluster.actors import AggregatorActor, CriticActor, RolloutActor, 
 from capo_ray.cluster.faults import cause_of
 from capo_ray.cluster.gauges import Badge
 from capo_ray.cluster.patience import ends_within, with_patience
+from capo_ray.cluster.session import head_address
 from capo_ray.config.run import Config
 from capo_ray.planning.bundles import Role, critics_here, misfit, seats, shortages
+from capo_ray.planning.machine import why_silent
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +162,11 @@ class Team:
         return dict(self._actors)
 
     async def dismiss(self) -> None:
-        """Close every actor, then kill it, and give the placement group back."""
+        """Close every actor, then kill it, and give the placement group back. Where Ray's head is gone nothing is asked
+        of it: a call that waits for it ends the whole program after a minute, whatever goes on by then."""
+        if await asyncio.to_thread(why_silent, head_address()):
+            log.warning("Ray does not answer: its head is gone. What it ran ends with it")
+            return
         try:
             if closing := [actor.close.remote() for _, actor in self._actors]:
                 await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=10)
