@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from running import QUICK, Running, steps_in
 
-pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.ray]
+pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(1500)]
 
 SETTINGS = (
     *QUICK[:3],
