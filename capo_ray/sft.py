@@ -30,7 +30,8 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from capo_ray.config.blocks import Block, Data, Model, Trainer, setting
 from capo_ray.config.library import DeepSpeedOptions
-from capo_ray.config.run import ConfigError, composed
+from capo_ray.config.run import ConfigError, composed, conf_dir
+from capo_ray.config.sources import follow
 from capo_ray.conversations import EXAMPLE, encode, length, read, tokenizer_of, write_tokenizer
 from capo_ray.models import find_model, shown
 from capo_ray.options import check
@@ -125,7 +126,11 @@ def parse(arguments: Sequence[str]) -> Sft:
     if wrong := [argument for argument in experiments if not argument.endswith("_sft")]:
         raise ConfigError(f"{wrong[0]} is no supervised training: the names of those end in _sft")
     tree = OmegaConf.create(OmegaConf.to_container(composed(None, experiments)) if experiments else {})
+    before = OmegaConf.select(tree, "model.path")
     tree.merge_with(OmegaConf.from_cli(given))
+    if path := OmegaConf.select(tree, "model.path"):
+        beside = [argument.partition("=")[0].removeprefix("model.").split(".")[0] for argument in given]
+        tree.merge_with({"model": follow(before, str(path), beside, conf_dir() / "model")})
     try:
         return Sft.model_validate(OmegaConf.to_container(tree, resolve=True))
     except ValidationError as error:

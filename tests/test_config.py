@@ -54,7 +54,8 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
     assert names
     if group in ("data", "reward", "tracking"):
         for name in names:
-            compose(["+experiment=llama3b_intersection", f"{group}={name}", "data.path=x"])
+            path = [] if name == "arithmetic" else ["data.path=x"]
+            compose(["+experiment=llama3b_intersection", "data.evaluation=null", f"{group}={name}", *path])
     if group == "model":
         for name in names:
             shape = compose([TINY, f"model@policy={name}"]).policy.shape
@@ -150,6 +151,20 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         (
             "data.kind=math",
             "data: `path` must name a file or a data set when `kind` is math; pass data.path=FILE_OR_ID",
+        ),
+        (
+            "data.path=x.jsonl",
+            "data: `path` would not be read: `kind` arithmetic makes its own problems; begin with data=gsm8k, "
+            "data=math or data=verl for a file with such columns, or leave it out",
+        ),
+        (
+            "data.evaluation_prompts=5 data.evaluation={split:test}",
+            "data: `evaluation` would not be read: `kind` arithmetic makes its own problems; begin with data=gsm8k, "
+            "data=math or data=verl for a file with such columns, or leave it out",
+        ),
+        (
+            "critic=null algorithm=grpo critic.critiques=3",
+            "critic.critiques: critic=null leaves the whole block out; give one of the two",
         ),
         (
             "data.answer_boxed=true data.answer_pattern='(.+)'",

@@ -143,7 +143,7 @@ def test_settings_are_checked(tmp_path: Path) -> None:
         ("zero_stage=4", "zero_stage: Input should be 0, 1, 2 or 3, got 4"),
         ("model=x.json", "`model.tokenizer` must be set when `model` is a config"),
         ("messages_field=null", "`data.solution_field` must be set when `messages_field` is null"),
-        ("data.kind=arithmetic", "`data.kind` arithmetic has no texts to learn from; name some with data=FILE"),
+        ("data.kind=arithmetic", "`path` would not be read: `kind` arithmetic makes its own problems"),
         ("+experiment=x_sft", "Could not find 'experiment/x_sft'"),
         ("+experiment=tiny_cpu", "+experiment=tiny_cpu is no supervised training: the names of those end in _sft"),
         ("loud", "arguments are key=value, got loud"),
@@ -218,7 +218,8 @@ def test_an_experiment_starts_where_its_ranks_find_gpus_that_hold_them(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    arguments = [f"+experiment={name}", "device=gpu", f"out={tmp_path / 'out'}", f"model={tmp_path / 'nothing'}"]
+    named = Path(sft.parse([f"+experiment={name}"]).model.path).name  # its shape is known by this name
+    arguments = [f"+experiment={name}", "device=gpu", f"out={tmp_path / 'out'}", f"model={tmp_path / named}"]
 
     def refusal(gpus: int, mib: int, *more: str) -> str:
         monkeypatch.setenv("GPUS", str(gpus))
@@ -289,7 +290,7 @@ def test_every_epoch_visits_everything_once() -> None:
         ("/nowhere", "model.path: '/nowhere' is no folder here; name a folder or a Hugging Face id (owner/name)"),
         ("/nowhere.json model.tokenizer=x", "model.path: there is no model config /nowhere.json"),
         ("asset:tiny_policy data=/nowhere.jsonl", "data.path: there is no file /nowhere.jsonl; pass data.path=FILE.j"),
-        ("asset:tiny_policy +experiment=llama3b_sft", "model.chat_template: it writes <|begin_of_text|>, which is no"),
+        ("asset:tiny_policy model.chat_template=<|begin_of_text|>", "model.chat_template: it writes <|begin_of_text|>, which is no"),
     ],
 )
 def test_what_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str], model: str, message: str) -> None:

@@ -197,6 +197,12 @@ class Data(Source):
             raise ValueError(
                 f"`path` must name a file or a data set when `kind` is {self.kind}; pass data.path=FILE_OR_ID"
             )
+        if self.kind == "arithmetic" and (self.path or self.evaluation):
+            named = "`path`" if self.path else "`evaluation`"
+            raise ValueError(
+                f"{named} would not be read: `kind` arithmetic makes its own problems; begin with data=gsm8k, "
+                f"data=math or data=verl for a file with such columns, or leave it out"
+            )
         if self.evaluation is not None and not self.evaluation_prompts:
             raise ValueError(
                 "`evaluation` names held-out problems and `evaluation_prompts` is 0, so that none of them would be "

@@ -6,6 +6,7 @@ Leaves out: what a machine can hold (see `planning`), whether files that are nam
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,11 +15,10 @@ from pydantic import ValidationError, model_validator
 
 from capo_ray.config.blocks import Block, Cluster, Data, Model, Rollout, Tracking, Trainer, setting
 from capo_ray.config.critic import Critic
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.given import in_order, read, refuse_left_out, refuse_unreadable
 from capo_ray.config.method import Algorithm, Reward
-
-
-class ConfigError(ValueError):
-    """The configuration is not one that can run; the message names the field, the value and what to do."""
+from capo_ray.config.sources import followed, is_path
 
 
 class Config(Block):
@@ -137,24 +137,27 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     """Compose `conf/` with command-line overrides, such as "+experiment=tiny_cpu", and validate the result.
 
     A field that no YAML file names can be set as any other, `key=value`, and `GROUP=null` leaves a whole block out. A
-    size is of the experiment that it is given with, wherever it stands.
+    size is of the experiment that it is given with, wherever it stands. What belongs to a model follows its path. What
+    is given and has no effect is a warning. Raises ConfigError.
     """
     from omegaconf import OmegaConf, open_dict
 
-    overrides = sorted(overrides, key=lambda override: override.startswith("+size="))
-    for override in overrides:
-        if override.startswith("+experiment=") and override.endswith("_sft"):
-            raise ConfigError(f"a supervised training is started with: python -m capo_ray.sft {override}")
+    from capo_ray.config.idle import idle
+
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
-    without = [group for group in groups if f"{group}=null" in overrides]
-    given = [
-        _settable(_at_home(override), groups) for override in overrides if override.removesuffix("=null") not in without
-    ]
-    tree = composed("config", given)
+    given = in_order([read(override, groups) for override in overrides])
+    without = [one.key for one in given if one.leaves_out]
+    refuse_left_out(given, without)
+    tree = composed("config", [one.for_hydra() for one in given if not one.leaves_out and not is_path(one)])
     with open_dict(tree):
-        for group in without:
-            OmegaConf.update(tree, group, None)
-    return load(tree)
+        for block in without:
+            OmegaConf.update(tree, block, None)
+        for field, value in followed(tree, given, conf_dir() / "model"):
+            OmegaConf.update(tree, field, value, force_add=True)
+    config = load(tree)
+    for line in idle(config, [one.key for one in given if one.sets_value]):
+        warnings.warn(line, stacklevel=2)
+    return config
 
 
 def composed(name: str | None, overrides: Sequence[str]) -> Any:
@@ -169,50 +172,5 @@ def composed(name: str | None, overrides: Sequence[str]) -> Any:
             return hydra_compose(config_name=name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         for override in overrides:
-            _refuse_unreadable(override)
+            refuse_unreadable(override)
         raise ConfigError(str(error)) from error
-
-
-def _settable(override: str, groups: set[str]) -> str:
-    """Hydra refuses to set what no YAML file names; whether there is such a key is for `validate` to say."""
-    key = override.split("=", 1)[0]
-    plain = "=" in override and key[:1] not in "+~" and "@" not in key and key not in groups
-    return f"++{override}" if plain and not key.startswith("hydra") else override
-
-
-def _at_home(override: str) -> str:
-    """`key=~/file` with the home directory in place of ~, which shells leave alone there."""
-    key, equals, value = override.partition("=")
-    return f"{key}={Path.home()}{value[1:]}" if equals and value.startswith("~/") else override
-
-
-def _refuse_unreadable(override: str) -> None:
-    """Raises ConfigError where Hydra's grammar has no value in an override, or several."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        if not OverridesParser.create().parse_override(override).is_sweep_override():
-            return
-    except HydraException:
-        pass
-    key, equals, value = override.removeprefix("++").partition("=")
-    if not equals:
-        raise ConfigError(f"{override}: arguments are key=value, or +group=name")
-    raise ConfigError(
-        f"{key}: Hydra reads a part of `{value}` as its own grammar; quote it once for the shell and once for Hydra: "
-        f"'{key}={_quoted(value)}'"
-    )
-
-
-def _quoted(value: str) -> str:
-    """As Hydra's grammar has a text; of a list of texts, each item."""
-    if value.startswith("[") and value.endswith("]") and "{" not in value:
-        return f"[{','.join(map(_as_text, value[1:-1].split(',')))}]"
-    return _as_text(value)
-
-
-def _as_text(value: str) -> str:
-    value = value.strip()
-    escaped = value.replace('"', '\\"')
-    return value if len(value) > 1 and value[0] == value[-1] == '"' else f'"{escaped}"'

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.config.run import Config, ConfigError, compose, conf_dir, validate
+from capo_ray.config.sources import exported
 from capo_ray.planning.machine import gpu_sizes
 from capo_ray.program import own_keys
 from capo_ray.types import JsonDict
@@ -58,7 +59,7 @@ def options_of(arguments: Sequence[str]) -> Options:
         raise ConfigError(f"arguments are key=value, got {' '.join(bare)}")
     paths = {name: Path(own[name]).expanduser() for name in ("data_dir", "out", "replay") if name in own}
     options = Options(
-        model=own.get("model", ""),
+        model=exported(own.get("model", "")),
         suite=own.get("suite", ""),
         runs=_number(own, "runs", RUNS, least=0) or 0,
         k=_number(own, "k", 0, least=0) or 0,
@@ -114,8 +115,9 @@ def _of_run(path: Path, base: Sequence[str], options: Options) -> Config:
 
     theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
     groups = {group.name for group in conf_dir().iterdir() if group.is_dir()}
-    world = f"data.kind={theirs['data']['kind']}"  # some critics know one kind alone
-    ours = compose([*base, world, *options.overrides]).model_dump(mode="json")
+    kind = theirs["data"]["kind"]  # some critics know one kind alone
+    world = [f"data.kind={kind}", *(["data.path=null"] if kind == "arithmetic" else [])]
+    ours = compose([*base, *world, *options.overrides]).model_dump(mode="json")
     keys = [given.lstrip("+").split("=", 1)[0] for given in options.overrides]
     for key in ["policy.path", "policy.tokenizer", "cluster.address", UNUSED.split("=")[0], *keys]:
         _copy(ours, theirs, key.split("@")[-1].split(".") if key not in groups else [key])

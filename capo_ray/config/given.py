@@ -1,0 +1,113 @@
+"""What is given on a command line, argument by argument: read as Hydra would, refused in words where it cannot be read.
+
+Leaves out composing (see `run`) and whether there is such a key, which its model says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capo_ray.config.fault import ConfigError
+
+ADDED = ("experiment", "size")
+"""Groups that `config.yaml` has no place for: Hydra wants a + before them, nobody else does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """One argument."""
+
+    mark: str
+    """+, ++, ~ or nothing, as Hydra has them."""
+    key: str
+    text: str | None
+    """What stands behind the first =; None without one."""
+    is_group: bool
+    """Whether a file of `conf/` is chosen, and no value set."""
+
+    @property
+    def leaves_out(self) -> bool:
+        """`GROUP=null`"""
+        return self.is_group and self.text == "null" and not self.mark and "@" not in self.key
+
+    @property
+    def sets_value(self) -> bool:
+        return not self.is_group and self.mark != "~" and not self.key.startswith("hydra")
+
+    def for_hydra(self) -> str:
+        """Hydra refuses to set what no YAML file names; whether there is such a key is for the models to say."""
+        mark = "++" if self.sets_value and not self.mark else self.mark
+        return f"{mark}{self.key}" if self.text is None else f"{mark}{self.key}={self.text}"
+
+    def value(self) -> Any:
+        return _parsed(self.for_hydra()).value()
+
+
+def read(argument: str, groups: Collection[str]) -> Given:
+    """Raises ConfigError where it is no argument, or has no value or several in Hydra's grammar."""
+    bare = argument.lstrip("+~")
+    mark = argument[: len(argument) - len(bare)]
+    key, equals, text = bare.partition("=")
+    if equals and text.startswith("~/"):  # which shells leave alone there
+        text = f"{Path.home()}{text[1:]}"
+    is_group = "@" in key or key in groups
+    if key in ADDED and not mark:
+        mark = "+"
+    if key == "experiment" and text.endswith("_sft"):
+        raise ConfigError(f"a supervised training is started with: python -m capo_ray.sft {argument}")
+    given = Given(mark=mark, key=key, text=text if equals else None, is_group=is_group)
+    refuse_unreadable(given.for_hydra())
+    return given
+
+
+def in_order(given: Iterable[Given]) -> list[Given]:
+    """A size is of the experiment that it is given with, wherever it stands."""
+    return sorted(given, key=lambda one: one.key == "size")
+
+
+def refuse_left_out(given: Iterable[Given], without: Collection[str]) -> None:
+    """Raises ConfigError where a key is set in a block that is left out."""
+    for one in given:
+        block = one.key.split(".")[0]
+        if one.sets_value and block in without:
+            raise ConfigError(f"{one.key}: {block}=null leaves the whole block out; give one of the two")
+
+
+def _parsed(override: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(override)
+
+
+def refuse_unreadable(override: str) -> None:
+    """Raises ConfigError where Hydra's grammar has no value in an override, or several."""
+    from hydra.errors import HydraException
+
+    key, equals, value = override.removeprefix("++").partition("=")
+    if not equals and not override.startswith("~"):
+        raise ConfigError(f"{key}: arguments are key=value, or +group=name")
+    try:
+        if not _parsed(override).is_sweep_override():
+            return
+    except HydraException:
+        pass
+    raise ConfigError(
+        f"{key}: Hydra reads a part of `{value}` as its own grammar; quote it once for the shell and once for Hydra: "
+        f"'{key}={_quoted(value)}'"
+    )
+
+
+def _quoted(value: str) -> str:
+    """As Hydra's grammar has a text; of a list of texts, each item."""
+    if value.startswith("[") and value.endswith("]") and "{" not in value:
+        return f"[{','.join(map(_as_text, value[1:-1].split(',')))}]"
+    return _as_text(value)
+
+
+def _as_text(value: str) -> str:
+    value = value.strip()
+    escaped = value.replace('"', '\\"')
+    return value if len(value) > 1 and value[0] == value[-1] == '"' else f'"{escaped}"'
