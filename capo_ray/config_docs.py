@@ -29,12 +29,11 @@ python -m capo_ray.launch +experiment=tiny_cpu critic=null algorithm=grpo   # wi
 
 `GROUP=NAME` takes another file of a group (`reward=majority` is `conf/reward/majority.yaml`), `FIELD=VALUE` sets one
 value, `GROUP=null` leaves a block out. A model is the group `model` under the place it is for:
-`model@policy=tiny_policy`. Another `path` alone is enough for another model: shape, chat template and tokenizer are those
-of the path, from `conf/model` where that knows it, else from the model's own files, unless they are set beside it. A run's
-directory as `path` means the policy that the run exported. What is set and has no effect is refused or said. The defaults
-below are those of a field that no file sets; `dry_run=true` prints what a run
-would really have. An unknown key, a wrong type or a broken rule ends the launch with the field, the value and what to
-do.
+`model@policy=tiny_policy`. Another `path` alone is enough for another model: shape, chat template and tokenizer are
+those of the path, from `conf/model` where that knows it, else from the model's own files, unless they are set beside
+it. A run's directory as `path` means the policy that the run exported. What is set and has no effect is refused or
+said. The defaults below are those of a field that no file sets; `dry_run=true` prints what a run would really have.
+An unknown key, a wrong type or a broken rule ends the launch with the field, the value and what to do.
 
 In the tables *required* means that there is no default, and a range stands beside the type. The source of a setting, or
 of its default, is a paper (CAPO is [arXiv 2508.02298](https://arxiv.org/abs/2508.02298)), or the library that it is

@@ -100,7 +100,7 @@ def test_a_sound_set(test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "(math_train.jsonl.gz:16 and math_train.jsonl.gz:1619)" in text
     assert "  math500.jsonl          no problem asks one of its 500 questions" in text
     assert "  planted.jsonl          1 problems ask one of its 1 questions (math_train.jsonl.gz:2)" in text
-    assert "example math_train.jsonl.gz:1, gold answer '0'\n  | <|begin_of_text|>" in text
+    assert "example math_train.jsonl.gz:1, gold answer '0'\n  | <|im_start|>" in text
     assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("  | "))
     made = json.loads(out.read_text())
     assert made["rows"] == 7500 and made["unit"] == "tokens" and made["lengths"]["prompt"]["most"] > 2000
