@@ -348,7 +348,7 @@ async def running_crew(
             held_out=found.held_out,
             canaries_for=found.canaries_for,
             budget=critic_budget(config),
-            export_to=run_dir / "policy",
+            run_dir=run_dir,
         )
         async with watching(hire.everybody, silence_s=config.cluster.silence_s):
             yield RayCrew(parts, crew_settings(config))

@@ -7,6 +7,7 @@ written, and which of several files are looked at.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -23,6 +24,18 @@ def move_into_place(partial: Path, path: Path) -> None:
     sync(partial)
     partial.replace(path)
     _sync_one(path.parent)
+
+
+def replace_folder(partial: Path, path: Path) -> None:
+    """As `move_into_place`, for a folder that may take the place of another. Who is killed in between leaves that one
+    as .NAME.before; the next call takes it away."""
+    before = path.with_name(f".{path.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
+    if path.exists():
+        sync(partial)
+        path.rename(before)
+    move_into_place(partial, path)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import shutil
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from capo_ray.config.library import DeepSpeedOptions
 from capo_ray.config.run import ConfigError, composed, conf_dir
 from capo_ray.config.sources import follow
 from capo_ray.conversations import EXAMPLE, encode, length, read, tokenizer_of, write_tokenizer
+from capo_ray.durable import replace_folder
 from capo_ray.models import find_model, shown
 from capo_ray.options import check
 from capo_ray.planning.machine import gpu_sizes, shape_of
@@ -250,6 +250,8 @@ def _steps(
     for step in range(engine.step, steps):
         chosen = [training[i] for i in of_step(step, len(training), config.sequences_per_update, config.seed)]
         metrics = engine.update(_batch(config, chosen, engine.rank)).metrics
+        if metrics["nonfinite_steps"]:
+            raise FloatingPointError(f"the gradient of step {step + 1} is not finite: try a lower learning_rate")
         num_tokens += sum(length(sequence) for sequence in chosen)
         if (step + 1) % config.report_every == 0 or step + 1 == steps:
             seconds = perf_counter() - since
@@ -288,12 +290,10 @@ def _batch(config: Sft, sequences: Sequence[TrainSequence], rank: int) -> Any:
 
 
 def _save(engine: DeepSpeedEngine, folder: Path) -> None:
-    """Written beside, then renamed."""
     beside = folder.with_name(folder.name + ".new")
     engine.save(str(beside))
     if engine.rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        replace_folder(beside, folder)
 
 
 def _spawned(rank: int, config: Sft, examples: Examples, device: Literal["cpu", "gpu"]) -> None:

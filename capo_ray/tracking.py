@@ -32,7 +32,7 @@ from capo_ray.run_dir import RunDirError
 from capo_ray.terminal import display, table_rows
 from capo_ray.tracking_sinks import Beside, Sink, TensorBoard, start_wandb
 from capo_ray.types import JsonDict, Metrics
-from capo_ray.watch import CanaryGap, CanaryWatch, Diverged, DivergenceWatch, HackingWatch, Watch
+from capo_ray.watch import CanaryGap, CanaryWatch, Diverged, DivergenceWatch, HackingWatch, NonfiniteWatch, Watch
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,11 +61,13 @@ class Tracker:
         canaries: Canaries | None = None,
         best_by: str | None = None,
         stop_after: int = 0,
+        stop_after_nonfinite: int = 1,
     ) -> None:
         """`resume_state` is what `state` returned when the checkpoint was written; a run keeps its wandb id by it.
 
         `canaries` has the floors below which it warns of the critic, `best_by` is the metric of `score`, and more than
-        `stop_after` steps in a row with a broken policy end the run (0: they do not).
+        `stop_after` steps in a row with a broken policy end the run (0: they do not), and so do `stop_after_nonfinite`
+        with a gradient that is not finite.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_dir = run_dir
@@ -77,6 +79,7 @@ class Tracker:
         self._best_by = best_by
         self._since_saved: list[float] = []
         self._stop_after = stop_after
+        self._stop_after_nonfinite = stop_after_nonfinite
         self._watches = self._new_watches()
         self._sinks: list[Sink] = []
         if config.tensorboard:
@@ -104,6 +107,7 @@ class Tracker:
             canaries=config.critic.canaries if config.critic else None,
             best_by=config.keep_best,
             stop_after=config.stop_after_broken_steps,
+            stop_after_nonfinite=config.trainer.stop_after_nonfinite,
         )
         made.rewind(state["step"])
         return made
@@ -167,6 +171,7 @@ class Tracker:
 
     def _new_watches(self) -> list[Watch]:
         watches: list[Watch] = [HackingWatch(), DivergenceWatch(stop_after=self._stop_after)]
+        watches.append(NonfiniteWatch(stop_after=self._stop_after_nonfinite, run_dir=self._run_dir))
         if (floors := self._canaries) is not None:
             watches.append(CanaryGap())
             watches.append(CanaryWatch(min_precision=floors.min_precision, min_recall=floors.min_recall))

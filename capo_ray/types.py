@@ -199,6 +199,8 @@ class TrainSequence:
     advantages: tuple[float, ...]  # [T]
     logprobs: tuple[float, ...]  # [T] the sampler's
     loss_mask: tuple[bool, ...] = ()  # [T]; empty means all of them
+    source: str = ""
+    """PROMPT_ID/INDEX of the response, for who asks which one it is; nothing is computed from it."""
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in ("token_ids", "advantages", "logprobs")}

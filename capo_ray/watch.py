@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
@@ -180,6 +181,35 @@ class DivergenceWatch:
             yield f"the gradient's norm is {norm:.3g}, {usual:.3g} is usual"
         if (ratio := metrics.get("trainer/ratio_max", 0.0)) > self.RATIO:
             yield f"a token is {ratio:.3g} times as probable as it was under the old policy"
+
+
+class NonfiniteWatch:
+    """Says something at every step that had a gradient which is not finite. Such a step moves nothing; the next one has
+    other responses and may do. Several in a row say that it is the weights."""
+
+    def __init__(self, *, stop_after: int, run_dir: Path) -> None:
+        """So many such steps in a row raise Diverged; `run_dir` is named in what is said."""
+        self._stop_after = stop_after
+        self._run_dir = run_dir
+        self._in_a_row = 0
+
+    def look(self, metrics: Mapping[str, float]) -> str | None:
+        """Raises Diverged."""
+        count = metrics.get("trainer/nonfinite_steps", 0.0)
+        self._in_a_row = self._in_a_row + 1 if count else 0
+        if not count:
+            return None
+        found = (
+            f"{count:.0f} optimizer step{'' if count == 1 else 's'} skipped, the gradient was not finite (in "
+            f"{self._in_a_row} of at most {self._stop_after} steps in a row: trainer.stop_after_nonfinite)"
+        )
+        look = (
+            "Look at trainer/ratio_max, trainer/kl_reference and trainer/grad_norm of the steps before; "
+            f"python -m capo_ray.replay {self._run_dir} names the response"
+        )
+        if self._in_a_row >= self._stop_after:
+            raise Diverged(f"{found}. {look}. Then go on from a checkpoint with a lower trainer.learning_rate")
+        return f"{found}. {look}"
 
 
 class CanaryWatch:

@@ -1,8 +1,10 @@
 """When a run says that its policy may be gaming the critic."""
 
+from pathlib import Path
+
 import pytest
 
-from capo_ray.watch import CanaryGap, CanaryWatch, Diverged, DivergenceWatch, HackingWatch
+from capo_ray.watch import CanaryGap, CanaryWatch, Diverged, DivergenceWatch, HackingWatch, NonfiniteWatch
 
 
 def watched(steps: list[tuple[float, float, float]]) -> list[str | None]:
@@ -143,3 +145,26 @@ def test_answers_that_were_never_right_are_no_sign() -> None:
 def test_a_run_may_be_let_go_on() -> None:
     watch = DivergenceWatch(stop_after=0)
     assert sum(watch.look(WELL | {"group/credit_share": 0.0}) is not None for _ in range(100)) == 10
+
+
+def test_gradients_that_are_not_finite_are_said_each_time_and_several_in_a_row_end_the_run(tmp_path: Path) -> None:
+    watch = NonfiniteWatch(stop_after=3, run_dir=tmp_path)
+    broken = WELL | {"trainer/nonfinite_steps": 2.0}
+    heard = [watch.look(metrics) for metrics in (WELL, broken, broken, WELL, broken, broken)]
+    assert [text is not None for text in heard] == [False, True, True, False, True, True]
+    said = (
+        "2 optimizer steps skipped, the gradient was not finite (in {} of at most 3 steps in a row: "
+        "trainer.stop_after_nonfinite). Look at trainer/ratio_max, trainer/kl_reference and trainer/grad_norm of the "
+        f"steps before; python -m capo_ray.replay {tmp_path} names the response"
+    )
+    assert heard[1] == said.format(1) and heard[5] == said.format(2)
+    with pytest.raises(Diverged) as error:
+        watch.look(broken)
+    assert str(error.value) == (f"{said.format(3)}. Then go on from a checkpoint with a lower trainer.learning_rate")
+
+
+def test_the_first_gradient_that_is_not_finite_may_end_the_run(tmp_path: Path) -> None:
+    watch = NonfiniteWatch(stop_after=1, run_dir=tmp_path)
+    assert watch.look(WELL) is None
+    with pytest.raises(Diverged, match=r"^1 optimizer step skipped, the gradient was not finite"):
+        watch.look(WELL | {"trainer/nonfinite_steps": 1.0})

@@ -10,10 +10,12 @@ import gc
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
 
+from capo_ray import nonfinite
 from capo_ray.busy import Busy
 from capo_ray.cluster.gauges import Badge, publish_always
 from capo_ray.cluster.lifeline import Lifeline
@@ -167,21 +169,24 @@ class TrainerActor(Member):
 
     def update(
         self,
+        keep_in: str,
         scale: tuple[float, float],
         layout: Sequence[Sequence[Sequence[tuple[int, int]]]],
         denominators: Sequence[float],
         *groups: Any,
     ) -> Update:
         """`layout` says [optimizer step][micro-batch] which (group, member) of `groups` this rank trains on; `scale` is
-        (centre, spread) of the advantages."""
+        (centre, spread) of the advantages. Where a gradient is not finite it is all written to the folder `keep_in`."""
         chosen: list[list[list[TrainSequence]]] = [
             [[groups[group][member] for group, member in micro_batch] for micro_batch in step] for step in layout
         ]
         centre, spread = scale
+        batch = UpdateBatch(micro_batches=chosen, denominators=denominators, centre=centre, spread=spread)
+        before = self._engine.step
         with self._stages["update"]:
-            update: Update = self._engine.update(
-                UpdateBatch(micro_batches=chosen, denominators=denominators, centre=centre, spread=spread)
-            )
+            update: Update = self._engine.update(batch)
+        if update.metrics["nonfinite_steps"]:
+            nonfinite.write_share(Path(keep_in), self._rank, batch, optimizer_step=before)
         sequences = (sequence for step in chosen for micro_batch in step for sequence in micro_batch)
         self._tokens += sum(len(sequence.prompt_ids) + len(sequence.token_ids) for sequence in sequences)
         return update

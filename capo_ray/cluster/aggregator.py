@@ -246,7 +246,11 @@ def _sequences(prompt: Prompt, score: GroupScore) -> tuple[TrainSequence, ...]:
     taught = [(member.rollout, row) for member, row in zip(score.members, score.advantages, strict=True) if row]
     return tuple(
         TrainSequence(
-            prompt_ids=prompt.token_ids, token_ids=rollout.token_ids, advantages=row, logprobs=rollout.logprobs
+            prompt_ids=prompt.token_ids,
+            token_ids=rollout.token_ids,
+            advantages=row,
+            logprobs=rollout.logprobs,
+            source=f"{prompt.id}/{rollout.index}",
         )
         for rollout, row in taught
     )

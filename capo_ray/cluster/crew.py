@@ -10,12 +10,16 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from capo_ray import nonfinite
 from capo_ray.checkpoint import Checkpoints, read_state
+from capo_ray.cluster.acceptance import Acceptance
 from capo_ray.cluster.ahead import Groups, ScoreAhead
+from capo_ray.cluster.faults import cause_of, is_loss
 from capo_ray.cluster.patience import when_up
 from capo_ray.cluster.rollout_pool import RolloutPool
 from capo_ray.cluster.speeds import Speeds
@@ -23,7 +27,6 @@ from capo_ray.cluster.trainer_group import TrainerGroup
 from capo_ray.critics.budget import CriticBudget, Sampled
 from capo_ray.critics.canaries import Canary
 from capo_ray.critics.failures import FailureLimit
-from capo_ray.critics.service import CriticsFailed
 from capo_ray.evaluate.metrics import estimate
 from capo_ray.gate import Gate
 from capo_ray.seeds import seed_of
@@ -32,10 +35,6 @@ from capo_ray.tracking import Tracker
 from capo_ray.types import Batch, GroupSummary, JsonDict, Metrics, Prompt, Sampling, Update
 
 log = logging.getLogger(__name__)
-
-
-class TooManyDropped(RuntimeError):
-    """More groups than allowed could not be trained on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +72,7 @@ class CrewParts:
     held_out: Sequence[Prompt]
     budget: CriticBudget | None
     """Of critic tokens; None: every response is judged as soon as it is finished."""
-    export_to: Path
-    """Folder of the trained policy."""
+    run_dir: Path
 
 
 class RayCrew:
@@ -85,7 +83,11 @@ class RayCrew:
         self._settings = settings
         self._gate = Gate()
         self._rollouts = RolloutPool(parts.workers, self._gate, revive=self._revive)
-        self._failures = FailureLimit(max_share=settings.max_failed_share, prompts=settings.failure_prompts)
+        self._acceptance = Acceptance(
+            parts.aggregators,
+            FailureLimit(max_share=settings.max_failed_share, prompts=settings.failure_prompts),
+            max_dropped_share=settings.max_dropped_share,
+        )
         self._trained = 0
         """Version of the weights that the trainer holds once it has done what it was told."""
         self._speeds = Speeds(parts)
@@ -221,35 +223,42 @@ class RayCrew:
         shards = self._parts.aggregators
         return shards[seed_of(prompt.id) % len(shards)]
 
-    async def _look_at_critics(self, batch: Batch) -> None:
-        """Raises CriticsFailed; what critics said is written down then, since nothing else of the step will be."""
-        try:
-            warning = self._failures.look(batch.step, [group.tally for group in (*batch.groups, *batch.spare)])
-        except CriticsFailed as error:
-            await self._write_samples(batch)
-            raise CriticsFailed(f"{error}{await self._example()}") from None
-        if warning:
-            log.warning("%s%s", warning, await self._example())
-
-    async def _example(self) -> str:
-        causes = await asyncio.gather(*(shard.failure.remote() for shard in self._parts.aggregators))
-        return next((f". One of them: {cause}" for cause in causes if cause), "")
-
     async def _write_samples(self, batch: Batch) -> None:
         spare = [group.prompt_id for group in batch.spare]
         for shard in self._parts.aggregators:
             await shard.write_samples.remote(batch.step, spare)
 
     async def update(self, batch: Batch) -> Update:
-        await self._look_at_critics(batch)
-        dropped = sum(group.tally.get("groups_dropped", 0.0) for group in batch.groups) / len(batch.groups)
-        if dropped > self._settings.max_dropped_share:
-            raise TooManyDropped(
-                f"step {batch.step}: {dropped:.0%} of the groups cannot be trained on, max_dropped_share is "
-                f"{self._settings.max_dropped_share:.0%}: {_why_dropped(batch)}"
-            )
-        self._trained = batch.step + 1
-        return await self._parts.trainers.update(batch)
+        """Where this fails, what was sampled and judged is written down: nothing else of the step will be."""
+        try:
+            await self._acceptance.look(batch)
+            self._trained = batch.step + 1
+            folder = nonfinite.folder_of(self._parts.run_dir, batch.step)
+            update = await self._parts.trainers.update(batch, keep_in=folder)
+        except Exception as error:
+            if not is_loss(error):
+                await self._keep_samples(batch)
+            raise
+        if update.metrics["nonfinite_steps"]:
+            await asyncio.to_thread(nonfinite.write_update, folder, self._described(batch, update))
+        return update
+
+    async def _keep_samples(self, batch: Batch) -> None:
+        """As far as that can be done: an error is on its way, and is what is to be told."""
+        try:
+            await self._write_samples(batch)
+        except Exception as error:
+            log.warning("the samples of step %d cannot be written: %s", batch.step, cause_of(error))
+
+    def _described(self, batch: Batch, update: Update) -> JsonDict:
+        """What is kept of an update beside the shares of its ranks, see nonfinite.Kept."""
+        checkpoint = self._parts.checkpoints.newest()
+        return {
+            "step": batch.step,
+            "ranks": self._parts.trainers.ranks,
+            "checkpoint": checkpoint.name if checkpoint else None,
+            "metrics": {name: value if isfinite(value) else None for name, value in update.metrics.items()},
+        }
 
     async def sync(self, version: int) -> None:
         async with self._gate.exclusive():
@@ -346,7 +355,7 @@ class RayCrew:
 
     async def export(self) -> None:
         """Write the policy as a folder that transformers and vLLM load."""
-        await self._parts.trainers.save_pretrained(self._parts.export_to)
+        await self._parts.trainers.save_pretrained(self._parts.run_dir / "policy")
 
 
 def _spread(total: int, parts: int) -> list[int]:
@@ -371,14 +380,3 @@ def over_problems(problems: Sequence[Sequence[Metrics]], seed: int) -> Metrics:
     if any(len(responses) > 1 for responses in problems):
         made["outcome/pass_at_k"] = sum(tally["correct"] > 0 for tally in known) / len(known)
     return made
-
-
-def _why_dropped(batch: Batch) -> str:
-    tally = add(group.tally for group in batch.groups)
-    named = {name: int(tally.get(name, 0)) for name in ("responses", "unverifiable", "unjudged")}
-    failed = {
-        name.removeprefix("critique_"): int(value)
-        for name, value in tally.items()
-        if name.startswith("critique_") and name not in ("critique_tokens", "critique_ok")
-    }
-    return ", ".join(f"{count} {name}" for name, count in (named | failed).items())

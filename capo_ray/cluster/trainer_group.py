@@ -75,8 +75,9 @@ class TrainerGroup:
             )
         await _together(calls, "score")
 
-    async def update(self, batch: Batch) -> Update:
-        """One rollout batch; every rank makes the same number of optimizer steps."""
+    async def update(self, batch: Batch, *, keep_in: Path) -> Update:
+        """One rollout batch; every rank makes the same number of optimizer steps. Where a gradient is not finite, ranks
+        write what they trained on to the folder `keep_in`."""
         groups = [group for group in batch.groups if group.lengths]
         places, lengths, loss_lengths = _flatten(groups)
         made = plan(
@@ -88,7 +89,7 @@ class TrainerGroup:
         divisors = denominators(loss_lengths, made, self._aggregation, max_response_tokens=self._max_response_tokens)
         scale = centre_and_spread(group.tally for group in groups) if self._over_batch else (0.0, 1.0)
         calls = [
-            actor.update.remote(scale, *_share(made, rank, places, divisors, groups))
+            actor.update.remote(str(keep_in), scale, *_share(made, rank, places, divisors, groups))
             for rank, actor in enumerate(self._actors)
         ]
         updates: list[Update] = await _together(calls, "update")
@@ -107,6 +108,10 @@ class TrainerGroup:
 
     async def save_pretrained(self, path: Path) -> None:
         await self._all("save_pretrained", str(path))
+
+    @property
+    def ranks(self) -> int:
+        return len(self._actors)
 
     async def metrics(self) -> list[Metrics]:
         """Totals of every rank."""
@@ -174,7 +179,7 @@ def _flatten(
 def _share(
     made: Plan, rank: int, places: Sequence[Place], divisors: Sequence[float], groups: Sequence[GroupSummary]
 ) -> list[Any]:
-    """Arguments of `TrainerActor.update` for one rank: groups are renumbered to those that it is sent."""
+    """Arguments of `TrainerActor.update` for one rank, but the first two: groups are renumbered to those it is sent."""
     used = sorted({places[i][0] for step in made[rank] for indices in step for i in indices})
     number = {group: position for position, group in enumerate(used)}
     layout = [[[(number[places[i][0]], places[i][1]) for i in indices] for indices in step] for step in made[rank]]

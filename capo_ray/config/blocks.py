@@ -273,6 +273,13 @@ class Trainer(Block):
     max_grad_norm: float = setting(
         "the gradient is clipped to this norm", 1.0, unit="none", source="DeepSpeed `gradient_clipping`", gt=0
     )
+    stop_after_nonfinite: int = setting(
+        "an optimizer step whose gradient is not finite is skipped; after so many steps of the run in a row with one, "
+        "the run ends; 1: the first one ends it",
+        3,
+        unit="steps",
+        ge=1,
+    )
     optimisation_passes: int = setting(
         "passes over a rollout batch; old log-probabilities stay frozen", 1, unit="passes", source="CAPO: 4", ge=1
     )

@@ -50,6 +50,7 @@ OF_DEEPSPEED: dict[str, str] = {
     "gradient_clipping": "set `max_grad_norm`",
     "gradient_allreduce_op": "losses are scaled for the mean over ranks",
     "zero_optimization.stage": "set `zero_stage`",
+    "zero_optimization.compute_grad_norm": "whether a step is taken depends on it",
     **dict.fromkeys(("tensor_parallel", "expert_parallel", "sequence_parallel_size", "pipeline"), _RANKS),
     "hybrid_engine": "rollouts are vLLM's",
 }

@@ -156,6 +156,9 @@ class UpdateBatch:
 class TrainEngine(Protocol):
     """One rank of the trainer. Every method is collective: all ranks call it, in the same order."""
 
+    step: int
+    """Optimizer steps taken or skipped."""
+
     def score(self, mine: Sequence[TrainSequence] | None, *, old: bool) -> None:
         """Make log-probabilities that the next update compares with: the reference's, and with `old` the policy's own.
 
@@ -163,7 +166,10 @@ class TrainEngine(Protocol):
         """
         ...
 
-    def update(self, batch: UpdateBatch) -> Update: ...
+    def update(self, batch: UpdateBatch) -> Update:
+        """An optimizer step whose gradient is not finite on any rank moves nothing on all of them, and is counted as
+        "nonfinite_steps"."""
+        ...
 
     def weights(self) -> Iterator[tuple[str, Any]]:
         """(name as in the model's folder, a copy of the full tensor) of every parameter, for a weight sync."""

@@ -23,6 +23,7 @@ from capo_ray.config.blocks import Trainer
 from capo_ray.config.method import Algorithm
 from capo_ray.engines import causal_model
 from capo_ray.engines.ahead import Ahead, Nested
+from capo_ray.engines.optimizer_step import move
 from capo_ray.engines.process_group import join
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.engines.trainer_metrics import Sums
@@ -124,7 +125,8 @@ class DeepSpeedEngine:
 
     def update(self, batch: UpdateBatch) -> Update:
         """Train on one batch. Metrics are those of all ranks, means over the tokens of every pass where they are means;
-        losses and the gradient's norm (before clipping) are means over optimizer steps."""
+        losses and the gradient's norm (before clipping) are means over optimizer steps. One whose gradient is not
+        finite is skipped on all ranks, and counted."""
         start = perf_counter()
         num_steps = len(batch.micro_batches)
         passes = self._trainer.optimisation_passes
@@ -151,11 +153,13 @@ class DeepSpeedEngine:
                 )
         self._version += 1
         metrics = sums.reduce(self._metric_names(), len(norms), self._device)
+        taken = [norm for norm in norms if math.isfinite(norm)]
         metrics |= {
-            "grad_norm": sum(norms) / max(len(norms), 1),
+            "grad_norm": sum(taken) / len(taken) if taken else math.nan if norms else 0.0,
             "learning_rate": rate,
-            "optimizer_steps": float(len(norms)),
-            "skipped_steps": float(num_steps * passes - len(norms)),
+            "optimizer_steps": float(len(taken)),
+            "skipped_steps": float(num_steps * passes - len(taken)),
+            "nonfinite_steps": float(len(norms) - len(taken)),
             "seconds": perf_counter() - start,
         }
         return Update(metrics=metrics, version=self._version)
@@ -223,7 +227,7 @@ class DeepSpeedEngine:
         old: list[Tensor] | None,
         reference: list[Tensor] | None,
     ) -> float:
-        """One step over all ranks; returns the norm of the gradient before clipping."""
+        """One step over all ranks; returns what `move` does."""
         for index, batch in enumerate(micro_batches):
             self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             logprobs, entropy = self._engine(batch, self._temperature)
@@ -240,18 +244,8 @@ class DeepSpeedEngine:
                 self._engine.step()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
-        plain = self._trainer.zero_stage == 0 and self._model.dtype == torch.float32
-        norm = _grad_norm(self._model) if plain else 0.0  # there DeepSpeed clips, but keeps no norm
-        self._engine.step()
-        return self._finite(norm if plain else float(self._engine.get_global_grad_norm()))
-
-    def _finite(self, norm: float) -> float:
-        if math.isfinite(norm) and norm >= 0:  # DeepSpeed says -1 of a norm that is not finite
-            return norm
-        raise FloatingPointError(
-            f"the gradient of optimizer step {self.step} is not finite and the policy is lost: continue from the last "
-            "checkpoint with a lower learning rate, and look at ratio_max and kl_reference before it"
-        )
+        looks = self._trainer.zero_stage > 0 or self._model.dtype != torch.float32
+        return move(self._engine, self._model, looks=looks)
 
     def _loss(
         self, batch: MicroBatch, logprobs: Tensor, entropy: Tensor, old: Tensor | None, reference: Tensor | None
@@ -343,7 +337,3 @@ class DeepSpeedEngine:
         self._engine.destroy()
         if self._owns_group:
             dist.destroy_process_group()
-
-
-def _grad_norm(model: Any) -> float:
-    return float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))

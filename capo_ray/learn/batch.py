@@ -208,7 +208,7 @@ def collate(
         advantages.extend(sequence.advantages[t] for t in taken)
         logprobs.extend(sequence.logprobs[t] for t in taken)
     if not all(map(isfinite, (*advantages, *logprobs))):
-        raise ValueError("an advantage or a sampler's log-probability is not finite: one is enough to lose the policy")
+        raise ValueError(_broken(sequences))
     if not sequences:
         input_ids = [[pad_id] * longest]
     if empty:
@@ -230,6 +230,12 @@ def collate(
         sampler_logprobs=real(logprobs),
         empty=empty,
     )
+
+
+def _broken(sequences: Sequence[TrainSequence]) -> str:
+    source = next(s.source for s in sequences if not all(map(isfinite, (*s.advantages, *s.logprobs))))
+    named = f" of response {source}" if source else ""
+    return f"an advantage or a sampler's log-probability{named} is not finite: one is enough to lose the policy"
 
 
 def standardised(batch: MicroBatch, centre: float, spread: float) -> MicroBatch:

@@ -130,6 +130,7 @@ def test_from_responses_to_a_summary_and_sequences(tmp_path: Path) -> None:
     (sequences,) = shard.store
     assert [sequence.token_ids for sequence in sequences] == [(10, 11, END), (10, 11, END), (10, 11, 12, END)]
     assert all(sequence.prompt_ids == PROMPT.token_ids for sequence in sequences)
+    assert [sequence.source for sequence in sequences] == ["p@3/0", "p@3/1", "p@3/2"]
     assert [sequence.logprobs for sequence in sequences] == [rollout.logprobs for rollout in rollouts]
     # Token rewards 2 2 2 | 1 2 2 | 0 -1 0 0: mean 1, variance 1.2; a slip costs one below its neighbours.
     deviation = 1.2**0.5

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from capo_ray import nonfinite
 from capo_ray.build import scored_ahead
 from capo_ray.cluster.actors import TrainerActor
 from capo_ray.cluster.ahead import Groups, ScoreAhead
 from capo_ray.cluster.crew import RayCrew
 from capo_ray.cluster.trainer_group import TrainerGroup
 from capo_ray.config.run import compose
-from capo_ray.types import Prompt, Rollout, TrainSequence
+from capo_ray.engines.protocols import UpdateBatch
+from capo_ray.types import Prompt, Rollout, TrainSequence, Update
 
 PROMPTS = [Prompt(id=name, question="q", token_ids=(number,), answer="a") for number, name in enumerate("ab")]
 
@@ -89,6 +92,27 @@ def test_a_rank_gets_its_sequences_in_an_order_of_their_own_or_says_that_it_lost
     monkeypatch.setattr(ray, "get", lost)
     actor.score(PROMPTS, [["ref"], ["ref"]], False)
     assert asked == [(None, False)]
+
+
+@pytest.mark.parametrize("count", [0.0, 1.0])
+def test_a_rank_keeps_what_it_trained_on_where_a_gradient_was_not_finite(tmp_path: Path, count: float) -> None:
+    class Engine:
+        step = 5
+
+        def update(self, batch: UpdateBatch) -> Update:
+            self.step = 6
+            return Update(metrics={"nonfinite_steps": count}, version=1)
+
+    actor = TrainerActor(lambda **given: Engine(), lambda: None, 1)
+    actor.start("h", 1)
+    one = TrainSequence(prompt_ids=(1,), token_ids=(2,), advantages=(1.0,), logprobs=(-1.0,), source="a/3")
+    actor.update(str(tmp_path / "kept"), (0.0, 1.0), [[[(0, 0)]]], [1.0], (one,))
+    assert (tmp_path / "kept").exists() == bool(count)
+    if count:
+        nonfinite.write_update(tmp_path / "kept", {"step": 2, "ranks": 2, "checkpoint": None, "metrics": {}})
+        (tmp_path / "kept" / "rank_0.json").write_bytes((tmp_path / "kept" / "rank_1.json").read_bytes())
+        kept = nonfinite.read(tmp_path / "kept")
+        assert kept.optimizer_step == 5 and kept.shares[1].micro_batches == [[[one]]]
 
 
 @pytest.mark.parametrize(

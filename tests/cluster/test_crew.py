@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ObjectLostError
 
-from capo_ray.cluster.crew import CrewSettings, RayCrew, TooManyDropped, over_problems
+from capo_ray import nonfinite
+from capo_ray.checkpoint import Checkpoints
+from capo_ray.cluster.acceptance import TooManyDropped
+from capo_ray.cluster.crew import CrewSettings, RayCrew, over_problems
 from capo_ray.config.blocks import Tracking
+from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.tracking import Tracker
-from capo_ray.types import Batch, GroupSummary, Metrics, Prompt, Sampling
+from capo_ray.types import Batch, GroupSummary, Metrics, Prompt, Sampling, Update
 
 PROMPT = Prompt(id="held-out-0", question="q", token_ids=(1,), answer="a")
 
@@ -23,16 +28,23 @@ PROMPT = Prompt(id="held-out-0", question="q", token_ids=(1,), answer="a")
 class Crew(RayCrew):
     """Its policy is always right."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, max_dropped_share: float = 1.0) -> None:
         tracker = Tracker(
             run_dir, Tracking(wandb="off", tensorboard=False), run_name="r", resolved_config={}, total_steps=4
         )
-        parts: Any = SimpleNamespace(workers=[], held_out=[PROMPT], tracker=tracker)
+        parts: Any = SimpleNamespace(
+            workers=[],
+            held_out=[PROMPT],
+            tracker=tracker,
+            run_dir=run_dir,
+            aggregators=[],
+            checkpoints=Checkpoints(run_dir, keep=1),
+        )
         settings = CrewSettings(
             seed=0,
             responses_per_prompt=2,
             sampling=Sampling(max_tokens=1),
-            max_dropped_share=1.0,
+            max_dropped_share=max_dropped_share,
             refills=0,
             samples_per_step=0,
         )
@@ -98,8 +110,7 @@ def test_what_engines_did_for_another_run_before_is_not_counted(tmp_path: Path) 
 
 def test_a_batch_of_dropped_groups_stops_the_run_and_says_what_was_lost(tmp_path: Path) -> None:
     """A group whose responses were cut off and are masked was not dropped: it does not count."""
-    crew: Any = Crew(tmp_path)
-    crew._settings = replace(crew._settings, max_dropped_share=0.5)
+    crew: Any = Crew(tmp_path, max_dropped_share=0.5)
     dropped = {"groups_dropped": 1.0, "responses": 2.0, "unverifiable": 1.0, "unjudged": 1.0, "critique_timeout": 4.0}
 
     def batch(*tallies: Metrics) -> Batch:
@@ -118,12 +129,64 @@ def test_a_batch_of_dropped_groups_stops_the_run_and_says_what_was_lost(tmp_path
     with pytest.raises(TooManyDropped, match=f"^{re.escape(told)}$"):
         asyncio.run(crew.update(batch(dropped, dropped, {"groups_dropped": 0.0})))
 
-    async def trained(batch: Batch) -> str:
-        return "trained"
+    done = Update(metrics={"nonfinite_steps": 0.0}, version=4)
+
+    async def trained(batch: Batch, keep_in: Path) -> Update:
+        return done
 
     crew._parts.trainers = SimpleNamespace(update=trained)
     masked = {"groups_dropped": 0.0}
-    assert asyncio.run(crew.update(batch(dropped, masked, masked))) == "trained"
+    assert asyncio.run(crew.update(batch(dropped, masked, masked))) is done
+
+
+def one_group() -> Batch:
+    group = GroupSummary(
+        prompt_id="p", prompt_tokens=1, lengths=(3, 3), oldest_version=3, has_credit=True, tally={}, handle=None
+    )
+    return Batch(step=3, groups=(group,), seconds=0.0)
+
+
+def written(crew: Any) -> list[int]:
+    """Of which steps samples are written, from now on."""
+    steps: list[int] = []
+
+    async def write(step: int, spare: list[str]) -> None:
+        steps.append(step)
+
+    crew._parts.aggregators.append(SimpleNamespace(write_samples=SimpleNamespace(remote=write)))
+    return steps
+
+
+def test_an_update_with_a_gradient_that_is_not_finite_is_kept(tmp_path: Path) -> None:
+    crew: Any = Crew(tmp_path)
+    partial = crew._parts.checkpoints.begin(2)
+    crew._parts.checkpoints.commit(partial, {"step": 2})
+
+    async def trained(batch: Batch, keep_in: Path) -> Update:
+        nonfinite.write_share(keep_in, 0, UpdateBatch(micro_batches=[[[]]], denominators=[1.0]), optimizer_step=6)
+        return Update(metrics={"nonfinite_steps": 1.0, "loss": math.nan, "learning_rate": 0.5}, version=4)
+
+    crew._parts.trainers = SimpleNamespace(update=trained, ranks=1)
+    asyncio.run(crew.update(one_group()))
+    kept = nonfinite.read(tmp_path / "nonfinite" / "step_000003")
+    assert (kept.step, kept.optimizer_step, kept.checkpoint) == (3, 6, "step_000002")
+    assert kept.metrics == {"nonfinite_steps": 1.0, "learning_rate": 0.5}
+
+
+@pytest.mark.parametrize("error", [ValueError("not finite"), ObjectLostError("ff", "owner", "site")])
+def test_an_update_that_fails_has_its_samples_written_unless_an_actor_was_lost(
+    tmp_path: Path, error: Exception
+) -> None:
+    crew: Any = Crew(tmp_path)
+    steps = written(crew)
+
+    async def fails(batch: Batch, keep_in: Path) -> Update:
+        raise error
+
+    crew._parts.trainers = SimpleNamespace(update=fails)
+    with pytest.raises(type(error)):
+        asyncio.run(crew.update(one_group()))
+    assert steps == ([3] if isinstance(error, ValueError) else [])
 
 
 def test_an_evaluation_says_how_sure_it_is() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from capo_ray.cluster.pulse import Pulse, kill_tree, watching
+from capo_ray.types import Update
 
 SILENCE_S = 0.4
 
@@ -80,9 +81,11 @@ def test_one_that_is_slow_is_named_and_left(caplog: pytest.LogCaptureFixture) ->
 class SlowEngine:
     """A trainer's: an update holds its thread."""
 
-    def update(self, batch: Any) -> float:
+    step = 0
+
+    def update(self, batch: Any) -> Update:
         time.sleep(batch.denominators[0])
-        return time.monotonic()
+        return Update(metrics={"nonfinite_steps": 0.0}, version=1)
 
     def close(self) -> None: ...
 
@@ -108,7 +111,7 @@ def test_a_frozen_rank_is_ended_and_one_at_work_is_not(ray_here: Any, caplog: py
     async def go() -> None:
         async with watching({"trainer-0": frozen, "trainer-1": working}, silence_s=6, every_s=0.2):
             os.kill(pid, signal.SIGSTOP)
-            at_work = working.update.remote((0.0, 1.0), [], [14.0])
+            at_work = working.update.remote("", (0.0, 1.0), [], [14.0])
             with pytest.raises(ray_here.exceptions.RayActorError):
                 await frozen.metrics.remote()
             await at_work

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -94,7 +95,7 @@ def test_ranks_are_told_mean_and_spread_of_the_whole_batch() -> None:
         def __init__(self) -> None:
             self.update = self
 
-        async def remote(self, scale: tuple[float, float], *rest: object) -> None:
+        async def remote(self, keep_in: str, scale: tuple[float, float], *rest: object) -> None:
             told.append(scale)
 
     groups = [
@@ -108,7 +109,7 @@ def test_ranks_are_told_mean_and_spread_of_the_whole_batch() -> None:
             [Told(), Told()], tokens_per_micro_batch=9, responses_per_update=None, aggregation="token_mean",
             max_response_tokens=9, over_batch=over_batch,
         )  # fmt: skip
-        asyncio.run(ranks.update(Batch(step=0, groups=tuple(groups), spare=(), seconds=0.0)))
+        asyncio.run(ranks.update(Batch(step=0, groups=tuple(groups), spare=(), seconds=0.0), keep_in=Path("k")))
     assert told[:2] == [(1.0, pytest.approx(1.0, abs=1e-5))] * 2
     assert told[2:] == [(0.0, 1.0)] * 2
 

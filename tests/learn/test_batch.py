@@ -135,8 +135,12 @@ def test_an_empty_micro_batch_has_one_token_of_weight_zero() -> None:
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_what_is_not_finite_is_refused(value: float) -> None:
     for advantage, logprob in ((value, 0.0), (0.0, value)):
-        broken = TrainSequence(prompt_ids=(1,), token_ids=(2,), advantages=(advantage,), logprobs=(logprob,))
-        with pytest.raises(ValueError, match="is not finite"):
+        broken = TrainSequence(
+            prompt_ids=(1,), token_ids=(2,), advantages=(advantage,), logprobs=(logprob,), source="p/7"
+        )
+        with pytest.raises(
+            ValueError, match=r"^an advantage or a sampler.s log-probability of response p/7 is not finite"
+        ):
             collate([broken], "token_mean", 1)
 
 
