@@ -9,14 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Container, Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
-from jinja2 import Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from capo_ray.chat_template import TemplateFault, rendered
 from capo_ray.config.run import ConfigError
 
 MARK = re.compile(r"<\|[^|<>\s]+\|>")
@@ -39,38 +36,15 @@ def render(
     *,
     special: Mapping[str, str] | None = None,
     add_generation_prompt: bool = True,
+    source: str = "chat_template",
 ) -> str:
     """`messages` as the model reads them, up to where its answer begins. `special`: the tokenizer's special tokens by
-    name, for templates that refer to them. Raises ConfigError where the template refuses them."""
+    name, for templates that refer to them. Raises ConfigError, which begins with `source`, where the template refuses
+    them or cannot be rendered."""
     try:
-        return str(
-            _compiled(template).render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                **(special or {}),
-            )
-        )
-    except TemplateError as error:
-        raise ConfigError(f"chat_template: it does not render these messages: {error}") from error
-
-
-@lru_cache(maxsize=8)
-def _compiled(template: str) -> Template:
-    """With the settings and functions that transformers gives to templates."""
-
-    def refuse(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-    return environment.from_string(template)
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, **options)
+        return rendered(template, messages, special or {}, add_generation_prompt=add_generation_prompt)
+    except TemplateFault as error:
+        raise ConfigError(f"{source}: it does not render these messages: {error}") from error
 
 
 def check_marks(template: str, vocabulary: Container[str], field: str) -> None:
@@ -83,18 +57,70 @@ def check_marks(template: str, vocabulary: Container[str], field: str) -> None:
             )
 
 
-def template_in(folder: Path) -> tuple[str | None, dict[str, str]]:
-    """The chat template of the tokenizer in `folder`, None without one; and the special tokens that any template may
-    refer to."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnTemplate:
+    """What the tokenizer of a model says of conversations."""
+
+    text: str | None = None
+    """None: it has no chat template."""
+    source: str = "chat_template"
+    """Where the template stands, for messages."""
+    special: Mapping[str, str] = field(default_factory=dict)
+    """The special tokens that any template may refer to, by name."""
+
+
+def template_in(folder: Path) -> OwnTemplate:
+    """Of the tokenizer in `folder`, where there is one. Raises ConfigError that names the file and the fault in it."""
     path = folder / "tokenizer_config.json"
-    spec = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    spec = read_json(path) if path.is_file() else {}
+    if not isinstance(spec, dict):
+        raise ConfigError(f"{path}: it must hold an object, and holds {kind_of(spec)}; {_AGAIN}")
     alone = folder / "chat_template.jinja"
-    template = alone.read_text(encoding="utf-8") if alone.is_file() else spec.get("chat_template")
-    if isinstance(template, list):  # several by name
-        template = next((one["template"] for one in template if one["name"] == "default"), None)
-    tokens = {name: _content(spec.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    return template, {name: token for name, token in tokens.items() if token is not None}
+    source = str(alone) if alone.is_file() else f"{path}, `chat_template`"
+    template = _text_of(alone) if alone.is_file() else _template(spec.get("chat_template"), source)
+    tokens = {name: _content(spec.get(name), f"{path}, `{name}`") for name in _SPECIAL}
+    special = {name: token for name, token in tokens.items() if token is not None}
+    return OwnTemplate(text=template, source=source, special=special)
 
 
-def _content(token: Any) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+_AGAIN = "the file is broken or of another kind: get the model's files again"
+
+
+def read_json(path: Path) -> Any:
+    """Raises ConfigError that names the file."""
+    try:
+        return json.loads(_text_of(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} is not JSON ({error}); {_AGAIN}") from error
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); {_AGAIN}") from error
+
+
+def _template(given: Any, source: str) -> str | None:
+    if isinstance(given, list):  # several by name
+        named = {one.get("name"): one.get("template") for one in given if isinstance(one, dict)}
+        given = named.get("default", "" if len(named) != len(given) else None)
+    if given is None or (isinstance(given, str) and given):
+        return given
+    raise ConfigError(f"{source}: it must be a text, or a list of templates with name and template; {_AGAIN}")
+
+
+def _content(token: Any, source: str) -> str | None:
+    text = token.get("content") if isinstance(token, dict) else token
+    if (text is None and not isinstance(token, dict)) or isinstance(text, str):
+        return text
+    raise ConfigError(f"{source}: it must be a text, or an object with the text as `content`; {_AGAIN}")
+
+
+def kind_of(value: Any) -> str:
+    """Of a value out of JSON, in words."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,20 +1,25 @@
 """Where a model's files are, and whether they fit together: folder, tokenizer, vocabulary, window, chat template.
 
-Reads JSON only. Leaves out loading weights (engines) and what a machine can hold (planning).
+Leaves out what one file says (model_files), loading weights (engines) and what a machine can hold (planning).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from capo_ray.chat import Encode, check_marks, conversation, render, template_in
+from capo_ray.chat import Encode, check_marks, conversation, read_json, render, template_in
 from capo_ray.config.blocks import Model
 from capo_ray.config.run import ConfigError, conf_dir
+from capo_ray.model_files import check_weights, read_decoder, tensor_shapes
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +35,8 @@ class ModelFiles:
     """Folder of the tokenizer."""
     window: int
     """Tokens of prompt and response together."""
+    vocabulary: int
+    """Entries of the embedding."""
 
     def check_window(self, what: str, lengths: Mapping[str, int]) -> None:
         """Raises ConfigError when `lengths`, by the fields that set them, are together more than the window."""
@@ -41,9 +48,12 @@ class ModelFiles:
 
     def check_continues(self, checkpoint: Path) -> None:
         """Raises ConfigError when the trainer's checkpoint in that folder is of a model of another shape."""
-        saved = json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))["shapes"]
+        description = read_json(checkpoint / "trainer.json")
+        saved = description.get("shapes") if isinstance(description, dict) else None
+        if not isinstance(saved, dict):
+            raise ConfigError(f"{checkpoint / 'trainer.json'} does not say the shapes of the checkpoint: it is broken")
         here = tensor_shapes(self.folder)
-        differs = next((name for name in saved if name in here and list(saved[name]) != here[name]), None)
+        differs = next((name for name in saved if name in here and saved[name] != here[name]), None)
         if here and (differs or not saved.keys() & here.keys()):
             where = "no tensor in common"
             if differs:
@@ -56,12 +66,8 @@ class ModelFiles:
     def encoder(self, system_prompt: str | None, chat_template: str | None = None) -> Encode:
         """What makes the token ids of the chat that ends where the policy's answer begins, out of a question and a
         system message that stands in for `system_prompt`. `chat_template` None: the tokenizer's own."""
-        from tokenizers import Tokenizer
-
-        from capo_ray.credit.tokens import read_tokenizer_json
-
-        own, special = template_in(self.tokenizer)
-        template = chat_template or own
+        own = template_in(self.tokenizer)
+        template = chat_template or own.text
         if template is None:
             raise ConfigError(
                 f"policy.tokenizer: {self.tokenizer} has no chat template; use an instruction-tuned model's tokenizer, "
@@ -73,13 +79,34 @@ class ModelFiles:
                 "policy.chat_template (conf/model has some with a fixed date)",
                 self.tokenizer,
             )
-        tokenizer = Tokenizer.from_str(read_tokenizer_json(self.tokenizer))
+        source = "policy.chat_template" if chat_template else own.source
+        tokenizer = tokenizer_in(self.tokenizer, "policy.tokenizer", vocabulary=self.vocabulary)
 
         def encode(question: str, system: str | None = None) -> tuple[int, ...]:
-            text = render(template, conversation(question, system or system_prompt), special=special)
+            talk = conversation(question, system or system_prompt)
+            text = render(template, talk, special=own.special, source=source)
             return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
         return encode
+
+
+def tokenizer_in(folder: Path, field: str, *, vocabulary: int | None = None) -> Tokenizer:
+    """The tokenizer in `folder`. Tokens from `vocabulary` on, for which the model has no embedding, are text to it like
+    any other. Raises ConfigError that names `field`, also where what it decodes to cannot be told token by token."""
+    from tokenizers import Tokenizer
+
+    from capo_ray.credit.tokens import TokenTable, read_tokenizer_json
+
+    with _fault_of(field, folder / "tokenizer.json"):
+        text, spec = read_tokenizer_json(folder)
+        TokenTable.from_tokenizer_json(spec)
+        if vocabulary is not None and any(entry["id"] >= vocabulary for entry in spec.get("added_tokens") or []):
+            known = [entry for entry in spec["added_tokens"] if entry["id"] < vocabulary]
+            text = json.dumps({**spec, "added_tokens": known})
+        try:
+            return Tokenizer.from_str(text)
+        except Exception as error:  # the library raises nothing more special
+            raise ConfigError(f"{folder}/tokenizer.json: the tokenizers library does not read it: {error}") from error
 
 
 def folder_here(name: str) -> Path:
@@ -107,21 +134,12 @@ def is_hub_id(name: str) -> bool:
 def shown(messages: Sequence[Mapping[str, str]], model: Model, *, add_generation_prompt: bool) -> str:
     """`messages` as `model` reads them, or why that is not known. Asks no network."""
     folder = folder_here(model.tokenizer or model.path)
-    own, special = template_in(folder)
-    template = model.chat_template or own
+    own = template_in(folder)
+    template = model.chat_template or own.text
     if template is None:
         return f"(not known: the chat template of {model.tokenizer or model.path} is not here; chat_template sets one)"
-    return render(template, messages, special=special, add_generation_prompt=add_generation_prompt)
-
-
-def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Name and shape of every tensor in the safetensors files of `folder`, from their headers."""
-    shapes: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    return shapes
+    source = "chat_template" if model.chat_template else own.source
+    return render(template, messages, special=own.special, add_generation_prompt=add_generation_prompt, source=source)
 
 
 def find_model(model: Model, field: str, run_dir: Path, *, seed: int) -> ModelFiles:
@@ -129,9 +147,29 @@ def find_model(model: Model, field: str, run_dir: Path, *, seed: int) -> ModelFi
     folder = _folder(model, field, run_dir, seed)
     own = model.tokenizer is None or model.path == "random"
     tokenizer = folder if own else _here(str(model.tokenizer), f"{field}.tokenizer")
-    shape = _read_json(folder / "config.json", field)
-    _check_vocabulary(tokenizer, int(shape["vocab_size"]), model.chat_template, field)
-    return ModelFiles(folder=folder, tokenizer=tokenizer, window=int(shape["max_position_embeddings"]))
+    with _fault_of(f"{field}.path", folder / "config.json"):
+        decoder = read_decoder(folder)
+    with _fault_of(f"{field}.tokenizer", tokenizer / "tokenizer.json"):
+        template_in(tokenizer)
+        tokens = _vocabulary(tokenizer, decoder.vocabulary)
+    if model.chat_template is not None:
+        check_marks(model.chat_template, tokens, field)
+    with _fault_of(f"{field}.path", folder / "config.json"):
+        check_weights(folder, decoder)
+    return ModelFiles(folder=folder, tokenizer=tokenizer, window=decoder.window, vocabulary=decoder.vocabulary)
+
+
+@contextmanager
+def _fault_of(field: str, file: Path) -> Iterator[None]:
+    """What is wrong with files inside is a ConfigError that begins with the setting that named them, and names `file`
+    unless it names another."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        said = said if str(file.parent) in said else f"{file}: {said}"
+        said = said if said.startswith(f"{field.rpartition('.')[0]}.") else f"{field}: {said}"
+        raise ConfigError(said) from error
 
 
 def _folder(model: Model, field: str, run_dir: Path, seed: int) -> Path:
@@ -182,25 +220,23 @@ def _here(name: str, field: str) -> Path:
         ) from error
 
 
-def _read_json(path: Path, field: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{field}.path: {path} cannot be read as a model's configuration: {error}") from error
+def _vocabulary(tokenizer: Path, vocabulary: int) -> set[str]:
+    """The tokens that a model with an embedding of that many entries can read. Added special tokens alone may be beyond
+    it, as a text model's are that shares its tokenizer with one that sees images. Raises ConfigError."""
+    from capo_ray.credit.tokens import read_tokenizer_json, vocabulary_of
 
-
-def _check_vocabulary(tokenizer: Path, vocabulary: int, chat_template: str | None, field: str) -> None:
-    from capo_ray.credit.tokens import read_tokenizer_json
-
-    try:
-        spec = json.loads(read_tokenizer_json(tokenizer))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{field}.tokenizer: {error}") from error
-    tokens = dict(spec["model"]["vocab"]) | {entry["content"]: entry["id"] for entry in spec.get("added_tokens", [])}
-    if max(tokens.values()) >= vocabulary:
+    _, spec = read_tokenizer_json(tokenizer)
+    tokens, added = vocabulary_of(spec)
+    if not tokens:
+        raise ConfigError("its model.vocab is empty")
+    beyond = {token for token, number in tokens.items() if number >= vocabulary}
+    if beyond - {entry["content"] for entry in added if entry.get("special")}:
         raise ConfigError(
-            f"{field}.tokenizer: {tokenizer} has ids up to {max(tokens.values())}, the model's vocabulary ends at "
-            f"{vocabulary - 1}: this tokenizer belongs to another model"
+            f"{tokenizer} has ids up to {max(tokens.values())}, the model's vocabulary ends at {vocabulary - 1}: this "
+            "tokenizer belongs to another model"
         )
-    if chat_template is not None:
-        check_marks(chat_template, tokens, field)
+    if beyond:
+        log.info(
+            "%s has tokens that the model has no embedding for, left out: %s", tokenizer, ", ".join(sorted(beyond))
+        )
+    return tokens.keys() - beyond

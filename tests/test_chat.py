@@ -82,7 +82,10 @@ def qwen2(test_data: Path, tmp_path: Path) -> Path:
     there = test_data / "tokenizers" / "qwen2"
     (folder / "tokenizer.json").write_bytes(gzip.decompress((there / "tokenizer.json.gz").read_bytes()))
     shutil.copy(there / "tokenizer_config.json", folder)
-    (folder / "config.json").write_text(json.dumps({"vocab_size": 151936, "max_position_embeddings": 2048}))
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = shape | {"vocab_size": 151936, "max_position_embeddings": 2048}
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(ASSETS / "tiny_policy" / "model.safetensors", folder / "pytorch_model.bin")  # not looked into here
     return folder
 
 
@@ -106,12 +109,13 @@ def test_special_tokens_and_the_places_of_templates(tmp_path: Path) -> None:
     spec = {"bos_token": {"content": "<s>"}, "chat_template": [{"name": "default", "template": "{{ bos_token }}A"}]}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(spec))
     found = template_in(tmp_path)
-    assert found[0] is not None and render(found[0], TALK, special=found[1]) == "<s>A"
+    assert found.text is not None and render(found.text, TALK, special=found.special) == "<s>A"
     (tmp_path / "chat_template.jinja").write_text("B{{ messages | length }}")
     assert shown(TALK, Model(path=str(tmp_path)), add_generation_prompt=True) == "B3"
     tiny = shown(TALK, Model(path="asset:tiny_policy"), add_generation_prompt=True)
     assert tiny.startswith("<|im_start|>user\n 1 + ")
-    assert template_in(ASSETS / "nothing") == (None, {})
+    nothing = template_in(ASSETS / "nothing")
+    assert nothing.text is None and not nothing.special
 
 
 def test_a_template_that_is_wrong_or_refuses() -> None:

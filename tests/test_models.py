@@ -9,7 +9,8 @@ import pytest
 
 from capo_ray.config.blocks import Model
 from capo_ray.config.run import ConfigError, compose
-from capo_ray.models import ASSETS, find_model, tensor_shapes
+from capo_ray.model_files import tensor_shapes
+from capo_ray.models import ASSETS, find_model
 
 POLICY = ASSETS / "tiny_policy"
 

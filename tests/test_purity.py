@@ -64,9 +64,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "terminal": ("types",),
     "tracking": ("checkpoint", "config", "durable", "run_dir", "terminal", "tracking_sinks", "types", "watch"),
     "tracking_sinks": ("config", "program", "types"),
-    "chat": ("config",),
-    "models": ("chat", "config", "credit", "engines.random_model"),
-    "planning": ("config", "models"),
+    "chat_template": (),
+    "chat": ("chat_template", "config"),
+    "model_files": ("chat", "config"),
+    "models": ("chat", "config", "credit", "engines.random_model", "model_files"),
+    "planning": ("config", "model_files", "models"),
     "tasks": ("config", "credit", "engines.protocols", "extension", "tally", "types"),
     "data": ("chat", "config", "models", "tasks", "types"),
     "conversations": ("chat", "config", "data", "types"),
@@ -99,7 +101,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 PROGRAMS_IN_PACKAGES = ("data.__main__", "tasks.arithmetic.models", "tasks.arithmetic.measure")
 """Programs that stand beside what they are about; they may import as programs do."""
 ONLY_IN = {
-    "jinja2": ("chat", "credit.template", "credit.template_check"),
+    "jinja2": ("chat_template", "credit.template", "credit.template_check"),
     "ray": ("cluster",),
     "vllm": ("engines",),
     "deepspeed": ("engines",),

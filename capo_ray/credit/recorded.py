@@ -17,7 +17,7 @@ from typing import Any
 from capo_ray.credit.group import Member
 from capo_ray.credit.reply import parse
 from capo_ray.credit.steps import BLANK_LINE, steps_of
-from capo_ray.credit.tokens import TokenTable, read_tokenizer_json
+from capo_ray.credit.tokens import read_tokenizer
 from capo_ray.types import Rollout
 
 
@@ -25,14 +25,18 @@ class Tokens:
     """A tokenizer: ids to text by its table, text to ids by the library, which is loaded when first needed."""
 
     def __init__(self, path: Path) -> None:
-        self._source = read_tokenizer_json(path)
-        self._table = TokenTable.from_tokenizer_json(json.loads(self._source))
+        """Raises OSError, or ValueError that names the file."""
+        self._path = path
+        self._source, self._table = read_tokenizer(path)
 
     @cached_property
     def _encode(self) -> Callable[[str], list[int]]:
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_str(self._source)
+        try:
+            tokenizer = Tokenizer.from_str(self._source)
+        except Exception as error:  # the library raises nothing more special
+            raise ValueError(f"{self._path}: the tokenizers library does not read it: {error}") from error
         tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text
 
         def encode(text: str) -> list[int]:

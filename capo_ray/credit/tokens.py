@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -52,7 +53,8 @@ class TokenTable:
 
     @classmethod
     def from_tokenizer_json(cls, spec: Mapping[str, Any]) -> TokenTable:
-        """Read a parsed `tokenizer.json`. Raises ValueError unless it is byte-level or metaspace with byte fallback."""
+        """Read a parsed `tokenizer.json`. Raises ValueError unless it is sound, and byte-level or metaspace with byte
+        fallback."""
         tokens = _tokens(spec)
         decoders = _decoders(spec)
         kinds = [decoder["type"] for decoder in decoders]
@@ -68,8 +70,9 @@ class TokenTable:
 
     @classmethod
     def load(cls, path: str | Path) -> TokenTable:
-        """Read `tokenizer.json`, plain or gzipped, or a folder that holds it."""
-        return cls.from_tokenizer_json(json.loads(read_tokenizer_json(path)))
+        """Read `tokenizer.json`, plain or gzipped, or a folder that holds it. Raises OSError, or ValueError that names
+        the file."""
+        return read_tokenizer(path)[1]
 
     def piece(self, token_id: int) -> bytes | None:
         """Bytes of one token; None for special and unknown ones."""
@@ -112,8 +115,19 @@ class TokenTable:
                 run = []
 
 
-def read_tokenizer_json(path: str | Path) -> str:
-    """The text of `tokenizer.json`, plain or gzipped; `path` is the file or its folder."""
+def read_tokenizer(path: str | Path) -> tuple[str, TokenTable]:
+    """The text of `tokenizer.json`, plain or gzipped, and its table; `path` is the file or its folder. Raises OSError,
+    or ValueError that names the file."""
+    text, spec = read_tokenizer_json(path)
+    try:
+        return text, TokenTable.from_tokenizer_json(spec)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_tokenizer_json(path: str | Path) -> tuple[str, Mapping[str, Any]]:
+    """The text of `tokenizer.json`, plain or gzipped, and what it says; `path` is the file or its folder. Raises
+    OSError, or ValueError that names the file."""
     path = Path(path)
     if path.is_dir():
         found = [file for file in (path / "tokenizer.json", path / "tokenizer.json.gz") if file.is_file()]
@@ -121,7 +135,35 @@ def read_tokenizer_json(path: str | Path) -> str:
             raise FileNotFoundError(f"no tokenizer.json in {path}")
         path = found[0]
     raw = path.read_bytes()
-    return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
+    try:
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
+        spec = json.loads(text)
+    except (ValueError, EOFError, OSError, zlib.error, RecursionError) as error:
+        raise ValueError(f"{path} is not a whole tokenizer.json ({error}): get the tokenizer's files again") from error
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"{path} holds no object: get the tokenizer's files again")
+    return text, spec
+
+
+def vocabulary_of(spec: Mapping[str, Any]) -> tuple[dict[str, int], list[Mapping[str, Any]]]:
+    """Token to id of a parsed `tokenizer.json`, those that were added too; and the entries of the added ones. Raises
+    ValueError that names the field at fault."""
+    model = spec.get("model")
+    vocab = model.get("vocab") if isinstance(model, Mapping) else None
+    if not isinstance(vocab, Mapping):
+        raise ValueError(
+            "this tokenizer.json has no model.vocab that maps tokens to ids; BPE vocabularies are supported"
+        )
+    if not set(map(type, vocab.values())) <= {int} or min(vocab.values(), default=0) < 0:
+        raise ValueError("model.vocab must map tokens to integers from 0")
+    added = spec.get("added_tokens") or []
+    for entry in added if isinstance(added, list) else [added]:
+        sound = isinstance(entry, Mapping) and type(entry.get("id")) is int and isinstance(entry.get("content"), str)
+        if not sound or entry["id"] < 0:
+            raise ValueError(
+                f"added_tokens must be a list of objects with id and content, got {json.dumps(entry)[:60]}"
+            )
+    return dict(vocab) | {entry["content"]: entry["id"] for entry in added}, added
 
 
 def _char_ends(data: bytes, chunks: Sequence[bytes]) -> tuple[int, ...]:
@@ -139,16 +181,9 @@ def _broken_char_ends(data: bytes, chunks: Sequence[bytes]) -> tuple[int, ...]:
 
 def _tokens(spec: Mapping[str, Any]) -> dict[int, str]:
     """Id to token string; special tokens are left out, but marks of thoughts."""
-    model = spec.get("model")
-    vocab = model.get("vocab") if isinstance(model, Mapping) else None
-    if not isinstance(vocab, Mapping):
-        raise ValueError(
-            "this tokenizer.json has no model.vocab that maps tokens to ids; BPE vocabularies are supported"
-        )
-    tokens = {token_id: token for token, token_id in vocab.items()}
-    added = spec.get("added_tokens") or []
-    tokens.update({entry["id"]: entry["content"] for entry in added})
-    special = {entry["content"] for entry in added if entry["special"] and not is_mark(entry["content"])}
+    vocabulary, added = vocabulary_of(spec)
+    tokens = {token_id: token for token, token_id in vocabulary.items()}
+    special = {entry["content"] for entry in added if entry.get("special") and not is_mark(entry["content"])}
     return {token_id: token for token_id, token in tokens.items() if token not in special}
 
 
@@ -156,7 +191,23 @@ def _decoders(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     decoder = spec.get("decoder")
     if not decoder:
         return []
-    return list(decoder["decoders"]) if decoder["type"] == "Sequence" else [decoder]
+    given = decoder.get("decoders") if isinstance(decoder, Mapping) and decoder.get("type") == "Sequence" else [decoder]
+    if not isinstance(given, list) or not all(isinstance(one, Mapping) and _is_sound(one) for one in given):
+        raise ValueError(
+            f"decoder must be an object with a type, and what that type needs, got {json.dumps(decoder)[:60]}"
+        )
+    return given
+
+
+def _is_sound(decoder: Mapping[str, Any]) -> bool:
+    """Whether it has the fields that are read of it."""
+    kind = decoder.get("type")
+    if kind == "Replace":
+        return isinstance(decoder.get("pattern"), Mapping) and isinstance(decoder.get("content"), str)
+    if kind == "Strip":
+        numbers = (decoder.get("start"), decoder.get("stop"))
+        return isinstance(decoder.get("content"), str) and all(type(number) is int for number in numbers)
+    return isinstance(kind, str)
 
 
 class _ByteAlphabet(dict[int, int]):
@@ -190,7 +241,7 @@ def _fallback_table(
 ) -> TokenTable:
     strip_left, replacements = 0, []
     for decoder in decoders:
-        if decoder["type"] == "Replace" and "String" in decoder["pattern"]:
+        if decoder["type"] == "Replace" and isinstance(decoder["pattern"].get("String"), str):
             replacements.append((decoder["pattern"]["String"], decoder["content"]))
         elif decoder["type"] == "Strip" and decoder["content"] == " " and decoder["stop"] == 0:
             strip_left = decoder["start"]

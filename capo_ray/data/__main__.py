@@ -22,7 +22,7 @@ from capo_ray.data.check import Found, Overlap, duplicates_of, lengths_of, most_
 from capo_ray.data.gold import ENOUGH, look_at
 from capo_ray.data.problem import DataError, Problem, question_of
 from capo_ray.data.read import problems, rows
-from capo_ray.models import folder_here, shown
+from capo_ray.models import folder_here, shown, tokenizer_in
 from capo_ray.program import own_keys, run_program
 
 USAGE = """usage: python -m capo_ray.data check [key=value ...]
@@ -130,17 +130,10 @@ def _characters(texts: Sequence[str]) -> list[int]:
 
 def _measure(policy: Model) -> Measure | None:
     """What counts the tokens of texts; None where the policy's tokenizer is not on this machine."""
-    from tokenizers import Tokenizer
-
-    from capo_ray.credit.tokens import read_tokenizer_json
-
     folder = folder_here(policy.tokenizer or policy.path)
     if not folder.is_dir():
         return None
-    try:
-        tokenizer = Tokenizer.from_str(read_tokenizer_json(folder))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"policy.tokenizer: {error}") from error
+    tokenizer = tokenizer_in(folder, "policy.tokenizer")
     return lambda texts: [len(coded.ids) for coded in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 

@@ -6,6 +6,7 @@ Leaves out: optimisation and ranks (see `train_deepspeed`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -35,7 +36,8 @@ def make(
     random = isinstance(source, Mapping) or source.endswith(".json")
     with nullcontext() if zero_three is None or random else _partitioned(dtype, zero_three):
         model = _load(source, dtype)
-    extras = [name for name in _HEAD_EXTRAS if getattr(model.config, name, None) not in (None, 1, 1.0)]
+    text = model.config.get_text_config()
+    extras = [name for name in _HEAD_EXTRAS if getattr(text, name, None) not in (None, 1, 1.0)]
     if extras:
         raise ValueError(
             f"models whose config sets {', '.join(extras)} are not supported: their logits are not the head's"
@@ -51,10 +53,40 @@ def _load(source: str | Mapping[str, Any], dtype: torch.dtype) -> Any:
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
     if not source.endswith(".json"):
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        return _whole(source, dtype)
     if not Path(source).is_file():
         raise ValueError(f"there is no model config {source}")
     return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
+
+
+def _whole(source: str, dtype: torch.dtype) -> Any:
+    """The model of a folder. Raises ValueError where its weights are not those of the model, or are no numbers: what is
+    missing is made at random by transformers, and what is too much left out, with a warning."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, said = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(f"{source}: its weights have other shapes than its config.json says: get it again") from error
+    own = {_LAYER.sub(".N.", name) for name in model.state_dict()}
+    spare = [name for name in said["unexpected_keys"] if _LAYER.sub(".N.", name) in own]
+    for names, what in ((said["missing_keys"], "lack"), (spare, "have, beyond what its config.json says,")):
+        if names:
+            count = f"{len(names)} tensors, the first is" if len(names) > 1 else "1 tensor,"
+            raise ValueError(
+                f"{source}: its weights {what} {count} {min(names)}: a download that ended early, or files of two "
+                "models; get it again"
+            )
+    for name, parameter in model.named_parameters():
+        held = getattr(parameter, "ds_tensor", parameter).detach()  # under ZeRO-3 the share of this rank
+        if held.numel() and not all(extreme.isfinite() for extreme in torch.aminmax(held)):
+            raise ValueError(f"{source}: its tensor {name} holds numbers that are not finite: get it again")
+    return model
+
+
+_LAYER = re.compile(r"\.\d+\.")
 
 
 class _ZeroThree:

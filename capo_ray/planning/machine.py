@@ -6,7 +6,6 @@ needs (plan).
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capo_ray.config.blocks import Cluster, Model, Shape
+from capo_ray.model_files import count_weights, read_decoder
 from capo_ray.models import folder_here
 
 GIB = 1 << 30
@@ -84,23 +84,19 @@ def _memory_gib() -> float:
 
 
 def shape_of(model: Model) -> Shape | None:
-    """The shape that the configuration names, or that of the files where they are here; None where neither is."""
+    """The shape that the configuration names, or that of the files where they are here; None where neither is. Raises
+    ConfigError for files that describe no model."""
     if model.shape is not None:
         return model.shape
     folder = folder_here(model.path)
-    config = folder / "config.json"
-    if not config.is_file():
+    if not (folder / "config.json").is_file():
         return None
-    spec = json.loads(config.read_text(encoding="utf-8"))
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    width = 4 if "32" in str(spec.get("dtype") or spec.get("torch_dtype") or "float32") else 2
-    heads, hidden = spec["num_attention_heads"], spec["hidden_size"]
-    head_size = spec.get("head_dim") or hidden // heads
+    decoder = read_decoder(folder)
     return Shape(
-        parameters=max(1, stored // width),
-        layers=spec["num_hidden_layers"],
-        hidden_size=hidden,
-        key_value_size=head_size * (spec.get("num_key_value_heads") or heads),
-        vocabulary=spec["vocab_size"],
-        window=spec["max_position_embeddings"],
+        parameters=max(1, count_weights(folder)),
+        layers=decoder.layers,
+        hidden_size=decoder.hidden_size,
+        key_value_size=decoder.key_value_size,
+        vocabulary=decoder.vocabulary,
+        window=decoder.window,
     )

@@ -1,12 +1,11 @@
 """The real tokenizers, loaded once."""
 
-import json
 from typing import Any
 
 import pytest
 from credit_inputs import shared
 
-from capo_ray.credit.tokens import TokenTable, read_tokenizer_json
+from capo_ray.credit.tokens import TokenTable, read_tokenizer
 
 
 @pytest.fixture(scope="session", params=["qwen2", "gpt2"])
@@ -14,5 +13,5 @@ def real(request: pytest.FixtureRequest) -> tuple[str, Any, TokenTable]:
     """(name, the tokenizer itself, our table of it)."""
     from tokenizers import Tokenizer
 
-    source = read_tokenizer_json(shared(f"tokenizers/{request.param}"))
-    return request.param, Tokenizer.from_str(source), TokenTable.from_tokenizer_json(json.loads(source))
+    source, table = read_tokenizer(shared(f"tokenizers/{request.param}"))
+    return request.param, Tokenizer.from_str(source), table
