@@ -19,8 +19,7 @@ from pathlib import Path
 from capo_ray.checkpoint import Checkpoints
 from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.data.problem import DataError
-from capo_ray.options import check_options
-from capo_ray.program import FAILED, INTERRUPTED, leave, run_program
+from capo_ray.program import BAD_INPUT, FAILED, INTERRUPTED, leave, run_program
 from capo_ray.run import Stopped, run
 from capo_ray.run_dir import RunDirError, claim
 
@@ -55,18 +54,12 @@ def work(arguments: list[str]) -> int:
 
 def launch(config: Config) -> int:
     """Run `config`; the exit code."""
-    from capo_ray.critics.prompt import example, find_template
-    from capo_ray.data.example import prompt_example
-    from capo_ray.planning.estimate import estimate
-    from capo_ray.planning.plan import describe, refuse_unfit
+    from capo_ray.planning.plan import refuse_unfit
 
     if config.dry_run:
-        check_options(config)
-        examples = [prompt_example(config)]
-        if config.critic is not None:
-            examples.append(example(config, find_template(config.critic)))
-        print("\n".join([describe(config), estimate(config), *examples]))
-        return 0
+        from capo_ray.dry_run import dry_run
+
+        return 0 if dry_run(config) else BAD_INPUT
     refuse_unfit(config)
     run_dir = run_dir_of(config)
     mine = claim(run_dir, resume=config.resume)

@@ -33,8 +33,13 @@ def test_every_experiment_composes_and_prints_its_plan(name: str, capsys: pytest
     config = compose([f"+experiment={name}", "dry_run=true"])
     assert config.name == name
     assert validate(config.model_dump(mode="json")) == config
-    assert launch(config) == 0
+    wanting = {  # what a user has to bring first
+        "tiny_cpu_text": "fault: policy.path: a random model needs policy.shape and policy.tokenizer\n",
+        "smollm2_cpu": "fault: data.path: there is no file models/smollm2/train.jsonl; pass data.path=FILE",
+    }
+    assert launch(config) == (2 if name in wanting else 0)
     printed = capsys.readouterr().out
+    assert wanting.get(name, "verdict: this run can start ") in printed
     assert f"placement of {name} on " in printed and "a prompt as the policy reads it" in printed
     if name.startswith(POLICIES):
         assert f"placement of {name} on gpu: 8 GPUs" in printed and "fault" not in printed

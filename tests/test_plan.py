@@ -266,7 +266,6 @@ def test_the_description_holds_configuration_and_plan() -> None:
         "critiques per step                            768",
     ):
         assert part in text
-    assert "it fits" in describe(config(TINY, "cluster.cpus=2"))
 
 
 def test_the_program_refuses_and_describes_offline(tmp_path: Path) -> None:

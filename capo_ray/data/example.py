@@ -11,7 +11,7 @@ from capo_ray.chat import conversation
 from capo_ray.config.run import Config
 from capo_ray.data.problem import DataError, Problem
 from capo_ray.data.prompts import arithmetic_problems
-from capo_ray.data.read import problems
+from capo_ray.data.read import is_here, problems
 from capo_ray.models import shown
 
 STAND_IN = Problem(id="stand-in", question="What is $2 + 3$?", answer="5")
@@ -28,11 +28,12 @@ def prompt_example(config: Config) -> str:
 def _first(config: Config) -> tuple[Problem, str]:
     if config.data.kind == "arithmetic":
         return arithmetic_problems(config.seed, 1, config.data)[0], "made up, as in the run"
-    path = Path(str(config.data.path)).expanduser()
-    if not path.is_file():
+    if not is_here(config.data):
         return STAND_IN, f"a stand-in: {config.data.path} is not looked at in a dry run"
     try:
         first = next(problems(config.data))
     except DataError as error:
-        return STAND_IN, f"a stand-in: {error}"
-    return (STAND_IN, f"a stand-in: {first}") if isinstance(first, DataError) else (first, f"the first of {path.name}")
+        first = error
+    if isinstance(first, DataError):
+        return STAND_IN, "a stand-in: the data cannot be used, see the verdict"
+    return first, f"the first of {Path(str(config.data.path)).name}"

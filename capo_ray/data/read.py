@@ -66,6 +66,11 @@ def rows(data: Source) -> Iterator[Row]:
         raise DataError(f"{option}: {path} is empty; it must hold one JSON object a line, or rows of parquet")
 
 
+def is_here(data: Source) -> bool:
+    """Whether its `path` is, or should be, a file or folder of this machine."""
+    return not _is_hub_id(str(data.path), Path(str(data.path)).expanduser())
+
+
 def _is_hub_id(name: str, path: Path) -> bool:
     """owner/name, and no file of a kind that we would read ourselves."""
     plain = name.count("/") == 1 and not name.startswith((".", "/", "~"))

@@ -238,15 +238,12 @@ def plan_here(config: Config, machine: Machine) -> Plan:
 
 
 def describe(config: Config) -> str:
-    """The resolved configuration and its plan: what `dry_run=true` prints. Needs no network and starts nothing."""
+    """The resolved configuration and its plan: what `dry_run=true` prints first. Needs no network, starts nothing."""
     import yaml
 
-    machine = this_machine(config.cluster)
-    plan = plan_here(config, machine)
+    plan = plan_here(config, this_machine(config.cluster))
     resolved = yaml.safe_dump(_without_idle(config), sort_keys=False, allow_unicode=True, width=120)
-    missing = fits(plan, machine)
-    verdict = "it fits" if not missing else f"it does not fit: {'; '.join(missing)}"
-    return f"{resolved}\n{render(plan)}\nthis machine: {machine}; {verdict}"
+    return f"{resolved}\n{render(plan)}"
 
 
 def _without_idle(config: Config) -> dict[str, Any]:
