@@ -16,6 +16,7 @@ from capo_ray.config.blocks import Model
 from capo_ray.config.run import Config, ConfigError
 from capo_ray.critics.canaries import CanarySet
 from capo_ray.critics.prompt import example, find_template
+from capo_ray.data.epochs import in_steps
 from capo_ray.data.example import prompt_example
 from capo_ray.data.problem import DataError
 from capo_ray.data.prompts import TRAIN_PROBLEMS, load_prompts
@@ -55,6 +56,7 @@ def dry_run(config: Config) -> bool:
     ConfigError for options and templates that are wrong wherever it is."""
     look = Look()
     check_options(config)
+    config = _in_steps(config, look)
     template = find_template(config.critic) if config.critic else None
     _critics(config, look)
     elsewhere = is_elsewhere(config)
@@ -151,6 +153,15 @@ def _data(config: Config, look: Look, encode: Encode | None) -> None:
             config.model_copy(update={"data": data}), encode or (lambda question, system=None, /: ())
         )
         look.problems = len(prompts)
+
+
+def _in_steps(config: Config, look: Look) -> Config:
+    if config.epochs is not None and config.data.kind != "arithmetic" and not is_here(config.data):
+        look.unseen.append(f"how many steps {config.epochs:g} epochs are: {config.data.path} is {HUB}")
+        return config.model_copy(update={"epochs": None})
+    with look.noting():
+        return in_steps(config)
+    return config
 
 
 def _epochs(config: Config, look: Look) -> list[str]:

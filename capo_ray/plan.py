@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from capo_ray.config.run import ConfigError, compose
+from capo_ray.data.epochs import in_steps
 from capo_ray.planning.estimate import estimate
 from capo_ray.planning.hardware import GPUS
 from capo_ray.planning.plan import plan_for, render
@@ -27,7 +28,7 @@ def work(arguments: list[str]) -> int:
     gpus = own.get("gpus")
     if gpus is not None and not (gpus.isdigit() and int(gpus)):
         raise ConfigError(f"gpus: a number of GPUs, got {gpus!r}")
-    config, gpu = compose(overrides), own.get("gpu", "h100")
+    config, gpu = in_steps(compose(overrides)), own.get("gpu", "h100")
     guessed = estimate(config, gpu=gpu, gpus=int(gpus) if gpus else None, profile=own.get("profile"))
     print(render(plan_for(config, gpu_gib=GPUS[gpu].gib)))
     print(guessed)

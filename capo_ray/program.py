@@ -117,6 +117,16 @@ def own_keys(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, 
     return own, rest
 
 
+def writable(path: Path, key: str) -> None:
+    """Raises ConfigError, before anything is done, where no file can be written at `path`."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{key}: {path} is {'a folder' if path.is_dir() else 'no plain file'}; name a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{key}: there is no folder {path.parent} to write it into")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{key}: {path} cannot be written; name another file")
+
+
 def first_of(error: BaseException) -> BaseException:
     """The error that came first, out of groups of errors."""
     while isinstance(error, BaseExceptionGroup):

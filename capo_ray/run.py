@@ -40,9 +40,11 @@ async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None)
     from capo_ray.cluster.gauges import RunGauges
     from capo_ray.cluster.restarts import outlive
     from capo_ray.cluster.session import head_address, ray_session, while_it_answers
+    from capo_ray.data.epochs import in_steps
     from capo_ray.driver import Stop, train
     from capo_ray.tracking import Tracker
 
+    config = in_steps(config)
     stop = Stop()
 
     async def work(crew: RayCrew) -> None:

@@ -60,7 +60,7 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
     if group in ("data", "reward", "tracking"):
         for name in names:
             path = [] if name == "arithmetic" else ["data.path=x"]
-            compose(["+experiment=llama3b_intersection", "data.evaluation=null", f"{group}={name}", *path])
+            compose(["+experiment=llama3b_intersection", f"{group}={name}", *path])
     if group == "model":
         for name in names:
             shape = compose([TINY, f"model@policy={name}"]).policy.shape
@@ -159,13 +159,8 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         ),
         (
             "data.path=x.jsonl",
-            "data: `path` would not be read: `kind` arithmetic makes its own problems; begin with data=gsm8k, "
-            "data=math or data=verl for a file with such columns, or leave it out",
-        ),
-        (
-            "data.evaluation_prompts=5 data.evaluation={split:test}",
-            "data: `evaluation` would not be read: `kind` arithmetic makes its own problems; begin with data=gsm8k, "
-            "data=math or data=verl for a file with such columns, or leave it out",
+            "data: `path` would not be read: `kind` arithmetic makes its own problems; begin with data=plain (or "
+            "another of conf/data: gsm8k, math, verl) for problems of a file, or leave it out",
         ),
         (
             "critic=null algorithm=grpo critic.critiques=3",

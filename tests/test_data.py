@@ -145,7 +145,7 @@ def test_arithmetic_needs_no_file_and_holds_out() -> None:
 
 def test_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "none.jsonl"
-    kinds = "FILE.jsonl (or .jsonl.gz, .parquet), a folder or a Hugging Face id"
+    kinds = "FILE (.jsonl, .json, .csv, .tsv, .parquet), a folder or a Hugging Face id"
     assert fault(path) == f"data.path: there is no file {path}; pass data.path={kinds}"
     there = write(tmp_path / "train.jsonl", RECORDS)
     message = fault(there, evaluation={"path": str(path)}, evaluation_prompts=2)
@@ -154,7 +154,10 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_empty_file(tmp_path: Path) -> None:
     path = write(tmp_path / "empty.jsonl", ["", " "])
-    assert fault(path) == f"data.path: {path} is empty; it must hold one JSON object a line, or rows of parquet"
+    assert (
+        fault(path)
+        == f"data.path: {path} is empty; it must hold one JSON object a line, or rows of json, csv or parquet"
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,7 +221,7 @@ def test_empty_answers_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFix
         assert len(load(path)) == 2
     assert "1 of 3 problems have an empty answer (first: some.jsonl:2): they are left out" in caplog.text
     path = write(tmp_path / "all.jsonl", [{"question": "?", "answer": ""}])
-    assert fault(path).endswith("none is left. Set data.answer_field")
+    assert fault(path).endswith("none is left; column 'answer' is empty in every row. Set data.answer_field")
 
 
 def test_long_prompts_are_left_out(file: Path, caplog: pytest.LogCaptureFixture) -> None:

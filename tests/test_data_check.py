@@ -138,6 +138,7 @@ def test_a_set_of_which_nothing_can_be_used(tmp_path: Path, capsys: pytest.Captu
         "rows       2, usable 0",
         "REFUSED    2 rows, the first is x.jsonl, line 1: no field 'question'; there are text: set",
         "           data.question_field",
+        "REFUSED    nothing can be used: every row is refused or asks nothing",
     ]
 
 
@@ -174,7 +175,7 @@ def test_held_out_problems_are_compared(tmp_path: Path, capsys: pytest.CaptureFi
             "data.kind: arithmetic is made up, there is nothing to check; name a set with data=",
         ),
         (["data.path={x}", "show=many"], "show: must be a number of examples, got 'many'"),
-        (["data.path=nothing.jsonl"], "data.path: there is no file nothing.jsonl; pass data.path=FILE.jsonl (or "),
+        (["data.path=nothing.jsonl"], "data.path: there is no file nothing.jsonl; pass data.path=FILE (.jsonl, "),
         (["data.pth=x"], "data.pth: no such key; see docs/configuration.md"),
         (["data.path={x}", "policy.tokenizer={folder}"], "policy.tokenizer: no tokenizer.json in"),
     ],

@@ -135,6 +135,7 @@ WITHOUT_EFFECT = {
     "data.answer_boxed": ([], "true"),
     "data.answer_pattern": ([], "'(x)'"),
     "data.id_field": ([], "x"),
+    "data.evaluation": ([], "{split:test}"),
     "data.operations": (HELD, "[2,3]"),
     "data.evaluation_responses": (["data.evaluation_prompts=0"], "2"),
     "evaluate_every": (["data.evaluation_prompts=0"], "2"),

@@ -79,8 +79,8 @@ def test_what_cannot_run(capsys: pytest.CaptureFixture[str], override: str, mess
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "data.path: there is no file {path}; pass data.path=FILE.jsonl (or "),
-        ("", "data.path: {path} is empty; it must hold one JSON object a line, or rows"),
+        (None, "data.path: there is no file {path}; pass data.path=FILE (.jsonl, "),
+        ("", "data.path: {path} is empty; it must hold one JSON object a line, or rows of json"),
         ('{"question": "q", "answer": "1"}\n{\n', "data.jsonl, line 2: not JSON ("),
         ('{"question": "q"}\n', "data.jsonl, line 1: no field 'answer'; there are question: set data.answer_field"),
     ],

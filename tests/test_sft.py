@@ -289,7 +289,7 @@ def test_every_epoch_visits_everything_once() -> None:
     [
         ("/nowhere", "model.path: '/nowhere' is no folder here; name a folder or a Hugging Face id (owner/name)"),
         ("/nowhere.json model.tokenizer=x", "model.path: there is no model config /nowhere.json"),
-        ("asset:tiny_policy data=/nowhere.jsonl", "data.path: there is no file /nowhere.jsonl; pass data.path=FILE.j"),
+        ("asset:tiny_policy data=/nowhere.jsonl", "data.path: there is no file /nowhere.jsonl; pass data.path=FILE ("),
         ("asset:tiny_policy model.chat_template=<|begin_of_text|>", "model.chat_template: it writes <|begin"),
     ],
 )

@@ -122,7 +122,7 @@ class Source(Block):
     """Of these fields in the configuration."""
 
     path: str | None = setting(
-        ".jsonl, .jsonl.gz or .parquet file, folder with a data set, or Hugging Face id",
+        "file (.jsonl, .json, .csv, .tsv, these with .gz, .parquet), folder with a data set, or Hugging Face id",
         None,
         source="datasets `load_dataset`",
     )
@@ -130,11 +130,21 @@ class Source(Block):
         "configuration of a Hugging Face data set; null: its only one", None, source="datasets `name`"
     )
     split: str = setting("split of a Hugging Face data set", "train", source="datasets `split`")
-    question_field: str = setting("column of the question, or of chat messages; `a.b` is column b inside a", "question")
-    answer_field: str = setting("gold final answer, or a text that holds it", "answer")
+    question_field: str | None = setting(
+        "column of the question, or of chat messages; `a.b` is column b inside a; null: found by its usual name, see "
+        "[data.md](data.md#your-own)",
+        "question",
+    )
+    answer_field: str | None = setting(
+        "gold final answer, or a text that holds it; null: found by its usual name", "answer"
+    )
     answer_boxed: bool = setting("the gold answer is in the last \\boxed{} of `answer_field`", False)
     answer_pattern: Regex | None = setting("regular expression whose first group is the gold answer", None)
-    solution_field: str | None = setting("reference solution shown to the critic; null: none", None, source="CAPO")
+    solution_field: str | None = setting(
+        "reference solution shown to the critic; null: none, or found by its usual name where question or answer are",
+        None,
+        source="CAPO",
+    )
     id_field: str | None = setting("column of names that differ; null: FILE:NUMBER", None)
 
     @model_validator(mode="after")
@@ -197,11 +207,10 @@ class Data(Source):
             raise ValueError(
                 f"`path` must name a file or a data set when `kind` is {self.kind}; pass data.path=FILE_OR_ID"
             )
-        if self.kind == "arithmetic" and (self.path or self.evaluation):
-            named = "`path`" if self.path else "`evaluation`"
+        if self.kind == "arithmetic" and self.path:
             raise ValueError(
-                f"{named} would not be read: `kind` arithmetic makes its own problems; begin with data=gsm8k, "
-                f"data=math or data=verl for a file with such columns, or leave it out"
+                "`path` would not be read: `kind` arithmetic makes its own problems; begin with data=plain "
+                "(or another of conf/data: gsm8k, math, verl) for problems of a file, or leave it out"
             )
         if self.evaluation is not None and not self.evaluation_prompts:
             raise ValueError(

@@ -46,7 +46,7 @@ _NO_KL = _when(lambda c: not c.algorithm.kl_weight, "algorithm.kl_weight is 0")
 _NO_WANDB = _when(lambda c: c.tracking.wandb == "off", "tracking.wandb is off")
 
 IDLE: dict[str, Reason] = {
-    **{f"data.{column}": _arithmetic for column in (*COLUMNS, "id_field")},
+    **{f"data.{column}": _arithmetic for column in (*COLUMNS, "id_field", "evaluation")},
     "data.operations": _when(lambda c: c.data.kind != "arithmetic", "only data.kind arithmetic makes up problems"),
     **dict.fromkeys(("data.evaluation_responses", "evaluate_every"), _no_held_out),
     **dict.fromkeys(("critic.first_round", "critic.full_share"), _NOT_ADAPTIVE),

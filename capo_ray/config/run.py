@@ -7,7 +7,7 @@ Leaves out: what a machine can hold (see `planning`), whether files that are nam
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +32,9 @@ class Config(Block):
     )
     seed: int = setting("every random choice of the run is a function of it", 0, unit="none", ge=0)
     steps: int = setting("rollout batches to train on", unit="steps", gt=0)
+    epochs: float | None = setting(
+        "passes over the problems, in place of `steps`; as many steps as that takes", None, unit="passes", gt=0
+    )
     prompts_per_step: int = setting("problems of one rollout batch", unit="prompts", gt=0)
     responses_per_prompt: int = setting("n: the size of a group", unit="responses", source="CAPO: 16", gt=1)
     checkpoint_every: int = setting("steps between checkpoints; 0: as `checkpoint_minutes` says", 0, unit="steps", ge=0)
@@ -84,6 +87,13 @@ class Config(Block):
         """How many stand on the disk at most: those that are kept, and the one that is being written."""
         of_steps = self.steps // self.keep_every if self.keep_every else 0
         return self.keep_checkpoints + (self.keep_best is not None) + of_steps + 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_of_epochs(cls, given: Any) -> Any:
+        """Until the problems are counted, a run of `epochs` alone has one step."""
+        alone = isinstance(given, Mapping) and given.get("epochs") is not None and "steps" not in given
+        return {**given, "steps": 1} if alone else given
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -149,7 +159,12 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     without = [one.key for one in given if one.leaves_out]
     refuse_left_out(given, without)
     tree = composed("config", [one.for_hydra() for one in given if not one.leaves_out and not is_path(one)])
+    counted = {one.key for one in given if one.key in ("steps", "epochs") and one.text != "null"}
+    if len(counted) == 2:
+        raise ConfigError("steps, epochs: both say how long the run is; give one of the two")
     with open_dict(tree):
+        if counted == {"steps"}:
+            tree.epochs = None
         for block in without:
             OmegaConf.update(tree, block, None)
         for field, value in followed(tree, given, conf_dir() / "model"):

@@ -100,7 +100,8 @@ def _warn_of_less(items: Sequence[Item], config: Config) -> None:
     """What canaries lack and the run has cannot be made up."""
     assert config.critic is not None and config.critic.canaries is not None
     wanted = config.critic.reference
-    if wanted == "solution" and config.data.kind != "arithmetic" and config.data.solution_field is None:
+    usual = None in (config.data.question_field, config.data.answer_field)  # then a solution may be found
+    if wanted == "solution" and config.data.kind != "arithmetic" and config.data.solution_field is None and not usual:
         wanted = "answer"
     less = sum(_rank(reference_of(item.as_prompt(), wanted).kind) < _rank(wanted) for item in items)
     if less:

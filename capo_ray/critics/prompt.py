@@ -56,7 +56,9 @@ def _read(name: str) -> PromptTemplate:
 def example(config: Config, template: PromptTemplate) -> str:
     """What the critics of `config` would read of an invented response, under a heading."""
     assert config.critic is not None
-    has_solutions = config.data.kind == "arithmetic" or config.data.solution_field is not None
+    data = config.data
+    has_solutions = data.kind == "arithmetic" or None in (data.question_field, data.answer_field)
+    has_solutions |= data.solution_field is not None
     prompt = Prompt(
         id="example",
         question=_QUESTION,

@@ -19,14 +19,16 @@ from capo_ray.chat import conversation
 from capo_ray.config.blocks import Data, Model, Source
 from capo_ray.config.run import Config, ConfigError, compose, conf_dir
 from capo_ray.data.check import Found, Overlap, duplicates_of, lengths_of, most_common, overlap, sort_rows, too_long
+from capo_ray.data.columns import named
 from capo_ray.data.gold import ENOUGH, look_at
-from capo_ray.data.problem import DataError, Problem, question_of
+from capo_ray.data.problem import DataError, Problem, question_of, why_unanswered
 from capo_ray.data.read import problems, rows
 from capo_ray.models import folder_here, shown, tokenizer_in
-from capo_ray.program import own_keys, run_program
+from capo_ray.program import own_keys, run_program, writable
 
 USAGE = """usage: python -m capo_ray.data check [key=value ...]
 
+  data=plain data.path=FILE     questions and answers under their usual names: jsonl, json, csv, parquet
   data=gsm8k data.path=FILE     a data set of conf/data, and where it is
   data.path=FILE data.question_field=q data.answer_field=a     your own columns
   policy.tokenizer=FOLDER       lengths in tokens, where the policy's own tokenizer is not on this machine
@@ -35,11 +37,11 @@ USAGE = """usage: python -m capo_ray.data check [key=value ...]
   out=FILE.json                 all figures
   +experiment=NAME              where all other configuration comes from (llama3b_intersection)
 
-Exit code 1: there are rows that a run would refuse. 2: the data set cannot be read, or a key is wrong.
+Exit code 1: there are rows that a run would refuse, or none that it could use.
+2: the data set cannot be read, or a key is wrong.
 """
 OWN = ("against", "show", "out")
 EVALUATION = ("paper",)
-QUESTION_FIELDS = ("question", "problem", "prompt", "input")
 NOT_REACHED = "no way to the Hugging Face hub; name a file of it"
 HELD_OUT = "held out"
 REFUSES = 1
@@ -63,6 +65,9 @@ def options_of(arguments: Sequence[str]) -> Options:
     config = compose(rest if named else ["+experiment=llama3b_intersection", "data.evaluation=null", *rest])
     if config.data.kind == "arithmetic":
         raise ConfigError(f"data.kind: {config.data.kind} is made up, there is nothing to check; name a set with data=")
+    out = Path(own["out"]).expanduser() if "out" in own else None
+    if out is not None:
+        writable(out, "out")
     show = own.get("show", "2")
     if not show.isdigit():
         raise ConfigError(f"show: must be a number of examples, got {show!r}")
@@ -71,7 +76,7 @@ def options_of(arguments: Sequence[str]) -> Options:
         config=config,
         against=tuple(name.strip() for name in against if name.strip()),
         show=int(show),
-        out=Path(own["out"]).expanduser() if "out" in own else None,
+        out=out,
     )
 
 
@@ -89,7 +94,9 @@ def figures(options: Options) -> dict[str, Any]:
         "data": {"path": data.path, "subset": data.subset, "split": data.split},
         "rows": found.num_rows,
         "usable": len(found.problems),
+        "why_none": why_unanswered(data),
         "refused": {reason: {"rows": len(said), "first": said[0]} for reason, said in found.refused.items()},
+        "unasked": {"rows": len(found.unasked), "first": found.unasked[:1]},
         "unanswered": {"rows": len(found.unanswered), "first": found.unanswered[:1]},
         **_lengths(found, config, measure),
         "answers": most_common(problem.answer for problem in found.problems),
@@ -155,7 +162,7 @@ def _overlaps(found: Found, options: Options) -> Iterator[Overlap | dict[str, st
             yield {"name": name, "missing": NOT_REACHED}
             continue
         try:
-            questions = [question_of(_sound(record), where, source)[0] for where, _, record in rows(source)]
+            questions = list(_questions(source))
         except DataError as error:
             if not on_hub or name == HELD_OUT:  # a run would stop too
                 raise
@@ -164,6 +171,13 @@ def _overlaps(found: Found, options: Options) -> Iterator[Overlap | dict[str, st
             yield {"name": name, "missing": said if hub_is_up else NOT_REACHED}
             continue
         yield overlap(found.problems, name, questions)
+
+
+def _questions(source: Source) -> Iterator[str]:
+    found: Source | None = None
+    for where, _, record in rows(source):
+        found = found or named(source, {**_sound(record), "answer": ""}, where)
+        yield question_of(_sound(record), where, found)[0]
 
 
 def _sound(record: Any) -> Any:
@@ -183,10 +197,10 @@ def _evaluation_sets(name: str, data: Data) -> list[tuple[str, Source]]:
     if not path.exists():
         raise ConfigError(f"against: there is no file {path}, and no such suite in conf/suite ({', '.join(known)})")
     own = data.model_copy(update={"path": str(path), "subset": None})
-    _, _, first = next(rows(own))
-    columns = set(_sound(first))
-    field = next((field for field in (data.question_field, *QUESTION_FIELDS) if field in columns), data.question_field)
-    return [(name, own.model_copy(update={"question_field": field}))]
+    where, _, first = next(rows(own))
+    if data.question_field not in _sound(first):
+        own = named(own.model_copy(update={"question_field": None}), {**_sound(first), "answer": ""}, where)
+    return [(name, own)]
 
 
 # ---- showing ---------------------------------------------------------------------------------------------------------
@@ -202,10 +216,15 @@ def report(made: dict[str, Any]) -> str:
     for refused in made["refused"].values():
         said = f"{refused['rows']:,} rows, the first is {refused['first']}"
         lines += textwrap.wrap(said, WIDTH, initial_indent="REFUSED    ", subsequent_indent=" " * 11)
-    if unanswered["rows"]:
-        lines.append(f"left out   {unanswered['rows']:,} without an answer (first: {unanswered['first'][0]})")
+    for what, left in (("a question", made["unasked"]), ("an answer", unanswered)):
+        if left["rows"]:
+            lines.append(f"left out   {left['rows']:,} without {what} (first: {left['first'][0]})")
     if not made["usable"]:
-        return "\n".join(lines)
+        said = made["why_none"] if unanswered["rows"] else "every row is refused or asks nothing"
+        said = f"nothing can be used: {said}"
+        return "\n".join(
+            [*lines, *textwrap.wrap(said, WIDTH, initial_indent="REFUSED    ", subsequent_indent=" " * 11)]
+        )
     lines.append(_too_long(long))
     lines += _length_table(made)
     common = ", ".join(f"{answer[:20]!r} {number:,}" for answer, number in made["answers"])
@@ -291,8 +310,11 @@ def work(arguments: list[str]) -> int:
     made = figures(options)
     print(report(made))
     if options.out is not None:
-        options.out.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return REFUSES if made["refused"] else 0
+        try:
+            options.out.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"out: {options.out} cannot be written: {error.strerror}") from error
+    return REFUSES if made["refused"] or not made["usable"] else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

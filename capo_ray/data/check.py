@@ -25,6 +25,8 @@ class Found:
     """Kind of fault -> what is said of each such row. One of them stops a run."""
     unanswered: list[str] = field(default_factory=list)
     """Ids of problems without an answer, which a run leaves out."""
+    unasked: list[str] = field(default_factory=list)
+    """Ids of rows without a question, which a run leaves out too."""
     num_rows: int = 0
 
 
@@ -37,6 +39,8 @@ def sort_rows(rows: Iterable[Problem | DataError]) -> Found:
         elif row.id in seen:
             kind = "an id that an earlier row has"
             found.refused[kind].append(f"{row.id}: {kind}; set data.id_field=null")
+        elif not row.question:
+            found.unasked.append(row.id)
         elif not row.answer:
             found.unanswered.append(row.id)
         else:

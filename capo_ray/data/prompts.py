@@ -16,7 +16,7 @@ from functools import lru_cache
 from capo_ray.chat import Encode
 from capo_ray.config.blocks import Data, Source
 from capo_ray.config.run import Config
-from capo_ray.data.problem import DataError, Problem
+from capo_ray.data.problem import DataError, Problem, why_unanswered
 from capo_ray.data.read import problems
 from capo_ray.types import Prompt
 
@@ -73,7 +73,7 @@ def _permutation(seed: int, epoch: int, attempt: int, size: int) -> list[int]:
 def load_prompts(config: Config, encode: Encode) -> Prompts:
     """Read, check and encode the problems of `config.data`. Raises DataError."""
     data = config.data
-    found, held_out = _arithmetic(config) if data.kind == "arithmetic" else _from_files(data)
+    found, held_out = problems_of(config)
     return Prompts(
         _fitting(found, encode, data.max_prompt_tokens, "prompts"),
         _fitting(held_out, encode, data.max_prompt_tokens, "held-out prompts") if held_out else [],
@@ -81,6 +81,11 @@ def load_prompts(config: Config, encode: Encode) -> Prompts:
         seed=config.seed,
         per_step=config.prompts_per_step,
     )
+
+
+def problems_of(config: Config) -> tuple[list[Problem], list[Problem]]:
+    """Problems to train on, and held-out ones. Raises DataError."""
+    return _arithmetic(config) if config.data.kind == "arithmetic" else _from_files(config.data)
 
 
 def _arithmetic(config: Config) -> tuple[list[Problem], list[Problem]]:
@@ -132,15 +137,24 @@ def usable(data: Source) -> list[Problem]:
                 f"{data.place}.id_field=null, or name a column whose values differ"
             )
         found.append(problem)
-    answered = [problem for problem in found if problem.answer]
-    if len(answered) < len(found):
-        first_empty = next(problem for problem in found if not problem.answer)
-        missing = len(found) - len(answered)
-        message = f"{missing} of {len(found)} problems have an empty answer (first: {first_empty.id})"
-        if not answered:
-            raise DataError(f"{message}: none is left. Set {data.place}.answer_field")
-        log.warning("%s: they are left out", message)
-    return answered
+    asked = _left(
+        [problem for problem in found if problem.question], found, "question", f"Set {data.place}.question_field"
+    )
+    return _left([problem for problem in asked if problem.answer], asked, "answer", why_unanswered(data))
+
+
+def _left(kept: list[Problem], found: Sequence[Problem], what: str, remedy: str) -> list[Problem]:
+    """What is `kept` of what was `found`; the others are counted. Raises DataError where none is left."""
+    if len(kept) == len(found):
+        return kept
+    there = {problem.id for problem in kept}
+    first = next(problem for problem in found if problem.id not in there)
+    missing = len(found) - len(kept)
+    message = f"{missing} of {len(found)} problems have an empty {what} (first: {first.id})"
+    if not kept:
+        raise DataError(f"{message}: none is left; {remedy}")
+    log.warning("%s: they are left out", message)
+    return kept
 
 
 def same_question(question: str) -> str:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from capo_ray.config.blocks import Block, Data, setting
 from capo_ray.config.run import ConfigError, composed, conf_dir
+from capo_ray.data.columns import named
 from capo_ray.data.problem import DataError, Problem, problem_of, value_of
 from capo_ray.data.prompts import arithmetic_problems
 from capo_ray.data.read import rows
@@ -132,7 +133,7 @@ def _file_in(data_dir: Path | None, name: str) -> Path | None:
 
 
 def _hint(name: str, benchmark: Benchmark) -> str:
-    columns = [benchmark.data.question_field, benchmark.data.answer_field]
+    columns = [str(benchmark.data.question_field), str(benchmark.data.answer_field)]
     if benchmark.options:
         field = benchmark.options.field
         columns += [field] if isinstance(field, str) else field
@@ -147,10 +148,13 @@ def _read(benchmark: Benchmark, data: Data, seed: int) -> Iterator[Question]:
     for where, row_name, record in rows(data):
         if isinstance(record, DataError):
             raise record
+        data = named(data, record, where)
         options: tuple[str, ...] = ()
         if benchmark.options:
             record, options = _with_options(record, where, data, benchmark.options, seed)
         problem = problem_of(record, where, row_name, data)
+        if not problem.question:
+            raise DataError(f"{where}: the question is empty; set data.question_field")
         if not problem.answer:
             raise DataError(f"{where}: the gold answer is empty; set data.answer_field")
         if benchmark.answer == "choice" and problem.answer not in (*LETTERS, *DIGITS):
@@ -176,7 +180,7 @@ def _with_options(
         # The same wherever the data lies.
         asked = str(value_of(record, data.question_field, "data.question_field", where))
         options, gold = shuffled(options, gold, seed_of(seed, "options", asked))
-    return {**record, data.answer_field: LETTERS[gold]}, tuple(options)
+    return {**record, str(data.answer_field): LETTERS[gold]}, tuple(options)
 
 
 def _options(record: JsonDict, where: str, given: Options) -> list[str]:
