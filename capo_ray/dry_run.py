@@ -126,7 +126,8 @@ def _files(model: Model, field: str, look: Look, elsewhere: bool) -> ModelFiles 
             if not (is_hub_id(model.tokenizer) or elsewhere):
                 raise ConfigError(f"{field}.tokenizer: {model.tokenizer!r} is no folder here")
             return None
-        return ModelFiles(folder=tokenizer, tokenizer=tokenizer, window=model.shape.window)
+        size = model.shape
+        return ModelFiles(folder=tokenizer, tokenizer=tokenizer, window=size.window, vocabulary=size.vocabulary)
     if away and (elsewhere or all(map(is_hub_id, away.values()))):
         return None
     here = {"path": str(folder_here(model.path)) if is_hub_id(model.path) else model.path}
