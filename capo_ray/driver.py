@@ -55,6 +55,10 @@ class Crew(Protocol):
         """Write the checkpoint from which step `step` is the next."""
         ...
 
+    async def export(self, step: int) -> None:
+        """Write the policy after `step` steps as a plain model that stays."""
+        ...
+
 
 class StaleSample(RuntimeError):
     """A sample is older than `max_staleness`: a bug, and never trained on."""
@@ -92,11 +96,12 @@ async def train(
     checkpoint_every: int = 0,
     checkpoint_s: float = math.inf,
     evaluate_every: int = 0,
+    export_every: int = 0,
     stop: Stop | None = None,
 ) -> int:
     """Run steps until `steps` are done, or until `stop` is asked; how many are done. Saves and evaluates at the end,
-    evaluates before the first step, and does each in between every so many steps (0: not). Saves also when the last
-    checkpoint is `checkpoint_s` old, and before it stops."""
+    evaluates before the first step, and does each in between every so many steps (0: not); exports every so many. Saves
+    also when the last checkpoint is `checkpoint_s` old, and before it stops."""
     stop = stop or Stop()
     step = saved = await crew.restore()
     if step >= steps:
@@ -127,6 +132,8 @@ async def train(
             if is_due(step, checkpoint_every, steps) or monotonic() - last >= checkpoint_s:
                 await crew.save(step)
                 saved, last = step, monotonic()
+            if export_every and step % export_every == 0:
+                await crew.export(step)
             if is_due(step, evaluate_every, steps):
                 await stop.cut(crew.evaluate(step))
     finally:

@@ -27,14 +27,19 @@ def move_into_place(partial: Path, path: Path) -> None:
 
 
 def replace_folder(partial: Path, path: Path) -> None:
-    """As `move_into_place`, for a folder that may take the place of another. Who is killed in between leaves that one
-    as .NAME.before; the next call takes it away."""
+    """As `move_into_place`, for a folder that may take the place of another, which stays where this fails. Who is
+    killed in between leaves that one as .NAME.before; the next call takes it away."""
+    sync(partial)
     before = path.with_name(f".{path.name}.before")
     shutil.rmtree(before, ignore_errors=True)
     if path.exists():
-        sync(partial)
         path.rename(before)
-    move_into_place(partial, path)
+    try:
+        move_into_place(partial, path)
+    except OSError:
+        if before.exists():
+            before.rename(path)
+        raise
     shutil.rmtree(before, ignore_errors=True)
 
 

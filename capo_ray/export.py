@@ -20,7 +20,7 @@ from capo_ray.run_dir import RunDirError
 USAGE = """usage: python -m capo_ray.export RUN_DIR [step=N] [out=FOLDER]
 
   step=N      of the checkpoint after N steps; the newest one when left out
-  out=FOLDER  where to; RUN_DIR/exported/step_N when left out
+  out=FOLDER  where to; RUN_DIR/exports/step_N when left out
 
 transformers and vLLM load what it writes; so do python -m capo_ray.evaluate model=FOLDER and policy.path=FOLDER
 """
@@ -36,7 +36,7 @@ def work(arguments: list[str]) -> int:
         raise ConfigError(f"one run directory is wanted, got {' '.join(rest) or 'none'}\n\n{USAGE}".rstrip())
     run_dir = Path(rest[0]).expanduser()
     checkpoint = checkpoint_of(run_dir, own.get("step"))
-    out = Path(own["out"]).expanduser() if "out" in own else run_dir / "exported" / checkpoint.name
+    out = Path(own["out"]).expanduser() if "out" in own else run_dir / "exports" / checkpoint.name
     if out.exists():
         raise ConfigError(f"out: {out} is there already; name another folder")
     if (fault := fault_of(checkpoint)) is not None:

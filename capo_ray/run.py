@@ -55,6 +55,7 @@ async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None)
             checkpoint_every=config.checkpoint_every,
             checkpoint_s=60 * config.checkpoint_minutes or math.inf,
             evaluate_every=config.evaluate_every,
+            export_every=config.export_every,
             stop=stop,
         )
         try:
@@ -66,7 +67,7 @@ async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None)
             raise
         if done < config.steps:
             raise Stopped
-        await crew.export()
+        await crew.export_policy()
 
     @asynccontextmanager
     async def crew() -> AsyncIterator[RayCrew]:

@@ -509,3 +509,8 @@ def test_checkpoints_at_once() -> None:
     assert compose([TINY]).checkpoints_at_once == 4
     assert compose([TINY, "keep_best=null", "keep_checkpoints=1"]).checkpoints_at_once == 2
     assert compose([TINY, "steps=20", "keep_every=5"]).checkpoints_at_once == 8
+
+
+def test_models_written() -> None:
+    assert compose([TINY]).models_written == 1
+    assert compose([TINY, "steps=20", "export_every=6"]).models_written == 4

@@ -94,6 +94,9 @@ class FakeCrew:
         self._note("save", step)
         self.disk[step] = self.trained
 
+    async def export(self, step: int) -> None:
+        self._note("export", step)
+
     def _note(self, method: str, step: int, *more: Any) -> None:
         self.events.append((method, step, *more))
         self._fail(method, step)
@@ -327,6 +330,15 @@ def test_when_it_saves_and_evaluates(every: int, saves: list[int]) -> None:
     assert crew.of("save") == [(step,) for step in saves]
     assert crew.of("evaluate") == [(step,) for step in (0, *saves)]
     assert [step for step in range(1, 6) if is_due(step, every, 5)] == saves
+
+
+@pytest.mark.parametrize(("every", "exports"), [(0, []), (2, [2, 4]), (5, [5])])
+def test_when_it_exports(every: int, exports: list[int]) -> None:
+    """After the checkpoint of the step, if there is one."""
+    crew = run(FakeCrew(), 5, checkpoint_every=1, export_every=every)
+    assert crew.of("export") == [(step,) for step in exports]
+    order = [event[:2] for event in crew.events]
+    assert all(order.index(("export", step)) == order.index(("save", step)) + 1 for step in exports)
 
 
 @pytest.mark.parametrize("done", [3, 7])

@@ -33,7 +33,7 @@ def test_what_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str], argu
     given = [argument.format(run_dir=run_dir) for argument in arguments]
     assert main([str(run_dir), *given]) == BAD_INPUT
     assert capsys.readouterr().err.startswith(f"error: {message.format(run_dir=run_dir)}")
-    assert not (run_dir / "exported").exists()
+    assert not (run_dir / "exports").exists()
 
 
 def test_no_checkpoint_and_a_broken_one(

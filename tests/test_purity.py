@@ -84,6 +84,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "config",
         "credit",
         "critics",
+        "durable",
         "ledger",
         "engines.protocols",
         "engines.receivers",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -27,6 +28,7 @@ from capo_ray.cluster.trainer_group import TrainerGroup
 from capo_ray.critics.budget import CriticBudget, Sampled
 from capo_ray.critics.canaries import Canary
 from capo_ray.critics.failures import FailureLimit
+from capo_ray.durable import replace_folder
 from capo_ray.evaluate.metrics import estimate
 from capo_ray.gate import Gate
 from capo_ray.seeds import seed_of
@@ -353,9 +355,23 @@ class RayCrew:
             state["critic_costs"] = self._parts.budget.state()
         await asyncio.to_thread(self._parts.checkpoints.commit, partial, state)
 
-    async def export(self) -> None:
-        """Write the policy as a folder that transformers and vLLM load."""
-        await self._parts.trainers.save_pretrained(self._parts.run_dir / "policy")
+    async def export(self, step: int) -> None:
+        await self._export(self._parts.run_dir / "exports" / f"step_{step:06d}")
+
+    async def export_policy(self) -> None:
+        """Write the policy at the end."""
+        await self._export(self._parts.run_dir / "policy")
+
+    async def _export(self, folder: Path) -> None:
+        """A folder that transformers and vLLM load: whole, or as it was before."""
+        partial = folder.with_name(f".{folder.name}.partial")
+        try:
+            await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
+            await self._parts.trainers.save_pretrained(partial)
+            await asyncio.to_thread(replace_folder, partial, folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # where it filled the disk, there is room for messages again
+            raise
 
 
 def _spread(total: int, parts: int) -> list[int]:

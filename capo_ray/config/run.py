@@ -51,6 +51,13 @@ class Config(Block):
         "since the last checkpoint; null: none",
         "outcome/accuracy",
     )
+    export_every: int = setting(
+        "steps between models written to `exports/` of the run directory, which stay; 0: none. `policy/` is written at "
+        "the end",
+        0,
+        unit="steps",
+        ge=0,
+    )
     stop_after_broken_steps: int = setting(
         "more steps in a row than this with a broken policy (no answer right any more, every response cut off, no "
         "credit, a gradient or ratio out of all proportion) end the run; 0: it only warns",
@@ -87,6 +94,11 @@ class Config(Block):
         """How many stand on the disk at most: those that are kept, and the one that is being written."""
         of_steps = self.steps // self.keep_every if self.keep_every else 0
         return self.keep_checkpoints + (self.keep_best is not None) + of_steps + 1
+
+    @property
+    def models_written(self) -> int:
+        """How many plain models stand on the disk at the end: `exports/`, and the policy."""
+        return (self.steps // self.export_every if self.export_every else 0) + 1
 
     @model_validator(mode="before")
     @classmethod

@@ -54,12 +54,14 @@ def run_disk(config: Config, shape: Shape | None, run_dir: Path, *, total_gib: f
     """Room for checkpoints. One more than are kept stands there while it is written."""
     each = checkpoint_gib(config, shape)
     kept = config.checkpoints_at_once * each
+    models = config.models_written * weights_gib(config, shape)
     shown = f"{free_gib:.0f} of {total_gib:.0f} GiB free at {run_dir}"
     fix = "free some, or set run_dir to a larger disk"
     if free_gib < each + SPARE_GIB:
         return fail("disk", f"{shown}; one checkpoint takes {each:.1f} and the rest of a run {SPARE_GIB:g}", fix)
-    if free_gib < kept + SPARE_GIB:
+    if free_gib < kept + models + SPARE_GIB:
         held = f"{config.checkpoints_at_once - 1} checkpoints and the one being written take {kept:.0f}"
+        held += f", models {models:.0f}" if config.export_every else ""
         return warn("disk", f"{shown}; {held}", f"{fix}; or lower keep_checkpoints, or keep_best=null")
     return ok("disk", f"{shown}; checkpoints take {kept:.1f}")
 

@@ -100,9 +100,9 @@ def configuration(options: Options) -> Config:
     placed = any(given.startswith(("cluster=", "cluster.address=")) for given in options.overrides)
     if not placed and not gpu_sizes():
         base.append("cluster=cpu")
-    run = Path(options.model).expanduser().parent / "config.yaml"
-    if run.is_file():
-        return _of_run(run, base, options)
+    for folder in Path(options.model).expanduser().parents[:2]:  # RUN_DIR/policy, RUN_DIR/exports/step_000400
+        if (run := folder / "config.yaml").is_file():
+            return _of_run(run, base, options)
     return compose([*base, *options.overrides])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
 import re
@@ -187,6 +188,40 @@ def test_an_update_that_fails_has_its_samples_written_unless_an_actor_was_lost(
     with pytest.raises(type(error)):
         asyncio.run(crew.update(one_group()))
     assert steps == ([3] if isinstance(error, ValueError) else [])
+
+
+class Writes:
+    """Trainer ranks that write a model of one file, and may find the disk full half way."""
+
+    full = False
+    text = ""
+
+    async def save_pretrained(self, path: Path) -> None:
+        path.mkdir(parents=True)
+        (path / "config.json").write_text(self.text)
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        (path / "model.safetensors").write_text(self.text)
+
+
+def test_models_are_whole_or_as_they_were(tmp_path: Path) -> None:
+    crew: Any = Crew(tmp_path)
+    crew._parts.trainers = writes = Writes()
+
+    def there(folder: str) -> list[str]:
+        return [f"{path.name} {path.read_text()}" for path in sorted((tmp_path / folder).iterdir())]
+
+    for writes.text in ("old", "new"):
+        asyncio.run(crew.export_policy())
+    asyncio.run(crew.export(20))
+    writes.full, writes.text = True, "torn"
+    for export in (crew.export_policy, lambda: crew.export(20), lambda: crew.export(40)):
+        with pytest.raises(OSError, match="No space left on device"):
+            asyncio.run(export())
+    whole = ["config.json new", "model.safetensors new"]
+    assert there("policy") == there("exports/step_000020") == whole
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_dir()}
+    assert names == {"policy", "exports", "exports/step_000020"}
 
 
 def test_an_evaluation_says_how_sure_it_is() -> None:

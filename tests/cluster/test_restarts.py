@@ -93,6 +93,8 @@ class Crew:
         self._meet("save", step)
         self._run.disk[step] = self._weights
 
+    async def export(self, step: int) -> None: ...
+
 
 UNDISTURBED = {0: 1, 1: 3, 2: 6, 3: 10, 4: 15}
 

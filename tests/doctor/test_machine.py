@@ -209,11 +209,13 @@ def test_the_disk_of_a_run() -> None:
     """In bfloat16 a parameter takes 14 bytes in a checkpoint: 2 of weight, 12 of optimizer."""
     known = shape(int(10 * 2**30 / 14))
 
-    def found(free: float) -> Finding:
-        return host.run_disk(PAPER, known, Path("/runs"), total_gib=100, free_gib=free)
+    def found(free: float, config: Config = PAPER) -> Finding:
+        return host.run_disk(config, known, Path("/runs"), total_gib=100, free_gib=free)
 
     assert found(50).found == "50 of 100 GiB free at /runs; checkpoints take 40.0"
     assert found(20).found == "20 of 100 GiB free at /runs; 3 checkpoints and the one being written take 40"
+    often = PAPER.model_copy(update={"steps": 40, "export_every": 10})  # 5 models of 10 / 7 GiB
+    assert found(48, often).found.endswith("3 checkpoints and the one being written take 40, models 7")
     assert found(20).state == "warn" and found(11).state == "fail"
     assert found(11).found == "11 of 100 GiB free at /runs; one checkpoint takes 10.0 and the rest of a run 2"
 

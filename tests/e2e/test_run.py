@@ -56,7 +56,7 @@ class Disturbed:
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     before = ours("/dev/shm")
     run_dir = tmp_path_factory.mktemp("disturbed") / "run"
-    with Running(run_dir, *QUICK, "steps=6") as running:
+    with Running(run_dir, *QUICK, "steps=6", "export_every=3") as running:
         running.read_until("step 4/6")
         running.kill("CriticActor", "VLLM::")
         running.wait_for("CriticActor")
@@ -68,7 +68,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
         interrupted = running.interrupt(signal.SIGTERM)
     break_last_checkpoint(run_dir)
     passes.append(interrupted.steps[3:5])
-    ended = run(run_dir, *QUICK, "steps=6", "resume=true")
+    ended = run(run_dir, *QUICK, "steps=6", "export_every=3", "resume=true")
     assert ended.code == 0, ended.output
     assert ours("/dev/shm") == before
     return Disturbed([*passes, ended.steps[3:5]], interrupted, ended)
@@ -116,6 +116,10 @@ def test_a_run_says_what_it_does_and_leaves_its_files(whole: Ran) -> None:
         "checkpoints/step_000006/state.json",
     ):
         assert (whole.run_dir / name).exists(), name
+    exports = [path.name for path in sorted((whole.run_dir / "exports").iterdir())]
+    assert exports == ["step_000003", "step_000006"]
+    last, policy = (whole.run_dir / name / "model.safetensors" for name in ("exports/step_000006", "policy"))
+    assert last.read_bytes() == policy.read_bytes()
     assert [line["step"] for line in whole.steps] == [0, 1, 2, 3, 4, 5]
     assert all(line["staleness"] == 0 for line in whole.steps)
     assert sum(line.get("critic/canaries", 0) for line in whole.steps) >= 1
