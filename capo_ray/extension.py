@@ -12,6 +12,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+
+class NotLoaded(ValueError):
+    """What a `module:name` stands for cannot be had; the message says why."""
+
+
 _NAME = re.compile(r"[\w.]+:\w+")
 
 
@@ -20,21 +25,21 @@ def is_own(name: str) -> bool:
 
 
 def load(name: str, fits: Callable[[Any], bool], *, is_a: str) -> Any:
-    """The object that `name` stands for, if it `fits`; `is_a` says in words what is wanted. Raises ValueError."""
+    """The object that `name` stands for, if it `fits`; `is_a` says in words what is wanted. Raises NotLoaded."""
     module, _, attribute = name.partition(":")
     try:
         home = importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(
+        raise NotLoaded(
             f"{name}: cannot import {module} ({error}); put {module}.py into the folder that the run starts from, or "
             "install its package"
         ) from None
     except Exception as error:
         line = traceback.extract_tb(error.__traceback__)[-1]
-        raise ValueError(f"{name}: {type(error).__name__}: {error} ({line.filename}, line {line.lineno})") from error
+        raise NotLoaded(f"{name}: {type(error).__name__}: {error} ({line.filename}, line {line.lineno})") from error
     if not hasattr(home, attribute):
-        raise ValueError(f"{name}: {module} has no {attribute}")
+        raise NotLoaded(f"{name}: {module} has no {attribute}")
     found = getattr(home, attribute)
     if not fits(found):
-        raise ValueError(f"{name}: must be {is_a}, and is a {type(found).__name__}")
+        raise NotLoaded(f"{name}: must be {is_a}, and is a {type(found).__name__}")
     return found

@@ -3,80 +3,33 @@
     RUN_DIR/critiques/STEP-SHARD.parquet  a row per critique
     RUN_DIR/responses/STEP-SHARD.parquet  a row per response
 
-A shard writes both files when a step is written down, each beside its place and then renamed, the responses last: where
-these are there, all is, and nothing is ever changed in them. `scheme` in the metadata of a file is how the run
-itself scored. `read` gives the groups back as they were before they were scored, so that they can be scored in another
-way, `read_group` one of them. Needs pyarrow where something is written or read. Leaves out: scoring (see
-`credit.group`), and cutting a run back to a checkpoint (see `tracking`).
+A shard writes both files when a step is written down, each beside its place and then renamed, the responses last:
+where these are there, all is, and nothing is ever changed in them. `scheme` in the metadata of a file is how the run
+itself scored (`recorded_scheme`). `read` gives the groups back as they were before they were scored, so that they can
+be scored in another way, `read_group` one of them. Needs pyarrow where something is written or read. Leaves out:
+scoring (see `credit.group`), and cutting a run back to a checkpoint (see `tracking`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from capo_ray.credit.group import Member, Scheme
-from capo_ray.credit.reward import Outcome
+from capo_ray.ledger_columns import CRITIQUES, PROBLEM, RESPONSES, check_row, schemas
+from capo_ray.recorded_scheme import RecordedScheme, scheme_from_json, scheme_to_json
 from capo_ray.types import Critique, JsonDict, Prompt, Rollout, Sampling, Step
 
-if TYPE_CHECKING:
-    import pyarrow
-
-CRITIQUES, RESPONSES = "critiques", "responses"
-PROBLEM = ("question", "gold", "solution")
-"""Columns that are equal in all responses to one prompt; the file holds each value once."""
 _NAME = re.compile(r"(\d+)-\d+\.parquet")
 
 
 class LedgerError(ValueError):
     """There is no ledger that can be read; the message says where it was looked for."""
-
-
-def _schemas() -> dict[str, pyarrow.Schema]:
-    import pyarrow as pa
-
-    name, ints = pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.int32())
-    spans = pa.list_(ints)
-    key = [("step", pa.int32()), ("prompt_id", name), ("response", pa.int32())]
-    critique = [
-        ("critique", pa.int32()),
-        ("prompt_hash", pa.string()),
-        ("critic", name),
-        ("temperature", pa.float64()),
-        ("top_p", pa.float64()),
-        ("max_tokens", pa.int32()),
-        ("seed", pa.int64()),
-        ("outcome", name),
-        ("wrong_steps", ints),
-        ("says_correct", pa.bool_()),
-        ("num_dropped", pa.int32()),
-        ("tokens", pa.int32()),
-        ("from_cache", pa.bool_()),
-        ("text", pa.string()),
-    ]
-    response = [
-        ("answer", name),
-        ("extracted", pa.string()),
-        ("reason", name),
-        ("finish", name),
-        ("versions", ints),
-        ("num_tokens", pa.int32()),
-        ("num_critiques", pa.int32()),
-        ("spare", pa.bool_()),
-        ("step_chars", spans),
-        ("step_tokens", spans),
-        ("steps_right", pa.list_(pa.bool_())),
-        ("char_ends", ints),
-        ("text", pa.string()),
-        *((field, name) for field in PROBLEM),
-    ]
-    return {CRITIQUES: pa.schema([*key, *critique]), RESPONSES: pa.schema([*key, *response])}
 
 
 class Ledger:
@@ -124,13 +77,13 @@ class Ledger:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        schemas = _schemas()
+        kinds = schemas()
         for kind in (CRITIQUES, RESPONSES):  # whoever reads begins with responses
             folder = self._run_dir / kind
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{step:06d}-{self._shard}.parquet"
             partial = path.with_suffix(".partial")
-            schema = schemas[kind].with_metadata({"scheme": self._scheme})
+            schema = kinds[kind].with_metadata({"scheme": self._scheme})
             pq.write_table(pa.Table.from_pylist(rows[kind], schema=schema), partial, compression="zstd")
             partial.rename(path)
         del self._rows[step]
@@ -191,8 +144,22 @@ class RecordedGroup:
     """Whether another was trained on in its place, since no token of it had an advantage."""
 
 
-def read(run_dir: Path) -> Iterator[tuple[Scheme, list[RecordedGroup]]]:
-    """The groups of each step of the run, and how it scored them. Raises LedgerError."""
+@contextmanager
+def reading(*paths: Path) -> Iterator[None]:
+    """What stands in a file of a run is anybody's: whatever is raised over it inside is a LedgerError that names it."""
+    try:
+        yield
+    except LedgerError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        said = said if type(error) is ValueError else f"{type(error).__name__}: {said}"
+        raise LedgerError(f"{' and '.join(map(str, paths))} cannot be read: {said}") from error
+
+
+def read(run_dir: Path, *, trust: bool = False) -> Iterator[tuple[RecordedScheme, list[RecordedGroup]]]:
+    """The groups of each step of the run, and how it scored them. `trust`: see `recorded_scheme`. Raises
+    LedgerError."""
     folder = run_dir / RESPONSES
     found = {path: int(name[1]) for path in folder.glob("*") if (name := _NAME.fullmatch(path.name))}
     if not found:
@@ -201,39 +168,51 @@ def read(run_dir: Path) -> Iterator[tuple[Scheme, list[RecordedGroup]]]:
             "that was made with tracking.ledger=true and has finished a step"
         )
     for _, paths in groupby(sorted(found, key=lambda path: (found[path], path)), key=lambda path: found[path]):
-        files = [_read(path, run_dir / CRITIQUES / path.name) for path in paths]
+        files = [_read(path, run_dir / CRITIQUES / path.name, trust=trust) for path in paths]
         yield files[0][0], [group for _, groups in files for group in groups]
 
 
-def read_group(run_dir: Path, name: str, prompt_id: str) -> tuple[Scheme, RecordedGroup]:
-    """One group of the file `name` (STEP-SHARD.parquet), and how the run scored it. Raises LedgerError."""
-    scheme, groups = _read(run_dir / RESPONSES / name, run_dir / CRITIQUES / name, prompt_id)
+def read_group(
+    run_dir: Path, name: str, prompt_id: str, *, trust: bool = False
+) -> tuple[RecordedScheme, RecordedGroup]:
+    """One group of the file `name` (STEP-SHARD.parquet), and how the run scored it. `trust`: see `recorded_scheme`.
+    Raises LedgerError."""
+    scheme, groups = _read(run_dir / RESPONSES / name, run_dir / CRITIQUES / name, prompt_id, trust=trust)
     if not groups:
         raise LedgerError(f"{run_dir / RESPONSES / name} holds no response to {prompt_id!r}")
     return scheme, groups[0]
 
 
-def _read(responses: Path, critiques: Path, prompt_id: str | None = None) -> tuple[Scheme, list[RecordedGroup]]:
+def _read(
+    responses: Path, critiques: Path, prompt_id: str | None = None, *, trust: bool
+) -> tuple[RecordedScheme, list[RecordedGroup]]:
     """What one shard wrote of one step, or of one prompt in it."""
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise LedgerError(f"reading a ledger needs pyarrow ({error}); pip install '.[ledger]' in a checkout") from error
     wanted = None if prompt_id is None else [("prompt_id", "==", prompt_id)]
-    try:
+    with reading(responses, critiques):
         tables = pq.read_table(responses, filters=wanted), pq.read_table(critiques, filters=wanted)
-        scheme = scheme_from_json(tables[0].schema.metadata[b"scheme"])
+        scheme = scheme_from_json(scheme_in(tables[0].schema.metadata), trust=trust)
         return scheme, _groups(tables[0].to_pylist(), tables[1].to_pylist())
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise LedgerError(f"{responses} and {critiques} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def scheme_in(metadata: Mapping[bytes, bytes] | None) -> bytes:
+    """Of a Parquet file. Raises ValueError."""
+    if not metadata or b"scheme" not in metadata:
+        raise ValueError("it does not say how the run scored (no `scheme` in its metadata)")
+    return metadata[b"scheme"]
 
 
 def _groups(responses: Sequence[JsonDict], critiques: Sequence[JsonDict]) -> list[RecordedGroup]:
     of: dict[tuple[int, str, int], list[JsonDict]] = defaultdict(list)
     for row in critiques:
+        check_row(row, CRITIQUES)
         of[row["step"], row["prompt_id"], row["response"]].append(row)
     made: dict[tuple[int, str], list[tuple[JsonDict, Member]]] = defaultdict(list)
     for row in responses:
+        check_row(row, RESPONSES)
         found = of[row["step"], row["prompt_id"], row["response"]]
         if len(found) != row["num_critiques"]:
             raise ValueError(
@@ -257,7 +236,13 @@ def _groups(responses: Sequence[JsonDict], critiques: Sequence[JsonDict]) -> lis
 
 def _member(row: JsonDict, critiques: Sequence[JsonDict]) -> Member:
     num_tokens, text = row["num_tokens"], row["text"]
-    chars, tokens = ([tuple(span) for span in row[name]] for name in ("step_chars", "step_tokens"))
+    chars, tokens = ([(first, end) for first, end in row[name]] for name in ("step_chars", "step_tokens"))
+    if num_tokens != len(row["char_ends"]):  # before as many numbers are made
+        raise ValueError(f"{row['prompt_id']}/{row['response']}: {num_tokens} tokens, and {len(row['char_ends'])} ends")
+    for spans, length in ((chars, len(text)), (tokens, num_tokens)):
+        places = [0, *(place for span in spans for place in span), length]
+        if any(here > there for here, there in pairwise(places)):
+            raise ValueError(f"{row['prompt_id']}/{row['response']}: steps that are not within it, in their order")
     return Member(
         rollout=Rollout(
             prompt_id=row["prompt_id"],
@@ -292,16 +277,3 @@ def _member(row: JsonDict, critiques: Sequence[JsonDict]) -> Member:
         extracted=row.get("extracted"),
         reason=row.get("reason"),
     )
-
-
-def scheme_to_json(scheme: Scheme) -> str:
-    return json.dumps(asdict(scheme), default=lambda pattern: pattern.pattern)
-
-
-def scheme_from_json(text: str | bytes) -> Scheme:
-    """Raises TypeError or ValueError for what is no scheme."""
-    values: dict[str, Any] = json.loads(text)
-    outcome: Mapping[str, Any] = values.pop("outcome", {})
-    pattern = outcome.get("format_pattern")
-    given = {**outcome, "format_pattern": re.compile(pattern) if pattern else None}
-    return Scheme(**values, outcome=Outcome(**given))

@@ -3,10 +3,11 @@
 From the ledger alone (see `ledger`), without GPU and without Ray: votes, token rewards and advantages are computed
 again by the path that training takes, `credit.group.score_group`, once as the run did and once with the keys given
 (`vote=majority process_weight=0.5 advantage=capo_mean`), and what differs is shown by range of steps. A key that is not
-given is the run's own. Where the run stopped asking before the new vote is decided, the response is undetermined: it is
-counted and left out. A group that a refill replaced is left out where no token of it has an advantage. `out` gets a
-line per response. Leaves out a KL term in the reward, and what the policy would have become: the responses are those
-that were sampled.
+given is the run's own. A vote or an advantage of the author's own (`module:name`) is code, and run with `trust=true`
+alone: without, another is to be given, and what the run's own made of it is not known (`-`). Where the run stopped
+asking before the new vote is decided, the response is undetermined: it is counted and left out. A group that a refill
+replaced is left out where no token of it has an advantage. `out` gets a line per response. Leaves out a KL term in the
+reward, and what the policy would have become: the responses are those that were sampled.
 """
 
 from __future__ import annotations
@@ -15,24 +16,26 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import fsum, isfinite
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
+from capo_ray import extension
 from capo_ray.credit.advantage import algorithm_of
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.vote import sealed, weight_of
 from capo_ray.learn.batch import centre_and_spread
 from capo_ray.ledger import LedgerError, RecordedGroup, read
+from capo_ray.recorded_scheme import LARGEST, RecordedScheme
+from capo_ray.revote_table import Change, rows_of, show
 from capo_ray.tally import count_group
 
-USAGE = "usage: python -m capo_ray.revote RUN_DIR [KEY=VALUE ...] [out=FILE.jsonl]"
+USAGE = "usage: python -m capo_ray.revote RUN_DIR [KEY=VALUE ...] [out=FILE.jsonl] [trust=true]"
 KINDS = {name: kind for name, kind in get_type_hints(Scheme).items() if name != "outcome"}
 """What can be given beside `out`, and its type."""
 OWN: dict[str, Callable[[str], object]] = {"advantage": algorithm_of, "vote": weight_of}
 """Keys that take `module:name` too, and what finds it."""
-MOST_ROWS = 10
 Rows = Sequence[Sequence[float] | None]
 """[member][T]; None: dropped or undetermined."""
 
@@ -41,39 +44,18 @@ class BadArgument(ValueError):
     """The command line cannot be followed; the message says why."""
 
 
-@dataclass(slots=True)
-class Change:
-    """What differs between two ways to score the same critiques, as sums."""
-
-    responses: int = 0
-    undetermined: int = 0
-    """Responses whose verdict the new vote leaves open; they count in nothing below."""
-    verdicts: int = 0
-    steps: int = 0
-    flagged_before: int = 0
-    flagged: int = 0
-    tokens: int = 0
-    """Of responses whose rewards are known."""
-    reward_before: float = 0.0
-    reward: float = 0.0
-    advantage_tokens: int = 0
-    """Of groups whose advantages are known."""
-    signs: int = 0
-    """Tokens among them whose advantage has another sign; what is not trained on has 0."""
-
-    def add(self, other: Change) -> None:
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-
-
-def is_open(member: Member, before: Scheme, after: Scheme) -> bool:
-    """Whether the run stopped asking because its own verdict was sealed, and the one of `after` is not.
+def is_open(member: Member, before: Scheme | None, after: Scheme) -> bool:
+    """Whether the run stopped asking because its own verdict was sealed, and the one of `after` is not. None: the run's
+    own vote is not known, so any that were not asked for may be missing for that.
 
     Where critiques are missing for another reason, no critic was up or a round failed, they would be missing under any
     vote.
     """
     asked = [critique for critique in member.critiques if critique.outcome != "not_asked"]
     left = len(member.critiques) - len(asked)
+    if before is None:
+        kept = {"min_valid_critiques": after.min_valid_critiques}
+        return left > 0 and not sealed(asked, left, len(member.steps), after.vote, **kept)
     own, new = (
         sealed(asked, left, len(member.steps), scheme.vote, min_valid_critiques=scheme.min_valid_critiques)
         for scheme in (before, after)
@@ -93,12 +75,18 @@ class Revoted:
     open_verdicts: tuple[bool, ...]
     open_rewards: tuple[bool, ...]
     open_advantages: bool
+    known: bool
+    """Whether `before` is what the run made of it."""
 
 
-def revote(groups: Sequence[RecordedGroup], before: Scheme, after: Scheme) -> list[Revoted]:
-    """All groups of one step, scored as the run did and as `after` says."""
+def revote(groups: Sequence[RecordedGroup], recorded: RecordedScheme, after: Scheme) -> list[Revoted]:
+    """All groups of one step, scored as the run did and as `after` says; as `after` says both times where the run's own
+    code is not trusted."""
+    known = not recorded.replaced
+    before = recorded.scheme if known else after
     scores = [[score_group(group.members, scheme) for group in groups] for scheme in (before, after)]
-    open_verdicts = [tuple(is_open(member, before, after) for member in group.members) for group in groups]
+    own = before if known else None
+    open_verdicts = [tuple(is_open(member, own, after) for member in group.members) for group in groups]
     open_groups = [any(row) and after.needs_judge for row in open_verdicts]
     pays = algorithm_of(after.advantage).step_penalties
     everyone = after.unjudged == "outcome_only"  # one member that may be unjudged changes the rewards of all
@@ -115,6 +103,7 @@ def revote(groups: Sequence[RecordedGroup], before: Scheme, after: Scheme) -> li
             open_verdicts=open_verdicts[g],
             open_rewards=tuple(pays and (is_it or (everyone and open_groups[g])) for is_it in open_verdicts[g]),
             open_advantages=open_groups[g],
+            known=known,
         )
         for g, group in enumerate(groups)
     ]
@@ -136,7 +125,8 @@ def _trained(scores: Sequence[GroupScore], scheme: Scheme, left_out: Sequence[bo
 
 
 def change_of(revoted: Revoted) -> Change:
-    change = Change(responses=len(revoted.group.members))
+    members = len(revoted.group.members)
+    change = Change(responses=members, unknown=0 if revoted.known else members)
     for m, (before, after) in enumerate(zip(revoted.before.members, revoted.after.members, strict=True)):
         if revoted.open_verdicts[m]:
             change.undetermined += 1
@@ -178,74 +168,17 @@ def lines_of(revoted: Revoted) -> Iterator[str]:
         yield json.dumps(row) + "\n"
 
 
-# ---- the table -------------------------------------------------------------------------------------------------------
-
-COLUMNS = (
-    "steps", "responses", "undetermined", "verdicts changed", "flagged before", "flagged", "reward before", "reward",
-    "signs changed",
-)  # fmt: skip
-
-
-def rows_of(changes: Mapping[int, Change]) -> list[tuple[str, ...]]:
-    """A row per range of steps, at most MOST_ROWS of equal length, and the total."""
-    steps = sorted(changes)
-    size = -(-len(steps) // MOST_ROWS)
-    ranges = [steps[at : at + size] for at in range(0, len(steps), size)]
-    rows = [_row(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]), [changes[step] for step in r]) for r in ranges]
-    return [*rows, _row("all", list(changes.values()))]
-
-
-def _row(name: str, changes: Sequence[Change]) -> tuple[str, ...]:
-    total = Change()
-    for change in changes:
-        total.add(change)
-    return (
-        name,
-        str(total.responses),
-        _percent(total.undetermined, total.responses),
-        _percent(total.verdicts, total.responses - total.undetermined),
-        _percent(total.flagged_before, total.steps),
-        _percent(total.flagged, total.steps),
-        _mean(total.reward_before, total.tokens),
-        _mean(total.reward, total.tokens),
-        _percent(total.signs, total.advantage_tokens),
-    )
-
-
-def _percent(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole else "-"
-
-
-def _mean(total: float, count: int) -> str:
-    return f"{total / count:+.3f}" if count else "-"
-
-
-def show(rows: Sequence[tuple[str, ...]], title: str, out: TextIO) -> None:
-    """A table on a terminal; elsewhere lines with tabs."""
-    if not out.isatty():
-        out.writelines("\t".join(row) + "\n" for row in (COLUMNS, *rows))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row, end_section=row is rows[-2] if len(rows) > 1 else False)
-    Console(file=out).print(table)
-
-
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 
-def arguments(argv: Sequence[str]) -> tuple[Path, dict[str, Any], Path | None]:
-    """(run directory, what is given of a scheme, out). Raises BadArgument."""
+def arguments(argv: Sequence[str]) -> tuple[Path, dict[str, Any], Path | None, bool]:
+    """(run directory, what is given of a scheme, out, trust). Raises BadArgument."""
     folders = [argument for argument in argv if "=" not in argument]
     if len(folders) != 1:
         raise BadArgument(f"name one run directory, got {len(folders)}; {USAGE}")
     given: dict[str, Any] = {}
     out: Path | None = None
+    trust = False
     for argument in argv:
         key, equals, text = argument.partition("=")
         if not equals:
@@ -254,11 +187,15 @@ def arguments(argv: Sequence[str]) -> tuple[Path, dict[str, Any], Path | None]:
             out = Path(text)
             if not text or not out.parent.is_dir():
                 raise BadArgument(f"out={text}: there is no folder {out.parent} to write to")
+        elif key == "trust":
+            if text not in ("true", "false"):
+                raise BadArgument(f"trust={text}: must be true or false")
+            trust = text == "true"
         elif key in KINDS:
             given[key] = _value(key, text)
         else:
-            raise BadArgument(f"{key}: no such key; there are {', '.join([*KINDS, 'out'])}")
-    return Path(folders[0]), given, out
+            raise BadArgument(f"{key}: no such key; there are {', '.join([*KINDS, 'out', 'trust'])}")
+    return Path(folders[0]), given, out, trust
 
 
 def _value(key: str, text: str) -> Any:
@@ -281,18 +218,18 @@ def _value(key: str, text: str) -> Any:
         number = kind(text)
     except ValueError:
         raise BadArgument(f"{key}={text}: must be a number{'' if kind is float else ' without a fraction'}") from None
-    if not isfinite(number) or number < (kind is int):
-        raise BadArgument(f"{key}={text}: must be a finite number from {int(kind is int)}")
+    if not isfinite(number) or number < (kind is int) or number > LARGEST:
+        raise BadArgument(f"{key}={text}: must be a number from {int(kind is int)} to {LARGEST:,.0f}")
     return number
 
 
-def run(run_dir: Path, given: Mapping[str, Any], out: Path | None, screen: TextIO) -> None:
+def run(run_dir: Path, given: Mapping[str, Any], out: Path | None, screen: TextIO, *, trust: bool = False) -> None:
     changes: dict[int, Change] = {}
     partial = out.with_name(out.name + ".partial") if out else None
     try:
         with partial.open("w", encoding="utf-8") if partial else nullcontext() as file:
-            for before, groups in read(run_dir):
-                for revoted in revote(groups, before, _after(before, given, groups)):
+            for recorded, groups in read(run_dir, trust=trust):
+                for revoted in revote(groups, recorded, _after(recorded, given, groups)):
                     changes.setdefault(revoted.group.step, Change()).add(change_of(revoted))
                     if file:
                         file.writelines(lines_of(revoted))
@@ -305,8 +242,13 @@ def run(run_dir: Path, given: Mapping[str, Any], out: Path | None, screen: TextI
     show(rows_of(changes), f"{run_dir}: before, and with {keys}", screen)
 
 
-def _after(before: Scheme, given: Mapping[str, Any], groups: Sequence[RecordedGroup]) -> Scheme:
-    after = replace(before, **given)
+def _after(recorded: RecordedScheme, given: Mapping[str, Any], groups: Sequence[RecordedGroup]) -> Scheme:
+    if missing := next((key for key in recorded.replaced if key not in given), None):
+        raise BadArgument(
+            f"the run's {missing} is {recorded.replaced[missing]}, code of its author's, which is "
+            f"not run: give another {missing}=NAME, or pass trust=true where you trust it and it is at hand"
+        )
+    after = replace(recorded.scheme, **given)
     most = max((len(member.critiques) for group in groups for member in group.members), default=0)
     if after.vote == "greedy" and most > 1:
         raise BadArgument(f"vote=greedy takes one critique, and step {groups[0].step} has {most} for each response")
@@ -315,9 +257,9 @@ def _after(before: Scheme, given: Mapping[str, Any], groups: Sequence[RecordedGr
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        run_dir, given, out = arguments(sys.argv[1:] if argv is None else argv)
-        run(run_dir, given, out, sys.stdout)
-    except (BadArgument, LedgerError) as error:
+        run_dir, given, out, trust = arguments(sys.argv[1:] if argv is None else argv)
+        run(run_dir, given, out, sys.stdout, trust=trust)
+    except (BadArgument, LedgerError, extension.NotLoaded) as error:
         print(f"python -m capo_ray.revote: {error}", file=sys.stderr)
         return 2
     return 0

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from responses import response
@@ -17,7 +18,8 @@ from capo_ray.credit.reply import parse
 from capo_ray.credit.reward import Outcome
 from capo_ray.credit.steps import steps_of
 from capo_ray.credit.template import shipped
-from capo_ray.ledger import Ledger, LedgerError, read, read_group, scheme_from_json, scheme_to_json
+from capo_ray.ledger import Ledger, LedgerError, read, read_group
+from capo_ray.recorded_scheme import RecordedScheme, scheme_from_json, scheme_to_json
 from capo_ray.tracking import Tracker
 from capo_ray.types import Answer, Critique, Prompt, Sampling
 
@@ -73,7 +75,7 @@ def files(run_dir: Path) -> list[str]:
 def test_what_is_read_is_what_was_recorded(tmp_path: Path) -> None:
     write(tmp_path)
     ((scheme, groups),) = read(tmp_path)
-    assert scheme == SCHEME
+    assert scheme.scheme == SCHEME
     assert [(group.step, group.prompt_id, len(group.members)) for group in groups] == [(3, "p", 4), (3, "q", 1)]
     for recorded, original in zip(groups[0].members, GROUP, strict=True):
         for name in ("critiques", "answer", "extracted", "reason"):
@@ -99,7 +101,7 @@ def test_one_that_does_not_have_the_verifiers_view_is_read(tmp_path: Path) -> No
 def test_one_group_is_read_alone(tmp_path: Path) -> None:
     write(tmp_path)
     ((_, groups),) = read(tmp_path)
-    assert read_group(tmp_path, "000003-1.parquet", "p") == (SCHEME, groups[0])
+    assert read_group(tmp_path, "000003-1.parquet", "p") == (RecordedScheme(SCHEME), groups[0])
     with pytest.raises(LedgerError, match=r"000003-1\.parquet holds no response to 'r'"):
         read_group(tmp_path, "000003-1.parquet", "r")
 
@@ -199,9 +201,46 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
 def test_a_scheme_travels_whole() -> None:
     outcome = Outcome(format_weight=0.2, format_pattern=re.compile(r"\\boxed\{"), overlong_tokens=4)
     for scheme in (SCHEME, Scheme(outcome=outcome, advantage="grpo", unjudged="outcome_only")):
-        assert scheme_from_json(scheme_to_json(scheme)) == scheme
-    with pytest.raises(TypeError, match="nope"):
-        scheme_from_json('{"nope": 1}')
+        assert scheme_from_json(scheme_to_json(scheme)) == RecordedScheme(scheme)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"nope": 1}', "a scheme with 'nope', which is not known here"),
+        ("[]", r"no scheme, but '\[\]'"),
+        ("null", "no scheme, but 'None'"),
+        ("[" * 100_000, "no scheme: it is nested too deeply"),
+        ('{"vote": "evil"}', "a scheme with 'evil', which is not known here and no module:name"),
+        ('{"vote": 5}', "a scheme whose vote is '5'"),
+        ('{"outcome_weight": 1e300}', r"a scheme whose outcome_weight is '1e\+300'"),
+        ('{"min_valid_critiques": true}', "a scheme whose min_valid_critiques is 'True'"),
+        ('{"outcome": {"format_pattern": "("}}', "a scheme whose format_pattern is no regular expression"),
+        ('{"outcome": {"source": "x"}}', "a scheme whose source is 'x'"),
+    ],
+)
+def test_what_is_no_scheme_is_said(text: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        scheme_from_json(text)
+
+
+def test_code_that_a_scheme_names_is_kept_where_it_is_trusted_alone() -> None:
+    text = scheme_to_json(Scheme(vote="evil:vote", advantage="own:one", process_weight=3.0))
+    read = scheme_from_json(text)
+    assert read.scheme == Scheme(vote="majority", advantage="capo", process_weight=3.0)
+    assert read.replaced == {"vote": "evil:vote", "advantage": "own:one"}
+    assert scheme_from_json(text, trust=True).scheme.vote == "evil:vote"
+
+
+def test_a_number_of_tokens_that_is_not_true_takes_no_memory(tmp_path: Path) -> None:
+    write(tmp_path)
+    (path,) = (tmp_path / "responses").iterdir()
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("num_tokens")
+    wrong = table.set_column(at, table.schema.field(at), pa.array([2**31 - 1] * len(table), pa.int32()))
+    pq.write_table(wrong, path)
+    with pytest.raises(LedgerError, match="2147483647 tokens, and"):
+        next(read(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from responses import response
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
 from capo_ray.ledger import Ledger
-from capo_ray.revote import COLUMNS, main, rows_of
-from capo_ray.revote import Change as Sums
+from capo_ray.revote import main
+from capo_ray.revote_table import COLUMNS, rows_of
+from capo_ray.revote_table import Change as Sums
 from capo_ray.types import Answer, Critique, Prompt, Sampling
 
 NOT_ASKED = Critique(text="", outcome="not_asked")
@@ -200,9 +201,9 @@ def test_steps_are_shown_in_ten_ranges_at_most() -> None:
         (["{run}", "advantage=ppo"], "advantage=ppo: 'ppo' is none of capo, capo_mean, "),
         (["{run}", "votes=union"], "votes: no such key; there are vote, outcome_weight, process_weight, "),
         (["{run}", "outcome_weight=two"], "outcome_weight=two: must be a number"),
-        (["{run}", "process_weight=-1"], "process_weight=-1: must be a finite number from 0"),
-        (["{run}", "process_weight=nan"], "process_weight=nan: must be a finite number from 0"),
-        (["{run}", "min_valid_critiques=0"], "min_valid_critiques=0: must be a finite number from 1"),
+        (["{run}", "process_weight=-1"], "process_weight=-1: must be a number from 0 to 1,000,000,000"),
+        (["{run}", "process_weight=nan"], "process_weight=nan: must be a number from 0 to 1,000,000,000"),
+        (["{run}", "min_valid_critiques=0"], "min_valid_critiques=0: must be a number from 1 to 1,000,000,000"),
         (["{run}", "min_valid_critiques=1.5"], "min_valid_critiques=1.5: must be a number without a fraction"),
         (["{run}", "mask_cut_off=1"], "mask_cut_off=1: must be true or false"),
         (["{run}", "out={run}/no/such/file"], "out={run}/no/such/file: there is no folder {run}/no/such to write to"),
@@ -232,3 +233,33 @@ def test_on_a_terminal_it_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([str(record(tmp_path, GROUP)), "vote=union"]) == 0
     printed = capsys.readouterr().out
     assert "before, and with vote=union" in printed.replace("\n", " ") and "┃" in printed
+
+
+def test_code_that_a_run_names_is_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger may come from anybody, and its vote may be a file beside it."""
+    run = record(tmp_path / "run", STOPPED, GROUP, scheme=Scheme(vote="evil_vote:vote"))
+    (tmp_path / "evil_vote.py").write_text(
+        "open('ran', 'w').close()\ndef vote(count, valid):\n    return float(count == valid)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for arguments in ([run], [run, "process_weight=0.5"], [run, "advantage=capo_mean"]):
+        assert main([str(argument) for argument in arguments]) == 2
+        said = capsys.readouterr().err
+        assert "the run's vote is evil_vote:vote, code of its author's" in said and "pass trust=true" in said
+    first, second, total = table(capsys, run, "vote=majority")
+    assert (first["undetermined"], second["undetermined"]) == ("50.0%", "0.0%")
+    assert {first[name] for name in ("verdicts changed", "flagged before", "reward before", "signs changed")} == {"-"}
+    assert second["flagged"] == "50.0%" and total["flagged"] != "-"
+    assert not (tmp_path / "ran").exists()
+
+    trusted = table(capsys, run, "vote=majority", "trust=true")
+    assert trusted[1]["flagged before"] == "25.0%" and (tmp_path / "ran").exists()
+
+
+def test_trusted_code_that_is_not_at_hand_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = record(tmp_path / "run", GROUP, scheme=Scheme(vote="not_here_at_all:vote"))
+    assert main([str(run), "vote=majority", "trust=true"]) == 2
+    assert "not_here_at_all:vote: cannot import not_here_at_all" in capsys.readouterr().err

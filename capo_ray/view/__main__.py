@@ -1,8 +1,9 @@
 """`python -m capo_ray.view RUN_DIR [--host HOST] [--port PORT]`: a web page for looking inside a run.
 
 Of a live run or a finished one, from its files alone: no Ray, no GPU, no network. The server answers this machine only,
-unless `--host` says otherwise; whoever reaches it can read the run, and change nothing. Exit code 2: there is no run,
-or the page cannot be served, and a line says why.
+unless `--host` says otherwise; whoever reaches it can read the run, and change nothing. Pages of other places cannot,
+whatever browser has them open. Code that the run names as its vote is run with `--trust` alone. Exit code 2: there is
+no run, or the page cannot be served, and a line says why.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run_dir of a run, live or finished")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8090, help="(default: %(default)s)")
+    parser.add_argument("--trust", action="store_true", help="run the vote or advantage of the author's own")
     parser.add_argument("--theme", choices=("auto", "light", "dark"), default="auto", help="auto: as the browser wants")
     return parser.parse_args(argv)
 
@@ -45,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         from nicegui import app, ui
         from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+        from capo_ray.view.origin import SameOrigin
         from capo_ray.view.page import PATIENCE, add_pages
 
         check_port(given.host, given.port)
@@ -57,11 +60,12 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"cannot listen on {given.host}:{given.port} ({error.strerror}): try another --port", file=sys.stderr)
         return 2
-    viewer = Viewer(given.run_dir.resolve())
+    viewer = Viewer(given.run_dir.resolve(), trust=given.trust)
     viewer.look(FIRST_LOOK)
     add_pages(viewer, dark={"auto": None, "light": False, "dark": True}[given.theme])
     if given.host in LOOPBACK:  # a name of someone else's that leads here is no way in
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+    app.add_middleware(SameOrigin)
     tasks = []
     app.on_startup(lambda: tasks.append(asyncio.create_task(viewer.watch())))
     print(f"{given.run_dir}: http://{given.host}:{given.port} (Ctrl-C ends it)", flush=True)

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from urllib.parse import urlencode
 
+from capo_ray.ledger import LedgerError
 from capo_ray.types import Span
 from capo_ray.view.index import Index
-from capo_ray.view.records import Entry, Source
+from capo_ray.view.records import Entry
 
 PAGE = 25
 """Responses on a page."""
@@ -96,8 +97,16 @@ def choose(index: Index, wanted: Filter) -> list[Entry]:
     kept = [entry for entry in index.entries if wanted.holds(entry)]
     if not wanted.text:
         return kept
-    found = {name: index.source.found(name, wanted.text) for name in dict.fromkeys(entry.file for entry in kept)}
+    found = {name: _found(index, name, wanted.text) for name in dict.fromkeys(entry.file for entry in kept)}
     return [entry for entry in kept if entry.position in found[entry.file]]
+
+
+def _found(index: Index, name: str, words: str) -> set[int]:
+    try:
+        return index.source.found(name, words)
+    except LedgerError as error:
+        index.lose(name, error)
+        return set()
 
 
 @dataclass(slots=True)
@@ -115,12 +124,18 @@ class Written:
     right: int = 0
 
 
-def most_flagged(source: Source, files: Mapping[str, Sequence[Entry]], most: int = 50) -> list[Written]:
+def most_flagged(index: Index, most: int = 50) -> list[Written]:
     """Steps by their text, without the space around it: those that the vote has flagged most often first."""
     seen: dict[str, Written] = {}
-    for name, entries in files.items():
-        for entry, (text, chars) in zip(entries, source.texts(name), strict=True):
-            _count(entry, text, chars, seen)
+    for name, entries in index.files().items():
+        try:
+            texts = index.source.texts(name)
+        except LedgerError as error:
+            index.lose(name, error)
+            continue
+        for entry, (text, chars) in zip(entries, texts, strict=False):
+            if len(chars) == entry.num_steps:
+                _count(entry, text, chars, seen)
     flagged = [written for written in seen.values() if written.critiques]
     return sorted(flagged, key=lambda written: (-written.flagged, -written.critiques, written.text))[:most]
 

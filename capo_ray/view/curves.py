@@ -96,6 +96,9 @@ class Metrics:
         self._file = run_dir / "metrics.jsonl"
         self._at: tuple[int, int] = (0, 0)
         self.lines: list[JsonDict] = []
+        self.problem = ""
+        """The first line that is none, and how many are; empty where all are."""
+        self._num_read = self._num_bad = 0
 
     def refresh(self) -> bool:
         """Whether anything changed. A file that was cut back is read again; a line that is not whole yet waits."""
@@ -104,16 +107,27 @@ class Metrics:
         inode, offset = self._at
         state = self._file.stat()
         if state.st_ino != inode or state.st_size < offset:
-            offset, self.lines = 0, []
+            offset, self.lines, self.problem = 0, [], ""
+            self._num_read = self._num_bad = 0
         if state.st_size == offset:
             return False
         with self._file.open("rb") as file:
             file.seek(offset)
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
-        self.lines += [json.loads(line) for line in whole.splitlines()]
+        for line in whole.splitlines():
+            self._num_read += 1
+            self._take(line)
         self._at = state.st_ino, offset + len(whole)
         return bool(whole)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            self.lines.append(_sound(json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            self._num_bad += 1
+            first = self.problem.partition(" (")[0] or f"line {self._num_read} of {self._file}"
+            self.problem = f"{first} ({self._num_bad} of {self._num_read} lines) is no step's numbers: {error}"[:300]
 
     @property
     def last(self) -> JsonDict:
@@ -128,6 +142,16 @@ class Metrics:
     def curve(self, name: str) -> list[tuple[float, float]]:
         """(step, value); what is null or not there is left out."""
         return [(line["step"], line[name]) for line in self.lines if line.get(name) is not None]
+
+
+def _sound(line: Any) -> JsonDict:
+    """Of a line its step and what are numbers. Raises ValueError where it is none."""
+    if not isinstance(line, dict):
+        raise ValueError("it is no object")
+    numbers = {name: value for name, value in line.items() if type(value) in (int, float) and abs(value) < 1e300}
+    if type(line.get("step")) is not int or not 0 <= line["step"] < 1 << 40:
+        raise ValueError("it has no step")
+    return numbers
 
 
 def _is_evaluation(line: JsonDict) -> bool:

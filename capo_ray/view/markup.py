@@ -205,7 +205,7 @@ def _cell(number: int, critique: Critique, step: int) -> str:
     sign = "✗" if flags else "·" if critique.outcome == "ok" else "–" if critique.outcome in UNASKED_OUTCOMES else "?"
     said = "flags it" if flags else "does not flag it" if critique.outcome == "ok" else critique.outcome
     kind = ' class="on"' if flags else ""
-    return f'<a{kind} href="#critique-{number}" title="critique {number} {said}">{sign}</a>'
+    return f'<a{kind} href="#critique-{number}" title="critique {number} {escape(said)}">{sign}</a>'
 
 
 def _says(critique: Critique) -> str:

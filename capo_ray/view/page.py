@@ -16,7 +16,6 @@ from urllib.parse import urlencode
 from nicegui import run, ui
 from starlette.requests import Request
 
-from capo_ray.ledger import LedgerError
 from capo_ray.view import markup
 from capo_ray.view.choose import PAGE, Draw, Filter, draws
 from capo_ray.view.colours import legend, stylesheet
@@ -129,7 +128,8 @@ def curves_page(viewer: Viewer) -> None:
 
 
 async def loaded(viewer: Viewer, entries: list[Entry]) -> list[Response]:
-    return await run.io_bound(lambda: [viewer.index.source.response(entry) for entry in entries]) or []
+    """Without those of files that cannot be read: what is wrong with these stands above every page."""
+    return await run.io_bound(viewer.responses, entries) or []
 
 
 async def list_page(viewer: Viewer, query: dict[str, str]) -> None:
@@ -228,7 +228,10 @@ async def response_page(viewer: Viewer, query: dict[str, str]) -> None:
             + (f" in what has been read; {missing} files are to be read: try again." if missing else " of this run.")
         )
         return
-    (response,) = await loaded(viewer, [entry])
+    if not (read := await loaded(viewer, [entry])):
+        ui.label(f"Response {key[2]} to {key[1]!r} in step {key[0]} cannot be read.")
+        return
+    (response,) = read
     group = [other for other in viewer.index.of_file(entry.file) if other.prompt_id == entry.prompt_id]
     with ui.row().classes("w-full items-center gap-2"):
         ui.label(f"step {entry.step}").classes("font-bold")
@@ -259,8 +262,8 @@ async def problem_page(viewer: Viewer, query: dict[str, str]) -> None:
     if not found:
         ui.label(f"No response to {problem!r} has been read from this run.")
         return
-    (first,) = await loaded(viewer, [found[0].entries[0]])
-    html(f'<div class="boxes">{markup.problem_box(first)}</div>')
+    for first in await loaded(viewer, [found[0].entries[0]]):
+        html(f'<div class="boxes">{markup.problem_box(first)}</div>')
     versions = {draw.version for draw in found}
     said = "by one policy version: there is nothing to compare yet" if len(versions) == 1 else "oldest first"
     ui.label(f"{problem} was sampled {len(found)} time{'s' if len(found) > 1 else ''}, {said}.").classes("text-sm")
@@ -311,10 +314,7 @@ def add_pages(viewer: Viewer, *, dark: bool | None) -> None:
             reading = ui.label("Reading ...").classes("faint")
             await ui.context.client.connected(timeout=PATIENCE)
             viewer.opened()
-            try:
-                await page()
-            except LedgerError as error:
-                ui.label(str(error)).classes("bad")
+            await page()
             reading.delete()
 
     @ui.page("/")

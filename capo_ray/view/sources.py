@@ -17,7 +17,9 @@ from capo_ray.credit.advantage import algorithm_of
 from capo_ray.credit.group import GroupScore, Scheme, score_group
 from capo_ray.credit.vote import vote
 from capo_ray.learn.batch import centre_and_spread
-from capo_ray.ledger import CRITIQUES, RESPONSES, LedgerError, RecordedGroup, read_group, scheme_from_json
+from capo_ray.ledger import RecordedGroup, read_group, reading, scheme_in
+from capo_ray.ledger_columns import CRITIQUES, RESPONSES
+from capo_ray.recorded_scheme import RecordedScheme, scheme_from_json
 from capo_ray.tally import count_group
 from capo_ray.tracking import STEP_FILE
 from capo_ray.types import FAILED_OUTCOMES, Critique, JsonDict, Span
@@ -26,14 +28,19 @@ from capo_ray.view.records import Entry, Response, Source
 ScoredGroup = tuple[Scheme, RecordedGroup, GroupScore]
 
 
-def source_of(run_dir: Path) -> Source:
-    """The ledger where there is one, or where nothing is yet."""
+def source_of(run_dir: Path, *, trust: bool = False) -> Source:
+    """The ledger where there is one, or where nothing is yet. `trust`: see `recorded_scheme`."""
     samples = Samples(run_dir)
-    return samples if samples.files() and not (run_dir / RESPONSES).is_dir() else Ledger(run_dir)
+    return samples if samples.files() and not (run_dir / RESPONSES).is_dir() else Ledger(run_dir, trust)
 
 
 def _files(folder: Path, ending: str) -> list[str]:
     return sorted(path.name for path in folder.glob(f"*{ending}") if STEP_FILE.fullmatch(path.name))
+
+
+def _stamp(*paths: Path) -> tuple[tuple[int, int], ...]:
+    states = [path.stat() for path in paths if path.exists()]
+    return tuple((state.st_mtime_ns, state.st_size) for state in states)
 
 
 @dataclass(slots=True)
@@ -41,6 +48,9 @@ class Ledger:
     """Every response of a run with critics, from its Parquet files."""
 
     run_dir: Path
+    trust: bool = False
+    replaced: set[str] = field(default_factory=set)
+    """Code of the author's own that the run voted or paid with, and that is not run."""
     _scored: Callable[[str, str], ScoredGroup] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,25 +59,34 @@ class Ledger:
     def files(self) -> list[str]:
         return _files(self.run_dir / RESPONSES, ".parquet")
 
+    def stamp(self, name: str) -> object:
+        return _stamp(self.run_dir / RESPONSES / name, self.run_dir / CRITIQUES / name)
+
+    def _safe(self, recorded: RecordedScheme) -> Scheme:
+        self.replaced.update(recorded.replaced.values())
+        return recorded.scheme
+
     def _table(self, kind: str, name: str, columns: Sequence[str]) -> Any:
         import pyarrow.parquet as pq
 
         path = self.run_dir / kind / name
-        try:
+        with reading(path):
             file = pq.ParquetFile(path)
             if lacking := sorted(set(columns) - set(file.schema_arrow.names)):
                 raise ValueError(f"it has no {' and no '.join(lacking)}; another version of capo_ray has written it")
             return file.read(columns=list(columns))
-        except (OSError, ValueError) as error:
-            raise LedgerError(f"{path} cannot be read: {error}") from error
 
     def entries(self, name: str) -> list[Entry]:
         """Votes as the run's own scheme does."""
+        with reading(self.run_dir / RESPONSES / name):
+            return self._entries(name)
+
+    def _entries(self, name: str) -> list[Entry]:
         key = ("step", "prompt_id", "response")
         table = self._table(
             RESPONSES, name, (*key, "answer", "finish", "versions", "num_tokens", "step_tokens", "steps_right")
         )
-        scheme = scheme_from_json(table.schema.metadata[b"scheme"])
+        scheme = self._safe(scheme_from_json(scheme_in(table.schema.metadata), trust=self.trust))
         said: dict[tuple[int, str, int], list[Critique]] = {}
         for row in _rows(self._table(CRITIQUES, name, (*key, "outcome", "wrong_steps"))):
             critique = Critique(text="", outcome=row["outcome"], wrong_steps=tuple(row["wrong_steps"]))
@@ -91,20 +110,27 @@ class Ledger:
         return made
 
     def texts(self, name: str) -> list[tuple[str, list[Span]]]:
-        return [(row["text"], row["step_chars"]) for row in _rows(self._table(RESPONSES, name, ("text", "step_chars")))]
+        with reading(self.run_dir / RESPONSES / name):
+            rows = _rows(self._table(RESPONSES, name, ("text", "step_chars")))
+            return [(str(row["text"]), [(first, end) for first, end in row["step_chars"]]) for row in rows]
 
     def found(self, name: str, words: str) -> set[int]:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        table = self._table(RESPONSES, name, ("text", "question"))
-        hits = [
-            pc.match_substring(table[column].cast(pa.string()), words, ignore_case=True)
-            for column in table.schema.names
-        ]
-        return set(pc.indices_nonzero(pc.or_(*hits)).to_pylist())
+        with reading(self.run_dir / RESPONSES / name):
+            table = self._table(RESPONSES, name, ("text", "question"))
+            hits = [
+                pc.match_substring(table[column].cast(pa.string()), words, ignore_case=True)
+                for column in table.schema.names
+            ]
+            return set(pc.indices_nonzero(pc.or_(*hits)).to_pylist())
 
     def response(self, entry: Entry) -> Response:
+        with reading(self.run_dir / RESPONSES / entry.file):
+            return self._response(entry)
+
+    def _response(self, entry: Entry) -> Response:
         scheme, group, score = self._scored(entry.file, entry.prompt_id)
         at = next(m for m, member in enumerate(group.members) if member.rollout.index == entry.index)
         scored = score.members[at]
@@ -128,7 +154,8 @@ class Ledger:
 
     def _score(self, name: str, prompt_id: str) -> ScoredGroup:
         """The group and its credit as the run gave it."""
-        scheme, group = read_group(self.run_dir, name, prompt_id)
+        recorded, group = read_group(self.run_dir, name, prompt_id, trust=self.trust)
+        scheme = self._safe(recorded)
         score = score_group(group.members, scheme)
         if not algorithm_of(scheme.advantage).over_batch:
             return scheme, group, score
@@ -141,10 +168,11 @@ class Ledger:
         tallies = []
         for name in (name for name in self.files() if name.partition("-")[0] == step):
             for prompt_id in dict.fromkeys(entry.prompt_id for entry in self.entries(name)):
-                scheme, group = read_group(self.run_dir, name, prompt_id)
+                recorded, group = read_group(self.run_dir, name, prompt_id, trust=self.trust)
                 if group.spare:
                     continue  # the trainer did not see it
-                tallies.append(count_group(score_group(group.members, scheme), [None] * len(group.members)))
+                score = score_group(group.members, self._safe(recorded))
+                tallies.append(count_group(score, [None] * len(group.members)))
         return centre_and_spread(tallies)
 
 
@@ -163,29 +191,36 @@ class Samples:
     def files(self) -> list[str]:
         return _files(self.run_dir / "samples", ".jsonl")
 
+    def stamp(self, name: str) -> object:
+        return _stamp(self.run_dir / "samples" / name)
+
     def _lines(self, name: str) -> list[JsonDict]:
-        path = self.run_dir / "samples" / name
-        try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError) as error:
-            raise LedgerError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+        return [json.loads(line) for line in (self.run_dir / "samples" / name).read_bytes().splitlines()]
 
     def entries(self, name: str) -> list[Entry]:
-        return [_sampled(name, position, line) for position, line in enumerate(self._lines(name))]
+        with reading(self.run_dir / "samples" / name):
+            return [_sampled(name, position, line) for position, line in enumerate(self._lines(name))]
 
     def texts(self, name: str) -> list[tuple[str, list[Span]]]:
-        return [
-            (line["response"], [(step["start"], step["end"]) for step in line["steps"]]) for line in self._lines(name)
-        ]
+        with reading(self.run_dir / "samples" / name):
+            return [
+                (str(line["response"]), [(step["start"], step["end"]) for step in line["steps"]])
+                for line in self._lines(name)
+            ]
 
     def found(self, name: str, words: str) -> set[int]:
-        return {
-            position
-            for position, line in enumerate(self._lines(name))
-            if words.lower() in line["response"].lower() or words.lower() in line["question"].lower()
-        }
+        with reading(self.run_dir / "samples" / name):
+            return {
+                position
+                for position, line in enumerate(self._lines(name))
+                if words.lower() in line["response"].lower() or words.lower() in line["question"].lower()
+            }
 
     def response(self, entry: Entry) -> Response:
+        with reading(self.run_dir / "samples" / entry.file):
+            return self._response(entry)
+
+    def _response(self, entry: Entry) -> Response:
         line = self._lines(entry.file)[entry.position]
         return Response(
             entry=entry,

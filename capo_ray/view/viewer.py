@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic, time
 
@@ -18,7 +19,7 @@ from capo_ray.types import JsonDict
 from capo_ray.view.choose import Filter, Written, choose, most_flagged
 from capo_ray.view.curves import Metrics
 from capo_ray.view.index import Index
-from capo_ray.view.records import Entry
+from capo_ray.view.records import Entry, Response
 
 log = logging.getLogger(__name__)
 
@@ -33,28 +34,51 @@ KEPT = 16
 class Viewer:
     """One run, for as many readers as there are."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, trust: bool = False) -> None:
+        """`trust`: see `recorded_scheme`."""
         self.run_dir = run_dir
-        self.index = Index(run_dir)
+        self.index = Index(run_dir, trust=trust)
         self.metrics = Metrics(run_dir)
-        self.problem = ""
+        self._unread = ""
         """Why the run cannot be read on; empty where it can."""
+        self._config: tuple[object, JsonDict, str] = None, {}, ""
+        """The file's state, what it says, and what is wrong with it."""
         self._chosen: OrderedDict[tuple[int, Filter], list[Entry]] = OrderedDict()
         self._flagged: tuple[int, list[Written]] = (-1, [])
         self._opened = 0.0
+        self._said = ""
 
     def look(self, seconds: float) -> bool:
         """Take in what is new, for about `seconds`; whether there was something."""
         try:
             new = self.metrics.refresh()
             changed = self.index.refresh(seconds) or new
-        except (LedgerError, OSError, ValueError, KeyError) as error:
-            if str(error) != self.problem:
-                log.warning("%s", error)
-            self.problem = str(error)
-            return False
-        self.problem = ""
+        except OSError as error:
+            changed, self._unread = False, str(error)
+        else:
+            self._unread = ""
+        self._warn()
         return changed
+
+    def _warn(self) -> None:
+        if self.problem != self._said:
+            self._said = self.problem
+            if self._said:
+                log.warning("%s", self._said)
+
+    @property
+    def problem(self) -> str:
+        """What of the run is not shown, or not as it was, and why; empty where all is."""
+        said = [self._unread, self.metrics.problem, self._read_config()[1]]
+        if broken := self.index.broken:
+            first = broken[min(broken)]
+            said.append(f"{len(broken)} of {self.index.num_files} files are not shown: {first}")
+        if code := sorted(getattr(self.index.source, "replaced", ())):
+            said.append(
+                f"{', '.join(code)} is code of the run's author, which is not run (view --trust runs it): votes and "
+                "credit are those of a majority and of CAPO"
+            )
+        return "; ".join(filter(None, said))
 
     def opened(self) -> None:
         """Somebody waits for a page: nothing is read beside it for a moment."""
@@ -87,27 +111,44 @@ class Viewer:
         state, found = self._flagged
         if state != self.state:
             state = self.state
-            found = await asyncio.to_thread(most_flagged, self.index.source, self.index.files())
+            found = await asyncio.to_thread(most_flagged, self.index)
             self._flagged = state, found
         return found
 
+    def responses(self, entries: Sequence[Entry]) -> list[Response]:
+        """In full, but those of files that cannot be read, which are hidden from here on."""
+        made = []
+        for entry in entries:
+            try:
+                made.append(self.index.source.response(entry))
+            except LedgerError as error:
+                self.index.lose(entry.file, error)
+        return made
+
     def config(self) -> JsonDict:
-        """Of the run; empty where there is none."""
+        """Of the run; empty where there is none that can be read."""
+        return self._read_config()[0]
+
+    def _read_config(self) -> tuple[JsonDict, str]:
+        """And what is wrong with it."""
         path = self.run_dir / "config.yaml"
-        if not path.is_file():
-            return {}
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return loaded if isinstance(loaded, dict) else {}
+        state = path.stat() if path.is_file() else None
+        stamp = state and (state.st_mtime_ns, state.st_size)
+        if stamp != self._config[0]:
+            self._config = stamp, *(_loaded(path) if stamp else ({}, ""))
+        return self._config[1:]
 
     def status(self) -> str:
         """One line on how far the run is."""
         last, total = self.metrics.last, self.config().get("steps")
         if not last:
             return "waiting for the first step"
-        done = f"step {last['step'] + 1}" + (f" of {total}" if total else "")
-        if total and last["step"] + 1 >= total:
-            return f"{done}, finished"
-        return f"{done}, last written {ago(time() - last['time'])} ago"
+        done = f"step {last['step'] + 1}"
+        if type(total) is int and total > 0:
+            done += f" of {total}"
+            if last["step"] + 1 >= total:
+                return f"{done}, finished"
+        return f"{done}, last written {ago(time() - last['time'])} ago" if "time" in last else done
 
     def reading(self) -> str:
         """How much of the run is in the index."""
@@ -115,6 +156,16 @@ class Viewer:
         count = f"{len(index.entries):,} responses"
         missing = index.num_files - index.num_read
         return f"{count} so far, {missing} of {index.num_files} files to read" if missing > 0 else count
+
+
+def _loaded(path: Path) -> tuple[JsonDict, str]:
+    try:
+        loaded = yaml.safe_load(path.read_bytes())
+        if not isinstance(loaded, dict):
+            raise ValueError("it holds no settings")
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        return {}, f"{path} cannot be read: {' '.join(str(error).split())[:200]}"
+    return loaded, ""
 
 
 def ago(seconds: float) -> str:

@@ -352,7 +352,7 @@ def test_the_ledger_has_dropped_responses_too(tmp_path: Path) -> None:
     assert not (tmp_path / "responses").exists()
     shard.aggregator.write_samples(3)
     ((scheme, (group,)),) = read(tmp_path)
-    assert scheme == CAPO
+    assert scheme.scheme == CAPO
     assert (group.question, group.gold, group.solution) == (PROMPT.question, PROMPT.answer, PROMPT.solution)
     assert len(group.steps_right) == 3 and all(group.steps_right)
     assert [(member.answer, member.extracted, member.reason) for member in group.members] == [

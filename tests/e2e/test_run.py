@@ -262,7 +262,7 @@ def test_the_ledger_scores_as_the_run_did(whole: Ran) -> None:
     scored = {}
     for scheme, groups in read(whole.run_dir):
         for group in groups:
-            score = score_group(group.members, scheme)
+            score = score_group(group.members, scheme.scheme)
             for member, advantages in zip(score.members, score.advantages, strict=True):
                 scored[group.step, group.prompt_id, member.rollout.index] = (member.token_rewards, advantages)
     assert len(scored) == 6 * 4 * 4

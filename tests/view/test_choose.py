@@ -54,7 +54,7 @@ def test_one_step_of_training(index: Index) -> None:
 
 def test_the_steps_most_often_flagged(index: Index) -> None:
     """Per step of training `is 5` is written twice, flagged once by the vote and by three critiques."""
-    slip, evil = most_flagged(index.source, index.files())
+    slip, evil = most_flagged(index)
     assert (slip.text, slip.times, slip.flagged, slip.critiques, slip.known, slip.right) == ("is 5", 4, 2, 6, 4, 0)
     assert evil.text.startswith("<script>") and (evil.times, evil.flagged, evil.critiques, evil.known) == (4, 2, 4, 0)
 

@@ -36,6 +36,19 @@ def page(base: str) -> Iterator[browser.Page]:
         assert foreign == []  # it works without a network
 
 
+def test_a_broken_file_is_said_above_every_page(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run")
+    (run_dir / "responses" / "000001-0.parquet").write_text("not this")
+    (run_dir / "config.yaml").write_text("[")
+    with serving(run_dir) as address, browser.page() as page:
+        for path, shown in (("/", "Reward per token"), ("/responses", "6 of 6 responses"), ("/flagged", "written")):
+            page.open(address + path)
+            page.wait_for("1 of 2 files are not shown")
+            page.wait_for("config.yaml cannot be read")
+            page.wait_for(shown)
+        assert page.errors == []
+
+
 def test_the_curves(page: browser.Page, base: str) -> None:
     page.open(base)
     page.wait_for("Reward per token")

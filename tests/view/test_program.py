@@ -21,6 +21,27 @@ def test_another_name_that_leads_here_is_refused(tmp_path: Path) -> None:
             assert connection.getresponse().status == status
 
 
+def test_a_page_of_another_place_is_refused(tmp_path: Path) -> None:
+    """By websocket too, to which a browser's own rules do not apply."""
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    socket_io = "/_nicegui_ws/socket.io/?EIO=4&transport="
+    with serving(write_run(tmp_path)) as base:
+        for origin, expected in ((base, (200, 200, 101)), ("http://evil.example", (403, 403, 403))):
+            asked = (("/responses", {}), (f"{socket_io}polling", {}), (f"{socket_io}websocket", upgrade))
+            statuses = []
+            for path, headers in asked:
+                connection = HTTPConnection(base.removeprefix("http://"), timeout=60)
+                connection.request("GET", path, headers={"Origin": origin, **headers})
+                statuses.append(connection.getresponse().status)
+                connection.close()
+            assert tuple(statuses) == expected, origin
+
+
 def test_a_run_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     process = view(tmp_path / "none")
     out, error = process.communicate(timeout=60)

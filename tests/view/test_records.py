@@ -11,11 +11,12 @@ from view_run import SCHEME, ok, prompt, write_run, write_step
 from capo_ray.cluster.aggregator import Aggregator, AggregatorParts
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.steps import delimiter, steps_of
-from capo_ray.ledger import Ledger, LedgerError, read
+from capo_ray.ledger import Ledger, read
 from capo_ray.types import Sampling
 from capo_ray.view.choose import verdict_of
 from capo_ray.view.index import Index, NoRun, check_run
 from capo_ray.view.sources import Samples
+from capo_ray.view.viewer import Viewer
 
 
 def index_of(run_dir: Path) -> Index:
@@ -49,7 +50,7 @@ def test_too_few_valid_critiques_flag_nothing_and_clear_nobody(tmp_path: Path) -
 def test_credit_is_what_training_gave(tmp_path: Path) -> None:
     index = index_of(write_run(tmp_path))
     ((scheme, groups), _) = read(tmp_path)
-    score = score_group(groups[0].members, scheme)
+    score = score_group(groups[0].members, scheme.scheme)
     for at in range(4):
         entry = index.find(0, "two@0", at)
         assert entry
@@ -152,11 +153,67 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     check_run(tmp_path)
 
 
-def test_a_broken_file_is_named(tmp_path: Path) -> None:
+def test_a_broken_file_hides_itself_alone_until_it_is_whole(tmp_path: Path) -> None:
     write_run(tmp_path)
-    (tmp_path / "responses" / "000002-0.parquet").write_text("not this")
-    with pytest.raises(LedgerError, match=r"responses/000002-0\.parquet cannot be read"):
-        Index(tmp_path).refresh()
+    path = tmp_path / "responses" / "000001-0.parquet"
+    whole = path.read_bytes()
+    path.write_text("not this")
+    viewer = Viewer(tmp_path)
+    assert viewer.look(60) and not viewer.look(60)
+    assert {entry.step for entry in viewer.index.entries} == {0}
+    assert viewer.problem.startswith(f"1 of 2 files are not shown: {path} cannot be read: ")
+    path.write_bytes(whole)
+    assert viewer.look(60)
+    assert {entry.step for entry in viewer.index.entries} == {0, 1} and not viewer.problem
+
+
+def test_a_file_that_breaks_later_is_hidden_when_it_is_opened(tmp_path: Path) -> None:
+    viewer = Viewer(write_run(tmp_path))
+    viewer.look(60)
+    entries = list(viewer.index.entries)
+    (tmp_path / "critiques" / "000001-0.parquet").write_text("not this")
+    assert [response.entry.step for response in viewer.responses(entries)] == [0] * 6
+    assert {entry.step for entry in viewer.index.entries} == {0} and "1 of 2 files are not shown" in viewer.problem
+
+
+def test_code_that_the_run_names_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    write_step(run_dir, 0, Scheme(vote="evil_viewed:vote"))
+    (tmp_path / "evil_viewed.py").write_text("open('ran', 'w').close()\ndef vote(count, valid):\n    return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    viewer = Viewer(run_dir)
+    viewer.look(60)
+    responses = viewer.responses(viewer.index.entries)
+    assert len(responses) == 6 and {response.vote for response in responses} == {"majority"}
+    assert viewer.problem.startswith("evil_viewed:vote is code of the run's author, which is not run (view --trust")
+    assert not (tmp_path / "ran").exists()
+    trusting = Viewer(run_dir, trust=True)
+    trusting.look(60)
+    assert not trusting.problem and (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("line", [b"{", b"5", b"null", b'"x"', b'{"a": 1}', b'{"step": null}', b"\xff", b"[" * 99_999])
+def test_a_broken_line_of_the_metrics_is_left_out(tmp_path: Path, line: bytes) -> None:
+    path = write_run(tmp_path) / "metrics.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + line + b"\n" + second)
+    viewer = Viewer(tmp_path)
+    viewer.look(60)
+    assert [line["step"] for line in viewer.metrics.lines] == [0, 1] and len(viewer.index.entries) == 12
+    assert viewer.problem.startswith(f"line 2 of {path} (1 of 2 lines) is no step's numbers: ")
+    assert viewer.status().startswith("step 2 of 3")
+
+
+@pytest.mark.parametrize("text", [b"[", b"5", b"steps: [", b"\xff\xfe", b"!!python/object/apply:os.system [id]"])
+def test_a_broken_configuration_is_said(tmp_path: Path, text: bytes) -> None:
+    path = write_run(tmp_path) / "config.yaml"
+    path.write_bytes(text)
+    viewer = Viewer(tmp_path)
+    viewer.look(60)
+    assert viewer.status().startswith("step 2") and len(viewer.index.entries) == 12
+    assert viewer.problem.startswith(f"{path} cannot be read: ")
 
 
 def test_a_file_without_a_column_is_named(tmp_path: Path) -> None:
@@ -164,11 +221,12 @@ def test_a_file_without_a_column_is_named(tmp_path: Path) -> None:
     write_run(tmp_path)
     path = tmp_path / "responses" / "000001-0.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["steps_right"]), path)
-    with pytest.raises(LedgerError, match=r"000001-0\.parquet cannot be read: it has no steps_right"):
-        Index(tmp_path).refresh()
+    index = Index(tmp_path)
+    index.refresh(60)
+    assert str(index.broken["000001-0.parquet"]).startswith(f"{path} cannot be read: it has no steps_right")
 
 
 def test_the_schemes_of_tests_and_ledger_agree(tmp_path: Path) -> None:
     write_run(tmp_path)
-    assert next(read(tmp_path))[0] == SCHEME
+    assert next(read(tmp_path))[0].scheme == SCHEME
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["step"] == 0
