@@ -23,7 +23,7 @@ def move_into_place(partial: Path, path: Path) -> None:
     """Rename a file, or a folder to a name that is free, once all of it is on the disk."""
     sync(partial)
     partial.replace(path)
-    _sync_one(path.parent)
+    sync_one(path.parent)
 
 
 def replace_folder(partial: Path, path: Path) -> None:
@@ -48,10 +48,12 @@ def sync(path: Path) -> None:
     if path.is_dir():
         for inside in path.iterdir():
             sync(inside)
-    _sync_one(path)
+    sync_one(path)
 
 
-def _sync_one(path: Path) -> None:
+def sync_one(path: Path) -> None:
+    """The bytes of a file, or the names in a folder, and nothing below it. Whichever process of this machine wrote
+    them."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

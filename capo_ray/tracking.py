@@ -27,7 +27,7 @@ from capo_ray.checkpoint import Checkpoints, read_state
 from capo_ray.config.blocks import Tracking
 from capo_ray.config.critic import Canaries
 from capo_ray.config.run import Config
-from capo_ray.durable import write_text
+from capo_ray.durable import sync_one, write_text
 from capo_ray.run_dir import RunDirError
 from capo_ray.terminal import display, table_rows
 from capo_ray.tracking_sinks import Beside, Sink, TensorBoard, start_wandb
@@ -78,6 +78,8 @@ class Tracker:
         self._canaries = canaries
         self._best_by = best_by
         self._since_saved: list[float] = []
+        self._synced = 0
+        """Files of steps before this one are on the disk."""
         self._stop_after = stop_after
         self._stop_after_nonfinite = stop_after_nonfinite
         self._watches = self._new_watches()
@@ -147,6 +149,7 @@ class Tracker:
         def stays(line: JsonDict) -> bool:
             return line["step"] < step or (line["step"] == step and is_evaluation(line))
 
+        self._synced = min(self._synced, step)
         aside = _next_folder(self._run_dir / "rolled_back")
         kept = _keep_whole_lines(self._file, stays, aside=aside)
         self._evaluations = evaluations(kept)
@@ -176,6 +179,20 @@ class Tracker:
             watches.append(CanaryGap())
             watches.append(CanaryWatch(min_precision=floors.min_precision, min_recall=floors.min_recall))
         return watches
+
+    def sync(self, step: int) -> None:
+        """Have on the disk what is written of the steps before `step`: to be called before a checkpoint names them as
+        done. Until then nothing of it is synced, neither lines of metrics.jsonl nor files of the aggregators: a loss of
+        power takes what is after the last checkpoint, and a run would go back there anyway. What aggregators on other
+        machines wrote went to the shared storage when they closed it."""
+        folders = [folder for name in BY_STEP if (folder := self._run_dir / name).is_dir()]
+        for path in [path for folder in folders for path in folder.iterdir()]:
+            if (found := STEP_FILE.fullmatch(path.name)) and self._synced <= int(found[1]) < step:
+                sync_one(path)
+        for path in (self._file, *folders, self._run_dir):
+            if path.exists():
+                sync_one(path)
+        self._synced = step
 
     def restarted(self, number: int) -> None:
         """Say in the steps that follow that all actors have been started again `number` times."""

@@ -353,6 +353,7 @@ class RayCrew:
         state: JsonDict = {"step": step, **self._parts.tracker.state(), "score": self._parts.tracker.score(step)}
         if self._parts.budget is not None:
             state["critic_costs"] = self._parts.budget.state()
+        await asyncio.to_thread(self._parts.tracker.sync, step)
         await asyncio.to_thread(self._parts.checkpoints.commit, partial, state)
 
     async def export(self, step: int) -> None:

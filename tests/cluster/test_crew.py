@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import math
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,6 +189,47 @@ def test_an_update_that_fails_has_its_samples_written_unless_an_actor_was_lost(
     with pytest.raises(type(error)):
         asyncio.run(crew.update(one_group()))
     assert steps == ([3] if isinstance(error, ValueError) else [])
+
+
+def test_records_are_on_the_disk_before_a_checkpoint_names_their_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them once; and again what is written anew after going back."""
+    synced: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(tmp_path)))
+
+    async def saved(path: Path) -> None:
+        (path / "weights").parent.mkdir(parents=True, exist_ok=True)
+        (path / "weights").write_text("w")
+
+    crew: Any = Crew(tmp_path)
+    crew._parts.trainers, crew._parts.budget = SimpleNamespace(save=saved), None
+    monkeypatch.setattr(os, "fsync", fsync)
+
+    def step(number: int) -> list[str]:
+        crew._parts.tracker.step(number, {"loss": 1.0})
+        for folder, name in (("samples", "jsonl"), ("critiques", "parquet"), ("responses", "parquet")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{number:06d}-0.{name}").write_text("x")
+        synced.clear()
+        asyncio.run(crew.save(number + 1))
+        return sorted(synced[: synced.index(f"checkpoints/.partial_{number + 1:06d}")])
+
+    def files(*steps: int) -> list[str]:
+        of_steps = [f"{step:06d}-0" for step in steps]
+        named = {"critiques": "parquet", "responses": "parquet", "samples": "jsonl"}
+        made = [f"{folder}/{name}.{kind}" for folder, kind in named.items() for name in of_steps]
+        return sorted([".", "metrics.jsonl", *named, *made])
+
+    def without_state(paths: list[str]) -> list[str]:
+        return [path for path in paths if not path.startswith("checkpoints")]
+
+    assert without_state(step(0)) == files(0)
+    assert without_state(step(1)) == files(1)
+    crew._parts.tracker.rewind(1)
+    assert without_state(step(1)) == files(1)
 
 
 class Writes:
