@@ -21,6 +21,7 @@ from capo_ray.gpu_check.here import want_weight_sync
 from capo_ray.gpu_check.notes import Cannot, Notes
 from capo_ray.gpu_check.sampling import open_rollout, prompts
 from capo_ray.gpu_check.shapes import MODELS, Dtype, shape_of, write_model
+from capo_ray.gpu_check.training import refuse_nonfinite
 from capo_ray.planning.machine import gpu_sizes
 from capo_ray.types import Prompt, Rollout, Sampling, TrainSequence
 
@@ -169,6 +170,7 @@ def _gap(thread: EngineThread, engine: VllmRollout, trainer: DeepSpeedEngine, as
     Measuring it is an update: the trainer's weights are others afterwards."""
     rollouts = thread.call(_responses(engine, asked))
     update = trainer.update(batch_of(asked, rollouts))
+    refuse_nonfinite(update)
     return float(f"{update.metrics['sampler_gap_mean']:.3g}")
 
 

@@ -18,7 +18,7 @@ from capo_ray.config.method import Algorithm
 from capo_ray.gpu_check.notes import Notes, first_line
 from capo_ray.gpu_check.shapes import MODELS, flops_per_token, shape_of
 from capo_ray.planning.memory import GIB, rank_memory
-from capo_ray.types import TrainSequence
+from capo_ray.types import TrainSequence, Update
 
 if TYPE_CHECKING:
     from capo_ray.engines.protocols import UpdateBatch
@@ -95,11 +95,18 @@ def _seconds_per_step(notes: Notes, engine: DeepSpeedEngine, shape: Shape, token
         batch = batch_of(shape, tokens, seed=step)
         _finish(notes)
         begun = time.perf_counter()
-        engine.update(batch)
+        update = engine.update(batch)
         _finish(notes)
         seconds.append(time.perf_counter() - begun)
+        refuse_nonfinite(update)
         notes.say(f"{tokens:,} tokens, step {step + 1} of {WARM_UP + TIMED}")
     return median(seconds[WARM_UP:])
+
+
+def refuse_nonfinite(update: Update) -> None:
+    """Raises RuntimeError where a step was skipped for its gradient: a card that makes no numbers does not train."""
+    if update.metrics["nonfinite_steps"]:
+        raise RuntimeError("the gradient is not finite, and nothing was trained")
 
 
 def batch_of(shape: Shape, tokens: int, *, seed: int) -> UpdateBatch:

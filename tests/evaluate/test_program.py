@@ -98,6 +98,7 @@ def test_the_configuration_of_the_run_that_made_the_model(tmp_path: Path) -> Non
     found = configuration(options_of([model, "suite=arithmetic"]))
     assert found.policy.path == str(tmp_path / "policy") and found.policy.system_prompt == "Think."
     assert found.rollout == run.rollout and found.critic == run.critic and found.seed == 3
+    assert configuration(options_of([f"model={tmp_path / 'exports' / 'step_000004'}", "suite=arithmetic"])).seed == 3
     more = ["critic=truth", "rollout.temperature=0.5", "seed=4"]
     found = configuration(options_of([model, "suite=arithmetic", *more]))
     assert found.critic and found.critic.kind == "truth" and found.seed == 4

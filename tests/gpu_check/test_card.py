@@ -17,6 +17,7 @@ from capo_ray.gpu_check import syncing, training, world
 from capo_ray.gpu_check.notes import Cannot, Notes
 from capo_ray.gpu_check.shapes import MODELS, flops_per_token, shape_of
 from capo_ray.planning.plan import plan_for
+from capo_ray.types import Update
 
 GIB = 1 << 30
 TRAINER = Trainer(learning_rate=1e-6, zero_stage=2, tokens_per_micro_batch=8192, gradient_checkpointing=True)
@@ -45,13 +46,14 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, name, function)
 
 
-def engine(most: int) -> Any:
+def engine(most: int, *, finite: bool = True) -> Any:
     """A trainer rank that has memory for so many tokens."""
 
-    def update(batch: Any) -> None:
+    def update(batch: Any) -> Update:
         ((sequence,),) = batch.micro_batches[0]
         if len(sequence.prompt_ids) + len(sequence.token_ids) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
+        return Update(metrics={"nonfinite_steps": float(not finite)}, version=1)
 
     return SimpleNamespace(update=update)
 
@@ -73,6 +75,11 @@ def test_a_step_that_the_card_cannot_hold_is_a_row_too(notes: Notes, card: None)
     row = training._row(notes, engine(4096), shape_of(MODELS["3B"]), TRAINER, 8192)
     assert row["error"] == "CUDA out of memory. Tried to allocate 9 GiB."
     assert row["peak_gib"] == 21.0 and row["planned_gib"] > 0 and "tokens_per_second" not in row
+
+
+def test_a_card_that_makes_no_numbers_does_not_train(notes: Notes, card: None) -> None:
+    row = training._row(notes, engine(4096, finite=False), shape_of(MODELS["3B"]), TRAINER, 2048)
+    assert row["error"] == "the gradient is not finite, and nothing was trained" and "mfu" not in row
 
 
 @pytest.mark.parametrize(
