@@ -28,6 +28,7 @@ def move(engine: Any, model: Any, *, looks: bool) -> float:
         return norm
     engine.step()
     if not engine.was_step_applied():
+        _forget_sums(engine)
         return math.inf
     norm = float(engine.get_global_grad_norm())
     if math.isfinite(norm) and norm >= 0:  # DeepSpeed says -1 of a norm that is not finite
@@ -36,6 +37,14 @@ def move(engine: Any, model: Any, *, looks: bool) -> float:
         "DeepSpeed has taken an optimizer step with a gradient that is not finite, and the policy is lost: go on from "
         "the last checkpoint, without the options of trainer.deepspeed"
     )
+
+
+def _forget_sums(engine: Any) -> None:
+    """Of ZeRO 1 and 2: with the optimizer's state on the CPU, DeepSpeed 0.19 adds the next step to the one it skipped.
+    What it takes in bfloat16 without that has no such sums."""
+    if engine.zero_optimization_stage() in (1, 2) and hasattr(engine.optimizer, "averaged_gradients"):
+        sums = engine.optimizer.averaged_gradients
+        sums.update(dict.fromkeys(sums))
 
 
 def _grad_norm(model: Any) -> float:

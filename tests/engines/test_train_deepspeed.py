@@ -294,11 +294,22 @@ def past_a_gradient(rank: int, ranks: int, case: Case) -> Any:
         return states, metrics, state_of(engine)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_gradient_that_is_not_finite_moves_nothing(two: Ranks, stage: int, dtype: str) -> None:
-    """Nor the next step."""
-    case = Case(stage=stage, dtype=dtype, budget=40, trainer={"warmup_steps": 0, "schedule": "constant"})
+ON_CPU = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}, "zero_force_ds_cpu_optimizer": False}
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "options"),
+    [
+        *((stage, dtype, {}) for stage in (0, 1, 2, 3) for dtype in ("float32", "bfloat16")),
+        *((stage, "bfloat16", ON_CPU) for stage in (1, 2, 3)),
+    ],
+)
+def test_a_gradient_that_is_not_finite_moves_nothing(
+    two: Ranks, stage: int, dtype: str, options: dict[str, Any]
+) -> None:
+    """Nor is anything of it in the next step."""
+    trainer = {"warmup_steps": 0, "schedule": "constant", "deepspeed": options}
+    case = Case(stage=stage, dtype=dtype, budget=40, trainer=trainer)
     for (before, after, later), (first, skipped, _), straight in two.each(past_a_gradient, case):
         assert {"weight", "master", "exp_avg", "exp_avg_sq", "step"} <= {name.split()[0] for name in before}
         assert (skipped["nonfinite_steps"], skipped["skipped_steps"], skipped["optimizer_steps"]) == (1, 1, 0)
