@@ -87,18 +87,19 @@ def read(folder: Path) -> Kept:
     about = _object(folder / _UPDATE)
     try:
         shares = [_object(folder / f"rank_{rank}.json") for rank in range(int(about["ranks"]))]
-        if not shares:
-            raise ValueError("no rank")
+        made = tuple(_batch(share) for share in shares)
+        if len({(len(one.denominators), *map(len, one.micro_batches)) for one in made}) != 1:
+            raise ValueError("its ranks do not have the same steps and micro-batches")
         return Kept(
             step=int(about["step"]),
             optimizer_step=int(shares[0]["optimizer_step"]),
             checkpoint=None if about["checkpoint"] is None else str(about["checkpoint"]),
             metrics={name: float(value) for name, value in about["metrics"].items() if value is not None},
-            shares=tuple(_batch(share) for share in shares),
+            shares=made,
         )
     except RunDirError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RunDirError(f"{folder} is not an update that was kept ({type(error).__name__}: {error})") from error
 
 
@@ -118,6 +119,8 @@ def _object(file: Path) -> JsonDict:
 
 
 def _batch(share: JsonDict) -> UpdateBatch:
+    if len(share["denominators"]) != len(share["micro_batches"]):
+        raise ValueError("it has not one denominator for each optimizer step")
     return UpdateBatch(
         micro_batches=[[[_sequence(one) for one in some] for some in step] for step in share["micro_batches"]],
         denominators=[float(number) for number in share["denominators"]],

@@ -52,7 +52,7 @@ class Task:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_program(work, argv, USAGE, failures=(RuntimeError, ValueError, ArithmeticError, OSError))
+    return run_program(work, argv, USAGE, failures=(RuntimeError, ValueError, ArithmeticError, LookupError, OSError))
 
 
 def work(arguments: list[str]) -> int:

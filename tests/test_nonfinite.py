@@ -75,6 +75,26 @@ def lacking(folder: Path) -> None:
     (folder / "rank_1.json").write_text(json.dumps(content))
 
 
+def uneven(folder: Path) -> None:
+    content = json.loads((folder / "rank_1.json").read_text())
+    content["micro_batches"][0].append([])
+    (folder / "rank_1.json").write_text(json.dumps(content))
+
+
+def undivided(folder: Path) -> None:
+    content = json.loads((folder / "rank_0.json").read_text())
+    content["denominators"] = [1.0]
+    (folder / "rank_0.json").write_text(json.dumps(content))
+
+
+def nobody(folder: Path) -> None:
+    (folder / "update.json").write_text('{"step": 4, "ranks": 0, "checkpoint": null, "metrics": {}}')
+
+
+def boundless(folder: Path) -> None:
+    (folder / "update.json").write_text('{"step": Infinity, "ranks": 2, "checkpoint": null, "metrics": {}}')
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -82,6 +102,10 @@ def lacking(folder: Path) -> None:
         (no_rank, "rank_1.json cannot be read ("),
         (torn, "rank_0.json cannot be read (Expecting"),
         (other, "update.json is not an object"),
+        (uneven, "do not have the same steps and micro-batches"),
+        (undivided, "not one denominator for each optimizer step"),
+        (nobody, "do not have the same steps and micro-batches"),
+        (boundless, "is not an update that was kept (OverflowError"),
         (lacking, "is not an update that was kept (ValueError: sequence lengths differ"),
     ],
 )
