@@ -17,6 +17,7 @@ import os
 import random
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,8 +29,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ValidationError, model_validator
 
 from capo_ray.config.blocks import Block, Data, Model, Trainer, setting
+from capo_ray.config.fault import line
 from capo_ray.config.library import DeepSpeedOptions
 from capo_ray.config.run import ConfigError, composed, conf_dir
+from capo_ray.config.sensible import unusual_rate
 from capo_ray.config.sources import follow
 from capo_ray.conversations import EXAMPLE, encode, length, read, tokenizer_of, write_tokenizer
 from capo_ray.durable import replace_folder
@@ -104,6 +107,8 @@ class Sft(Block):
     def _check(self) -> Self:
         if self.model.path.endswith(".json") and self.model.tokenizer is None:
             raise ValueError("`model.tokenizer` must be set when `model` is a config: there is no tokenizer beside it")
+        if said := unusual_rate(self.learning_rate):
+            warnings.warn(said, stacklevel=2)
         if self.data.kind == "arithmetic":
             raise ValueError(f"`data.kind` {self.data.kind} has no texts to learn from; name some with data=FILE")
         if self.messages_field is None and self.data.solution_field is None:
@@ -134,24 +139,15 @@ def parse(arguments: Sequence[str]) -> Sft:
     try:
         return Sft.model_validate(OmegaConf.to_container(tree, resolve=True))
     except ValidationError as error:
-        raise ConfigError("\n".join(_line(fault) for fault in error.errors())) from None
+        raise ConfigError(
+            "\n".join(line(fault, Sft, see="python -m capo_ray.sft --help") for fault in error.errors())
+        ) from None
 
 
 def _full(argument: str) -> str:
     """`model` and `data` alone stand for their path."""
     key, mark, value = argument.partition("=")
     return f"{key}.path{mark}{value}" if key in ("model", "data") else argument
-
-
-def _line(fault: Any) -> str:
-    where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return f"{where}: no such key; see python -m capo_ray.sft --help"
-    if fault["type"] == "missing":
-        return f"{where}: missing; pass {where}=..."
-    if fault["type"] == "value_error":
-        return str(fault["msg"]).removeprefix("Value error, ")
-    return f"{where}: {fault['msg']}, got {fault['input']!r}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

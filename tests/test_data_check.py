@@ -176,7 +176,7 @@ def test_held_out_problems_are_compared(tmp_path: Path, capsys: pytest.CaptureFi
         ),
         (["data.path={x}", "show=many"], "show: must be a number of examples, got 'many'"),
         (["data.path=nothing.jsonl"], "data.path: there is no file nothing.jsonl; pass data.path=FILE (.jsonl, "),
-        (["data.pth=x"], "data.pth: no such key; see docs/configuration.md"),
+        (["data.pth=x"], "data.pth: no such key; did you mean data.path?"),
         (["data.path={x}", "policy.tokenizer={folder}"], "policy.tokenizer: no tokenizer.json in"),
     ],
 )

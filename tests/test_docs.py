@@ -217,7 +217,7 @@ def strings() -> str:
 
 def messages() -> list[str]:
     """What the manual says that a user will read, of our own."""
-    own = "\n".join(line for line in text(TROUBLE).splitlines() if "said by Hydra" not in line)
+    own = "\n".join(line for line in text(TROUBLE).splitlines() if "said by zsh" not in line)
     cells = re.findall(r"^\| (`.*?`) \|", own, re.MULTILINE)
     return [message.strip("` ") for cell in cells for message in re.split(r"(?<=`), (?=`)", cell)]
 

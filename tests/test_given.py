@@ -73,8 +73,8 @@ def test_a_folder_that_is_here_says_its_own_shape(tmp_path: Path) -> None:
 
 def test_what_is_set_beside_the_path_stays() -> None:
     shape = "{parameters:7,layers:1,hidden_size:2,key_value_size:2,vocabulary:9,window:9999}"
-    given = compose([LLAMA, "policy.path=a/b", f"policy.shape={shape}", "policy.chat_template=T"]).policy
-    assert (given.path, given.shape and given.shape.parameters, given.chat_template) == ("a/b", 7, "T")
+    given = compose([LLAMA, "policy.path=a/b", f"policy.shape={shape}", "policy.chat_template=messages"]).policy
+    assert (given.path, given.shape and given.shape.parameters, given.chat_template) == ("a/b", 7, "messages")
     assert of(compose([LLAMA, "policy.path=random", "policy.tokenizer=x"]).policy)[1] == 1_235_814_400
 
 
@@ -184,3 +184,122 @@ def test_settings_that_may_be_idle_exist() -> None:
     for key in IDLE:
         block, _, field = key.rpartition(".")
         assert field in (blocks[block] if block else fields["properties"])
+
+
+# ---- values that mean nothing ----------------------------------------------------------------------------------------
+
+HTTP = ["critic=http", "critic.served_model=m"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        *((f"{key}=inf", f"{key}: must be a finite number, got inf") for key in (
+            "algorithm.kl_weight", "trainer.weight_decay", "trainer.max_grad_norm", "algorithm.clip_dual",
+            "cluster.object_store_gib", "critic.deadline_s",
+        )),
+        *((f"{key}=1e300", f"{key}: must be a number that means something, at most 1e+15") for key in (
+            "trainer.learning_rate", "reward.outcome_weight", "rollout.temperature",
+        )),
+        *((f"{key}=true", f"{key}: must be a number, got true") for key in (
+            "steps", "trainer.responses_per_update", "trainer.warmup_steps", "max_dropped_share", "trainer.zero_stage",
+        )),
+        *((f"{key}=1000000000", f"{key}: must be at most 4096, got 1000000000") for key in (
+            "rollout.workers", "critic.workers", "trainer.ranks", "reward.aggregators", "rollout.tensor_parallel",
+        )),
+        ("trainer.learning_rate=nan", "trainer.learning_rate: must be a finite number, got nan"),
+        ("trainer.betas=[true,0.1]", "trainer.betas: must be a number, got true"),
+        ("trainer.betas=[0.1]", "trainer.betas: must be a longer list: number 2 is missing"),
+        ("reward.min_valid_critiques=-5", "reward.min_valid_critiques: must be at least 1, got -5"),
+        ("algorithm=[1,2]", "algorithm: takes one name of conf/algorithm, got [1, 2]"),
+        ("algorithm=[[[]]]", "algorithm: takes one name of conf/algorithm, got [[[]]]"),
+        ("algorithm={a:1}", "algorithm: takes one name of conf/algorithm, got {'a': 1}"),
+        ("rollout.engine=3", "rollout.engine: must be a block of keys, got 3"),
+        ("policy=3", "policy: must be a block of keys, or null; got 3"),
+        ("policy.path=''", "policy.path: must not be empty; leave it out, or null where there is to be none"),
+        ("policy.path=' '", "policy.path: must match the pattern \\S, "),
+        ("policy.system_prompt='\udcff'", "policy.system_prompt: must be a text: it holds bytes that are no UTF-8"),
+        ("policy.chat_template=hello", "configuration: `policy.chat_template` must be a Jinja template that wri"),
+        ("cluster.address=h:99999", "cluster.address: must be auto, or HOST:PORT with a port below 65536, got "),
+        ("cluster.address='h h:9'", "cluster.address: must be auto, or HOST:PORT with a port below 65536, got "),
+        ("data.operations=[1,1000000]", "data: `operations` must be [fewest, most] with 1 <= fewest <= most <= 50"),
+        ("critic.critiques=1000000000", "critic.critiques: must be at most 1000, got 1000000000"),
+        ("policy.path=${nothing}", "policy.path: Interpolation key 'nothing' not found"),
+    ],
+)  # fmt: skip
+def test_what_means_nothing_is_refused(given: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([TINY, given])
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("endpoint", ["http://h:99999/v1", "http://h:abc/v1", "http://h h/v1"])
+def test_servers_that_are_none(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match="`endpoints` must be base addresses such as http://host:8000/v1"):
+        compose([TINY, *HTTP, f"critic.endpoints=['{endpoint}']"])
+
+
+def test_a_rate_that_nobody_uses_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match=r"^trainer.learning_rate 10000 is far above what anybody trains"):
+        compose([TINY, "trainer.learning_rate=1e4"])
+    with pytest.warns(UserWarning, match=r"^learning_rate 0.5 is far above"):
+        parse(["model=m", "data=d", "out=o", "learning_rate=0.5"])
+
+
+# ---- messages --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("trainer.learning_rte=1", "trainer.learning_rate"),
+        ("trainer.lr=1", "trainer.learning_rate"),
+        ("learning_rate=1", "trainer.learning_rate"),
+        ("actor.lr=1", "trainer.learning_rate"),
+        ("rollout.n=4", "responses_per_prompt"),
+        ("kl_coef=0.1", "algorithm.kl_weight"),
+        ("total_epochs=2", "epochs"),
+        ("model=x", None),
+        ("critics=paper", "critic"),
+        ("critic.canaries.min_precison=1", "critic.canaries.min_precision"),
+        ("zzz=1", None),
+    ],
+)
+def test_a_misspelt_key_is_told_the_nearest(given: str, meant: str | None) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([TINY, given])
+    said = str(caught.value)
+    if meant:
+        assert said.endswith(f"no such key; did you mean {meant}?") or given.startswith("actor")
+    else:
+        assert "see docs/configuration.md" in said or "model@policy=NAME" in said
+
+
+def test_a_misspelt_name_too() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([TINY, "critic=paperx"])
+    assert str(caught.value) == "critic: there is no 'paperx' in conf/critic; did you mean paper or paper_qwen?"
+    with pytest.raises(ConfigError, match=r"^foo: there is no such group; there are algorithm, "):
+        compose([TINY, "+foo@bar=x"])
+
+
+@pytest.mark.parametrize(
+    "key", ["policy.system_prompt", "name", "rollout", "reward.vote", "steps", "critic.api_key_env"]
+)
+def test_long_values_are_shortened_and_keys_not_shown(key: str) -> None:
+    for value in ("x" * 200_000, "sk-live0123456789abcdefghij", "[sk-live0123456789abcdefghij]"):
+        with pytest.raises(ConfigError) as caught:
+            compose([TINY, *HTTP, "critic.endpoints=[http://h/v1]", f"{key}={value}", "seed=no"])
+        assert len(str(caught.value)) < 1200 and "0123456789" not in str(caught.value)
+
+
+def test_advice_on_quotes_is_what_a_shell_reads() -> None:
+    import shlex
+
+    for value in ("a=b", "it's, so", '"', "[a b,c=d]"):
+        with pytest.raises(ConfigError) as caught:
+            compose([TINY, f"wandb_project={value}"])
+        advised = shlex.split(str(caught.value).rpartition("once for that: ")[2])
+        assert len(advised) == 1
+        with pytest.raises(ConfigError, match="no such key"):  # so it was read
+            compose([TINY, *advised])

@@ -37,8 +37,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stepz=3", "stepz: no such key; see docs/configuration.md for the keys there are"),
-        ("steps=many", "steps: Input should be a valid integer"),
+        ("stepz=3", "stepz: no such key; did you mean steps?"),
+        ("steps=many", "steps: must be a whole number, got 'many'"),
         ("policy.path=/nowhere", "policy.path: '/nowhere' is no folder here; name a folder or a Hugging Face id"),
         ("data.max_prompt_tokens=10 data.limit=50", "50 of 50 prompts are longer than data.max_prompt_tokens 10"),
         ("rollout.max_response_tokens=9999", "configuration: `trainer.tokens_per_micro_batch`"),
@@ -52,16 +52,16 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         (
             "name=my=run",
-            "name: Hydra reads a part of `my=run` as its own grammar; quote it once for the shell and once for Hydra: "
-            "'name=\"my=run\"'",
+            "name: a part of `my=run` is read as grammar: commas, brackets, quotes, = and # mean something there; "
+            "quote it once for the shell and once for that: 'name=\"my=run\"'",
         ),
         (
             "critic.endpoints=[http://[::1]:8000/v1,http://h/v1]",
-            "critic.endpoints: Hydra reads a part of `[http://[::1]:8000/v1,http://h/v1]` as its own grammar; quote it "
-            "once for the shell and once for Hydra: "
+            "critic.endpoints: a part of `[http://[::1]:8000/v1,http://h/v1]` is read as grammar: commas, brackets, "
+            "quotes, = and # mean something there; quote it once for the shell and once for that: "
             '\'critic.endpoints=["http://[::1]:8000/v1","http://h/v1"]\'',
         ),
-        ("seed=1,2", "seed: Hydra reads a part of `1,2` as its own grammar; quote it once for the shell"),
+        ("seed=1,2", "seed: a part of `1,2` is read as grammar: commas, "),
         ("tiny", "tiny: arguments are key=value, or +group=name"),
         ("data.kind=math data.path=~/none.jsonl", f"data.path: there is no file {Path.home()}/none.jsonl; pass"),
         (

@@ -138,9 +138,9 @@ def test_settings_are_checked(tmp_path: Path) -> None:
     parsed = sft.parse([*given, "betas=[0.9,0.95]", "steps=3", "data.limit=5"])
     assert (parsed.betas, parsed.model.path, parsed.data.path, parsed.data.limit) == ((0.9, 0.95), "m", "d", 5)
     for more, message in (
-        ("learnin_rate=1", "learnin_rate: no such key; see python -m capo_ray.sft --help"),
-        ("learning_rate=-1", "learning_rate: Input should be greater than 0, got -1"),
-        ("zero_stage=4", "zero_stage: Input should be 0, 1, 2 or 3, got 4"),
+        ("learnin_rate=1", "learnin_rate: no such key; did you mean learning_rate?"),
+        ("learning_rate=-1", "learning_rate: must be greater than 0, got -1"),
+        ("zero_stage=4", "zero_stage: must be one of 0, 1, 2, 3, got 4"),
         ("model=x.json", "`model.tokenizer` must be set when `model` is a config"),
         ("messages_field=null", "`data.solution_field` must be set when `messages_field` is null"),
         ("data.kind=arithmetic", "`path` would not be read: `kind` arithmetic makes its own problems"),
@@ -150,7 +150,7 @@ def test_settings_are_checked(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             sft.parse([*given, more])
-    with pytest.raises(ValueError, match=r"data: missing; pass data=\.\.\.\nout: missing"):
+    with pytest.raises(ValueError, match=r"data: must be given; pass data=\.\.\.\nout: must be given"):
         sft.parse(["model=m"])
 
 

@@ -10,15 +10,20 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict, TypeVar, Unpack, get_args, overload
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, JsonValue, WithJsonSchema, model_validator
 
 from capo_ray import extension
+from capo_ray.config.fault import shown
 from capo_ray.config.library import DeepSpeedOptions, RolloutOptions
+from capo_ray.config.sensible import Sensible
 
 
-class Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+class Block(Sensible):
+    """Settings that stand together."""
 
+
+MOST_PROCESSES = 4096
+"""Of one role: no plan is made for more."""
 
 T = TypeVar("T")
 
@@ -51,7 +56,7 @@ def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        raise ValueError(f"{shown(pattern)} is not a regular expression: {error}") from None
     return pattern
 
 
@@ -65,7 +70,7 @@ def or_own(known: Any) -> tuple[AfterValidator, WithJsonSchema]:
 
     def check(name: str) -> str:
         if name not in names and not extension.is_own(name):
-            raise ValueError(f"must be one of {', '.join(names)}, or module:name of your own, got {name!r}")
+            raise ValueError(f"must be one of {', '.join(names)}, or module:name of your own, got {shown(name)}")
         return name
 
     return AfterValidator(check), WithJsonSchema({"enum": [*names, "module:name"], "type": "string"})
@@ -99,6 +104,7 @@ class Model(Block):
     path: str = setting(
         "folder, Hugging Face id, `asset:NAME` (shipped with the package) or `random` (of `shape`)",
         source="transformers `from_pretrained`",
+        pattern=r"\S",
     )
     tokenizer: str | None = setting(
         "folder or id of the tokenizer; null: the model's own", None, source="transformers `AutoTokenizer`"
@@ -174,11 +180,13 @@ class Data(Source):
         "[extending.md](extending.md#a-task)",
         "math",
     )
-    limit: int | None = setting("keep the first so many problems", None, unit="problems", gt=0)
+    limit: int | None = setting("keep the first so many problems", None, unit="problems", gt=0, le=10_000_000)
     operations: tuple[int, int] = setting(
         "arithmetic only: fewest and most operations of a problem", (2, 4), unit="operations"
     )
-    evaluation_prompts: int = setting("held-out problems evaluated before and after the run", 0, unit="problems", ge=0)
+    evaluation_prompts: int = setting(
+        "held-out problems evaluated before and after the run", 0, unit="problems", ge=0, le=1_000_000
+    )
     evaluation_responses: int = setting(
         "responses sampled to each held-out problem; with k of them the share of right ones is avg@k, and pass@k is "
         "measured too",
@@ -217,9 +225,9 @@ class Data(Source):
                 "`evaluation` names held-out problems and `evaluation_prompts` is 0, so that none of them would be "
                 "evaluated; set data.evaluation_prompts"
             )
-        if self.operations[0] < 1 or self.operations[0] > self.operations[1]:
+        if not 1 <= self.operations[0] <= self.operations[1] <= 50:
             raise ValueError(
-                f"`operations` must be [fewest, most] with 1 <= fewest <= most, got {list(self.operations)}"
+                f"`operations` must be [fewest, most] with 1 <= fewest <= most <= 50, got {list(self.operations)}"
             )
         return self
 
@@ -227,8 +235,10 @@ class Data(Source):
 class Rollout(Block):
     """The rollout pool: vLLM engines that sample from the policy."""
 
-    workers: int = setting("vLLM engines that sample", 1, unit="engines", ge=1)
-    tensor_parallel: int = setting("GPUs per worker", 1, unit="GPUs", source="vLLM `tensor_parallel_size`", ge=1)
+    workers: int = setting("vLLM engines that sample", 1, unit="engines", ge=1, le=MOST_PROCESSES)
+    tensor_parallel: int = setting(
+        "GPUs per worker", 1, unit="GPUs", source="vLLM `tensor_parallel_size`", ge=1, le=MOST_PROCESSES
+    )
     max_response_tokens: int = setting(
         "tokens after which a response is cut off", unit="tokens", source="vLLM `max_tokens`", gt=0
     )
@@ -264,7 +274,9 @@ class Rollout(Block):
 class Trainer(Block):
     """The trainer group: DeepSpeed ranks."""
 
-    ranks: int = setting("DeepSpeed processes; on GPU each has one GPU", 1, unit="processes", source="DeepSpeed", ge=1)
+    ranks: int = setting(
+        "DeepSpeed processes; on GPU each has one GPU", 1, unit="processes", source="DeepSpeed", ge=1, le=MOST_PROCESSES
+    )
     zero_stage: Literal[0, 1, 2, 3] = setting(
         "what DeepSpeed shards over the ranks: nothing, optimizer, gradients too, weights too",
         2,
@@ -308,10 +320,17 @@ class Trainer(Block):
     )
 
 
+def _joins(address: str) -> str:
+    port = re.fullmatch(r"(?:ray://)?[^\s/]+:(\d{1,5})", address)
+    if address not in ("auto", "local") and not (port and 0 < int(port[1]) < 65536):
+        raise ValueError(f"must be auto, or HOST:PORT with a port below 65536, got {shown(address)}")
+    return address
+
+
 class Cluster(Block):
     """What is asked of Ray."""
 
-    address: str | None = setting(
+    address: Annotated[str, AfterValidator(_joins)] | None = setting(
         "null: start Ray here; auto or host:port: join a cluster", None, source="Ray `address`"
     )
     device: Literal["cpu", "gpu"] = setting("where engines and ranks run", "gpu")

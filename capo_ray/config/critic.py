@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, model_validator
 
 from capo_ray import extension
-from capo_ray.config.blocks import Block, Model, or_own, setting
+from capo_ray.config.blocks import MOST_PROCESSES, Block, Model, or_own, setting
 from capo_ray.config.library import CriticOptions
 
 
@@ -44,9 +44,9 @@ class Voter(Block):
     )
     flag_share: float = setting("share of the steps that a `placebo` flags", 0.2, unit="share", ge=0, le=1)
     model: Model | None = setting("the frozen model that judges (vllm only)", None, source="CAPO")
-    workers: int = setting("engines that judge (vllm only)", 1, unit="engines", ge=1)
+    workers: int = setting("engines that judge (vllm only)", 1, unit="engines", ge=1, le=MOST_PROCESSES)
     tensor_parallel: int = setting(
-        "GPUs per worker (vllm only)", 1, unit="GPUs", source="vLLM `tensor_parallel_size`", ge=1
+        "GPUs per worker (vllm only)", 1, unit="GPUs", source="vLLM `tensor_parallel_size`", ge=1, le=MOST_PROCESSES
     )
     endpoints: tuple[str, ...] = setting(
         "base addresses of the servers, such as http://host:8000/v1 (http only)", (), source="OpenAI API"
@@ -185,7 +185,7 @@ class Critic(Voter):
         "or, with `same_critic`, more engines of one",
         (),
     )
-    critiques: int = setting("k: critiques per response", 4, unit="critiques", source="CAPO", ge=1)
+    critiques: int = setting("k: critiques per response", 4, unit="critiques", source="CAPO", ge=1, le=1000)
     adaptive: bool = setting("stop asking for critiques when the vote is decided whatever they say", False)
     first_round: int = setting(
         "adaptive: critiques to ask for at first; more where so few can decide nothing", 2, unit="critiques", ge=1

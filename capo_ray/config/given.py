@@ -5,12 +5,14 @@ Leaves out composing (see `run`) and whether there is such a key, which its mode
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from capo_ray.config.fault import ConfigError
+from capo_ray.config.fault import LONGEST, ConfigError, limited, shown
 
 ADDED = ("experiment", "size")
 """Groups that `config.yaml` has no place for: Hydra wants a + before them, nobody else does."""
@@ -46,8 +48,9 @@ class Given:
         return _parsed(self.for_hydra()).value()
 
 
-def read(argument: str, groups: Collection[str]) -> Given:
-    """Raises ConfigError where it is no argument, or has no value or several in Hydra's grammar."""
+def read(argument: str, groups: Mapping[str, Sequence[str]]) -> Given:
+    """Raises ConfigError where it is no argument, has no value or several in Hydra's grammar, or names a file that is
+    not among the `groups` of `conf/`."""
     bare = argument.lstrip("+~")
     mark = argument[: len(argument) - len(bare)]
     key, equals, text = bare.partition("=")
@@ -60,7 +63,35 @@ def read(argument: str, groups: Collection[str]) -> Given:
         raise ConfigError(f"a supervised training is started with: python -m capo_ray.sft {argument}")
     given = Given(mark=mark, key=key, text=text if equals else None, is_group=is_group)
     refuse_unreadable(given.for_hydra())
+    if is_group and mark != "~":
+        _refuse_unknown(given, groups)
     return given
+
+
+def _refuse_unknown(given: Given, groups: Mapping[str, Sequence[str]]) -> None:
+    """Raises ConfigError where a group, or its file, is not there."""
+    group, name = given.key.partition("@")[0], given.value()
+    if group not in groups:
+        raise ConfigError(f"{limited(group)}: there is no such group; there are {', '.join(sorted(groups))}")
+    if name is None or name in groups[group]:
+        return
+    if not isinstance(name, str):
+        raise ConfigError(f"{given.key}: takes one name of conf/{group}, got {shown(name)}")
+    near = get_close_matches(name[:LONGEST], groups[group], n=3)
+    there = experiments(groups[group]) if group == "experiment" else ", ".join(groups[group])
+    if given.key == "model":
+        raise ConfigError("model: which one? policy.path=FOLDER_OR_ID, or model@policy=NAME of conf/model")
+    said = f"did you mean {' or '.join(near)}?" if near else f"there are {there}"
+    raise ConfigError(f"{given.key}: there is no {shown(name)} in conf/{group}; {said}")
+
+
+def experiments(names: Sequence[str]) -> str:
+    """Those of the paper as a pattern, since there are dozens."""
+    small = [name for name in names if "cpu" in name and not name.endswith("_sft")]
+    papers = sorted({name.rpartition("_")[0] for name in names if "cpu" not in name})
+    return (
+        f"{', '.join(small)}, or one of the paper's ({', '.join(f'{policy}_intersection' for policy in papers)}, ...)"
+    )
 
 
 def in_order(given: Iterable[Given]) -> list[Given]:
@@ -74,6 +105,13 @@ def refuse_left_out(given: Iterable[Given], without: Collection[str]) -> None:
         block = one.key.split(".")[0]
         if one.sets_value and block in without:
             raise ConfigError(f"{one.key}: {block}=null leaves the whole block out; give one of the two")
+
+
+def refuse_plain(given: Iterable[Given], blocks: Collection[str]) -> None:
+    """Raises ConfigError where one value is set in place of a block."""
+    for one in given:
+        if one.sets_value and one.key in blocks and not isinstance(value := one.value(), dict | type(None)):
+            raise ConfigError(f"{one.key}: must be a block of keys, or null; got {shown(value)}")
 
 
 def _parsed(override: str) -> Any:
@@ -94,10 +132,12 @@ def refuse_unreadable(override: str) -> None:
             return
     except HydraException:
         pass
-    raise ConfigError(
-        f"{key}: Hydra reads a part of `{value}` as its own grammar; quote it once for the shell and once for Hydra: "
-        f"'{key}={_quoted(value)}'"
-    )
+    said = "is read as grammar: commas, brackets, quotes, = and # mean something there"
+    if len(value) > LONGEST:
+        raise ConfigError(f"{shown(key)}: a part of its value {said}; put it in double quotes, and all in single ones")
+    quoted = shlex.quote(f"{key}={_quoted(value)}")
+    what = f"`{value}`" if value.isprintable() else shown(value)
+    raise ConfigError(f"{key}: a part of {what} {said}; quote it once for the shell and once for that: {quoted}")
 
 
 def _quoted(value: str) -> str:

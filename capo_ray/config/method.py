@@ -70,8 +70,10 @@ class Reward(Block):
         "what stands between two steps: a blank line, a line break, or `segmenter_pattern`", "blank_line", source="CAPO"
     )
     segmenter_pattern: Regex | None = setting("regular expression of a delimiter (segmenter regex only)", None)
-    aggregators: int = setting("reward aggregator shards; prompts are spread over them", 1, unit="actors", ge=1)
-    verifiers: int = setting("child processes that verify answers, per shard", 1, unit="processes", ge=1)
+    aggregators: int = setting(
+        "reward aggregator shards; prompts are spread over them", 1, unit="actors", ge=1, le=4096
+    )
+    verifiers: int = setting("child processes that verify answers, per shard", 1, unit="processes", ge=1, le=4096)
     verify_timeout_s: float = setting("seconds until a verification is killed: unverifiable", 5.0, unit="seconds", gt=0)
 
     @model_validator(mode="after")

@@ -6,17 +6,30 @@
 
 from __future__ import annotations
 
+import warnings
+
 from capo_ray import extension
 from capo_ray.config.critic import voter_field
 from capo_ray.config.method import Reward
 from capo_ray.config.run import Config
+from capo_ray.config.sensible import unusual_rate
 from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
 from capo_ray.credit.vote import check_weight
 
 
 def check(config: Config) -> None:
     """Raises ValueError at the first rule that is broken."""
-    rules = (_check_own, _check_logprobs, _check_objective, _check_batch, _check_credit, _check_weights)
+    if said := unusual_rate(config.trainer.learning_rate):
+        warnings.warn(f"trainer.{said}", stacklevel=2)
+    rules = (
+        _check_own,
+        _check_templates,
+        _check_logprobs,
+        _check_objective,
+        _check_batch,
+        _check_credit,
+        _check_weights,
+    )
     for rule in (*rules, _check_budget, _check_windows, _check_cluster):
         rule(config)
 
@@ -32,6 +45,19 @@ def _check_own(config: Config) -> None:
             extension.load(voter.kind, callable, is_a="a class that is a capo_ray.engines.protocols.CriticEngine")
     if extension.is_own(config.reward.vote):
         check_weight(config.reward.vote, config.critic.critiques if config.critic else 1)
+
+
+def _check_templates(config: Config) -> None:
+    """A template without the messages makes every prompt the same."""
+    models = {"policy": config.policy}
+    for number, voter in enumerate(config.critic.voters if config.critic else ()):
+        models |= {f"{voter_field(number)}.model": voter.model} if voter.model else {}
+    for place, model in models.items():
+        if model.chat_template is not None and "messages" not in model.chat_template:
+            raise ValueError(
+                f"`{place}.chat_template` must be a Jinja template that writes `messages`: with this one every prompt "
+                "would be the same; null takes the tokenizer's own"
+            )
 
 
 def _check_logprobs(config: Config) -> None:

@@ -15,8 +15,8 @@ from pydantic import ValidationError, model_validator
 
 from capo_ray.config.blocks import Block, Cluster, Data, Model, Rollout, Tracking, Trainer, setting
 from capo_ray.config.critic import Critic
-from capo_ray.config.fault import ConfigError
-from capo_ray.config.given import in_order, read, refuse_left_out, refuse_unreadable
+from capo_ray.config.fault import ConfigError, blocks, limited, line
+from capo_ray.config.given import experiments, in_order, read, refuse_left_out, refuse_plain, refuse_unreadable
 from capo_ray.config.method import Algorithm, Reward
 from capo_ray.config.sources import followed, is_path
 
@@ -24,7 +24,7 @@ from capo_ray.config.sources import followed, is_path
 class Config(Block):
     """One run."""
 
-    name: str = setting("name of the run, and of its directory", "run", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = setting("name of the run, and of its directory", "run", pattern=r"^[A-Za-z0-9._-]{1,100}$")
     run_dir: str | None = setting("null: runs/NAME-TIME below the working directory", None)
     resume: bool = setting("continue the run in `run_dir` from its last checkpoint", False)
     dry_run: bool = setting(
@@ -134,7 +134,8 @@ def load(tree: Any) -> Config:
     try:
         plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error)) from error
+        where = getattr(error, "full_key", None) or "configuration"
+        raise ConfigError(f"{where}: {limited(str(error).partition(chr(10))[0])}") from error
     return validate(plain)
 
 
@@ -142,17 +143,7 @@ def validate(plain: Any) -> Config:
     try:
         return Config.model_validate(plain)
     except ValidationError as error:
-        raise ConfigError("\n".join(_line(fault) for fault in error.errors())) from None
-
-
-def _line(fault: Any) -> str:
-    path = ".".join(str(part) for part in fault["loc"]) or "configuration"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        return f"{path}: no such key; see docs/configuration.md for the keys there are"
-    if fault["type"] in ("missing", "value_error"):
-        return f"{path}: {message}"
-    return f"{path}: {message}, got {fault['input']!r}"
+        raise ConfigError("\n".join(dict.fromkeys(line(fault, Config) for fault in error.errors()))) from None
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
@@ -166,11 +157,16 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 
     from capo_ray.config.idle import idle
 
-    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    groups = {
+        path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in conf_dir().iterdir() if path.is_dir()
+    }
     given = in_order([read(override, groups) for override in overrides])
     without = [one.key for one in given if one.leaves_out]
     refuse_left_out(given, without)
+    refuse_plain(given, blocks(Config))
     tree = composed("config", [one.for_hydra() for one in given if not one.leaves_out and not is_path(one)])
+    if OmegaConf.select(tree, "policy") is None and not any(one.key == "experiment" for one in given):
+        raise ConfigError(f"no experiment is named: pass +experiment=NAME, one of {experiments(groups['experiment'])}")
     counted = {one.key for one in given if one.key in ("steps", "epochs") and one.text != "null"}
     if len(counted) == 2:
         raise ConfigError("steps, epochs: both say how long the run is; give one of the two")
@@ -182,8 +178,8 @@ def compose(overrides: Sequence[str] = ()) -> Config:
         for field, value in followed(tree, given, conf_dir() / "model"):
             OmegaConf.update(tree, field, value, force_add=True)
     config = load(tree)
-    for line in idle(config, [one.key for one in given if one.sets_value]):
-        warnings.warn(line, stacklevel=2)
+    for said in idle(config, [one.key for one in given if one.sets_value]):
+        warnings.warn(said, stacklevel=2)
     return config
 
 
@@ -200,4 +196,4 @@ def composed(name: str | None, overrides: Sequence[str]) -> Any:
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         for override in overrides:
             refuse_unreadable(override)
-        raise ConfigError(str(error)) from error
+        raise ConfigError(limited(str(error).partition("\n")[0])) from error

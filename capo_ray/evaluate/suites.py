@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from capo_ray.config.blocks import Block, Data, setting
+from capo_ray.config.fault import line
 from capo_ray.config.run import ConfigError, composed, conf_dir
 from capo_ray.data.columns import named
 from capo_ray.data.problem import DataError, Problem, problem_of, value_of
@@ -83,10 +84,7 @@ def find_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
         try:
             suite[str(key)] = Benchmark.model_validate(plain)
         except ValidationError as error:
-            fault = error.errors()[0]
-            where = ".".join(str(part) for part in fault["loc"])
-            message = fault["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"suite.{key}.{where}: {message}, got {fault['input']!r}") from None
+            raise ConfigError(line(error.errors()[0], Benchmark, f"suite.{key}")) from None
     return suite
 
 

@@ -12,6 +12,7 @@ from typing import Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from capo_ray.config.fault import limited, line
 from capo_ray.config.run import Config, ConfigError, compose, conf_dir
 
 
@@ -108,5 +109,7 @@ def load(name: str) -> Design:
         raise ConfigError(f"there is no design {name}: it is one of {', '.join(designs())}, or a file ending in .yaml")
     try:
         return Design.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line(fault, Design)}" for fault in error.errors())) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {limited(str(error))}") from None

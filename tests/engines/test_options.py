@@ -40,7 +40,7 @@ TINY = "+experiment=tiny_cpu"
             "trainer.deepspeed.zero_optimization.stage=3",
             "trainer.deepspeed: zero_optimization.stage is not handed on to DeepSpeed: set `zero_stage`",
         ),
-        ("rollout.engine=3", "rollout.engine: Input should be a valid dictionary, got 3"),
+        ("rollout.engine=3", "rollout.engine: must be a block of keys, got 3"),
     ],
 )
 def test_what_has_a_setting_here_or_must_not_change_is_refused(override: str, message: str) -> None:
