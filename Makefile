@@ -1,3 +1,4 @@
+# make             this list
 # make demo        the tiny world on the real stack, on this machine's CPU
 # make test        the checks and every test but long ones; make test-fast: those that start no engine
 # make test-long   long real runs: pages' commands, a pretrained model, faults
@@ -17,7 +18,10 @@ export CAPO_TEST_DATA ?= $(abspath ../shared/data)
 PARALLEL := -n 2 --dist loadfile
 test test-fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast test-long gpu-check lint setup setup-gpu learn-check lab-quick tiny-models
+.PHONY: help demo test test-fast test-long gpu-check lint setup setup-gpu learn-check lab-quick tiny-models
+
+help:
+	@sed -n 's/^# //p; /^$$/q' Makefile
 
 demo: setup
 	$(PY) -m capo_ray.launch +experiment=tiny_cpu $(ARGS)

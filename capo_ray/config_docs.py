@@ -25,7 +25,29 @@ experiment is a file in `conf/experiment/`; whatever it sets can be overridden:
 ```bash
 python -m capo_ray.launch +experiment=tiny_cpu steps=5 reward=majority trainer.zero_stage=2
 python -m capo_ray.launch +experiment=tiny_cpu critic=null algorithm=grpo   # without critiques
+python -m capo_ray.launch +experiment=my_own.yaml                           # an experiment of your own
+python -m capo_ray.launch config=my_run/config.yaml seed=1                  # a run's configuration given back
+python -m capo_ray.launch run_dir=my_run resume=true                        # the same of the run that is resumed
 ```
+
+An experiment of your own is a file like those of `conf/experiment/`, anywhere: what it starts from, what it overrides,
+what it sets. `+experiment=` and `experiment=` are the same.
+
+```yaml
+# my_own.yaml
+defaults:
+  - tiny_cpu                  # any experiment of conf/experiment
+  - override /reward: union   # another file of a group
+  - _self_
+name: mine
+steps: 30
+trainer:
+  learning_rate: 1.0e-4
+```
+
+A run's `config.yaml` is whole, so nothing else is needed with it; files of groups and values that are given take the
+place of its own. `--help` of each program lists the settings with their defaults. Brackets, commas and quotes mean
+something to shells and here: put an argument that has some into single quotes, in zsh always.
 
 `GROUP=NAME` takes another file of a group (`reward=majority` is `conf/reward/majority.yaml`), `FIELD=VALUE` sets one
 value, `GROUP=null` leaves a block out. A model is the group `model` under the place it is for:

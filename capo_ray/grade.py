@@ -8,14 +8,15 @@ that cannot be verified in time.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any, BinaryIO, TextIO
 
+from capo_ray.arguments import KeyValues, number, whole
 from capo_ray.tasks.verify import Verifier
 from capo_ray.types import JsonDict
 
@@ -43,8 +44,9 @@ def parse_line(line: bytes) -> tuple[JsonDict, str, str]:
 
 def _text(record: JsonDict, field: str) -> str:
     value = record[field]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise BadLine(f"field {field!r} must be a text or a number, is {json.dumps(value)[:80]}")
+    endless = isinstance(value, float) and not math.isfinite(value)
+    if isinstance(value, bool) or endless or not isinstance(value, str | int | float):
+        raise BadLine(f"field {field!r} must be a text or a number, is {repr(value)[:80]}")
     return str(value)
 
 
@@ -68,6 +70,25 @@ def _ungraded(line: bytes, reason: str) -> JsonDict:
     return {**given, "correct": None, "extracted": None, "reason": reason}
 
 
+def _written(graded: JsonDict) -> str:
+    """As JSON: what a line had that JSON has not (NaN, Infinity) is null; one that is nested too deeply is left out."""
+    try:
+        return json.dumps(graded, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(graded))
+    except RecursionError:
+        kept = {key: graded.get(key) for key in ("correct", "extracted", "reason")}
+        return json.dumps({**kept, "reason": kept["reason"] or "the line is nested too deeply to be repeated"})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 async def grade(source: BinaryIO, out: TextIO, *, processes: int, timeout_s: float) -> None:
     """Grade lines as they come, several at a time, and write them in order."""
     verifier = Verifier(processes=processes, timeout_s=timeout_s)
@@ -82,20 +103,20 @@ async def grade(source: BinaryIO, out: TextIO, *, processes: int, timeout_s: flo
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(read())
             while (graded := await ahead.get()) is not None:
-                print(json.dumps(await graded), file=out, flush=True)
+                print(_written(await graded), file=out, flush=True)
     finally:
         await verifier.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m capo_ray.grade", description=__doc__)
+    parser = KeyValues(prog="python -m capo_ray.grade", description=__doc__)
     parser.add_argument(
-        "--processes", type=int, default=len(os.sched_getaffinity(0)), help="answers verified at a time"
+        "--processes", type=whole(1, 1024), default=len(os.sched_getaffinity(0)), help="answers verified at a time"
     )
-    parser.add_argument("--timeout", type=float, default=5.0, help="seconds until an answer is given up: no verdict")
+    parser.add_argument(
+        "--timeout", type=number(0.001, 1e6), default=5.0, help="seconds until an answer is given up: no verdict"
+    )
     options = parser.parse_args(argv)
-    if options.processes < 1 or options.timeout <= 0:
-        parser.error("--processes must be at least 1 and --timeout more than 0")
     asyncio.run(grade(sys.stdin.buffer, sys.stdout, processes=options.processes, timeout_s=options.timeout))
     return 0
 

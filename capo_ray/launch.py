@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from capo_ray.checkpoint import Checkpoints
+from capo_ray.config.listing import of_a_run
 from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.data.problem import DataError
 from capo_ray.program import BAD_INPUT, FAILED, INTERRUPTED, leave, run_program
@@ -42,7 +43,7 @@ log = logging.getLogger("capo_ray")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_program(work, argv, USAGE)
+    return run_program(work, argv, USAGE, settings=of_a_run)
 
 
 def work(arguments: list[str]) -> int:

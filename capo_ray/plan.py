@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from capo_ray.config.listing import of_a_run
 from capo_ray.config.run import ConfigError, compose
 from capo_ray.data.epochs import in_steps
 from capo_ray.planning.estimate import estimate
@@ -36,7 +37,7 @@ def work(arguments: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_program(work, argv, __doc__ or "")
+    return run_program(work, argv, __doc__ or "", settings=of_a_run)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def run_program(
     argv: Sequence[str] | None,
     usage: str,
     *,
+    settings: Callable[[], str] | None = None,
     failures: tuple[type[BaseException], ...] = (),
     afterwards: str = "",
 ) -> int:
@@ -40,10 +41,12 @@ def run_program(
 
     `-v` or `--verbose`, anywhere, has it say more of its own work. Bad input is told in one line, and so are `failures`
     and Ctrl-C or SIGTERM, with what to do `afterwards`; other errors are programming errors and keep their traceback.
+    `--help` prints `usage`, and the `settings` where there are any.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [f"+{argument}" if argument.startswith("experiment=") else argument for argument in arguments]
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(usage)
+        print(usage if settings is None or not arguments else f"{usage}\n{settings()}")
         return 0 if arguments else BAD_INPUT
     logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(message)s", stream=sys.stderr)
     if VERBOSE & set(arguments):

@@ -26,11 +26,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from capo_ray.config.blocks import Block, Data, Model, Trainer, setting
 from capo_ray.config.fault import line
+from capo_ray.config.given import ENDINGS, Given
 from capo_ray.config.library import DeepSpeedOptions
+from capo_ray.config.listing import listing
+from capo_ray.config.own_files import searched
 from capo_ray.config.run import ConfigError, composed, conf_dir
 from capo_ray.config.sensible import unusual_rate
 from capo_ray.config.sources import follow
@@ -124,13 +127,15 @@ def parse(arguments: Sequence[str]) -> Sft:
     """Settings from `+experiment=NAME` and key=value arguments. Raises ConfigError with one line per fault."""
     from omegaconf import OmegaConf
 
-    experiments = [argument for argument in arguments if argument.startswith("+experiment=")]
+    experiments = [argument for argument in arguments if argument.lstrip("+").startswith("experiment=")]
     given = [_full(argument) for argument in arguments if argument not in experiments]
     if stray := [argument for argument in given if "=" not in argument or argument.startswith("+")]:
         raise ConfigError(f"arguments are key=value, got {' '.join(stray)}")
-    if wrong := [argument for argument in experiments if not argument.endswith("_sft")]:
+    own = [Given.of(argument) for argument in experiments]
+    if wrong := [argument for argument in experiments if not argument.endswith(("_sft", *ENDINGS))]:
         raise ConfigError(f"{wrong[0]} is no supervised training: the names of those end in _sft")
-    tree = OmegaConf.create(OmegaConf.to_container(composed(None, experiments)) if experiments else {})
+    with searched(own) as chosen:
+        tree = OmegaConf.create(OmegaConf.to_container(composed(None, chosen)) if chosen else {})
     before = OmegaConf.select(tree, "model.path")
     tree.merge_with(OmegaConf.from_cli(given))
     if path := OmegaConf.select(tree, "model.path"):
@@ -370,17 +375,6 @@ def run(config: Sft) -> None:
     torch.multiprocessing.spawn(_spawned, args=(config, examples, device), nprocs=config.ranks)
 
 
-def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
-    lines = []
-    for name, known in model.model_fields.items():
-        if known.annotation in (Model, Data):
-            lines += _fields(known.annotation, f"{name}.")
-            continue
-        default = "required" if known.is_required() else f"default {known.default}"
-        lines.append(f"  {prefix}{name}: {known.description + '; ' if known.description else ''}{default}")
-    return lines
-
-
 def work(arguments: list[str]) -> int:
     # before torch is imported: spinning threads of busy processes starve each other
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -394,9 +388,12 @@ def work(arguments: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    usage = "\n".join([__doc__ or "", *_fields(Sft)])
     return run_program(
-        work, argv, usage, afterwards="With checkpoint_every, resume=true goes on from its last checkpoint."
+        work,
+        argv,
+        __doc__ or "",
+        settings=lambda: listing(Sft, "settings, as key=value"),
+        afterwards="With checkpoint_every, resume=true goes on from its last checkpoint.",
     )
 
 

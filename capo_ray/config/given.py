@@ -18,6 +18,10 @@ ADDED = ("experiment", "size")
 """Groups that `config.yaml` has no place for: Hydra wants a + before them, nobody else does."""
 
 
+ENDINGS = (".yaml", ".yml")
+"""Of an experiment that is named by its file."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
     """One argument."""
@@ -29,6 +33,11 @@ class Given:
     """What stands behind the first =; None without one."""
     is_group: bool
     """Whether a file of `conf/` is chosen, and no value set."""
+
+    @classmethod
+    def of(cls, experiment: str) -> Given:
+        """`+experiment=NAME`"""
+        return cls(mark="+", key="experiment", text=experiment.partition("=")[2], is_group=True)
 
     @property
     def leaves_out(self) -> bool:
@@ -63,9 +72,14 @@ def read(argument: str, groups: Mapping[str, Sequence[str]]) -> Given:
         raise ConfigError(f"a supervised training is started with: python -m capo_ray.sft {argument}")
     given = Given(mark=mark, key=key, text=text if equals else None, is_group=is_group)
     refuse_unreadable(given.for_hydra())
-    if is_group and mark != "~":
+    if is_group and mark != "~" and not is_file(given):
         _refuse_unknown(given, groups)
     return given
+
+
+def is_file(given: Given) -> bool:
+    """Whether it names an experiment by the path of its file."""
+    return given.key == "experiment" and (given.text or "").strip("'\"").endswith(ENDINGS)
 
 
 def _refuse_unknown(given: Given, groups: Mapping[str, Sequence[str]]) -> None:

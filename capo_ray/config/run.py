@@ -16,8 +16,9 @@ from pydantic import ValidationError, model_validator
 from capo_ray.config.blocks import Block, Cluster, Data, Model, Rollout, Tracking, Trainer, setting
 from capo_ray.config.critic import Critic
 from capo_ray.config.fault import ConfigError, blocks, limited, line
-from capo_ray.config.given import experiments, in_order, read, refuse_left_out, refuse_plain, refuse_unreadable
+from capo_ray.config.given import Given, experiments, in_order, read, refuse_left_out, refuse_plain, refuse_unreadable
 from capo_ray.config.method import Algorithm, Reward
+from capo_ray.config.own_files import base_of, searched, whole
 from capo_ray.config.sources import followed, is_path
 
 
@@ -150,8 +151,9 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     """Compose `conf/` with command-line overrides, such as "+experiment=tiny_cpu", and validate the result.
 
     A field that no YAML file names can be set as any other, `key=value`, and `GROUP=null` leaves a whole block out. A
-    size is of the experiment that it is given with, wherever it stands. What belongs to a model follows its path. What
-    is given and has no effect is a warning. Raises ConfigError.
+    size is of the experiment that it is given with, wherever it stands. An experiment may be a file of one's own, and
+    `config=FILE` a whole configuration. What belongs to a model follows its path. What is given and has no effect is a
+    warning. Raises ConfigError.
     """
     from omegaconf import OmegaConf, open_dict
 
@@ -164,8 +166,11 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     without = [one.key for one in given if one.leaves_out]
     refuse_left_out(given, without)
     refuse_plain(given, blocks(Config))
-    tree = composed("config", [one.for_hydra() for one in given if not one.leaves_out and not is_path(one)])
+    base, kept = base_of(given), [one for one in given if not (one.leaves_out or is_path(one) or one.key == "config")]
+    tree = _set_over(whole(base), kept) if base else _composed_of(kept)
     if OmegaConf.select(tree, "policy") is None and not any(one.key == "experiment" for one in given):
+        if base:
+            raise ConfigError(f"config: {base} has no `policy`, so it is no whole configuration; +experiment={base}?")
         raise ConfigError(f"no experiment is named: pass +experiment=NAME, one of {experiments(groups['experiment'])}")
     counted = {one.key for one in given if one.key in ("steps", "epochs") and one.text != "null"}
     if len(counted) == 2:
@@ -183,16 +188,48 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def _composed_of(given: Sequence[Given]) -> Any:
+    with searched(given) as overrides:
+        return composed("config", overrides)
+
+
+def _set_over(base: Mapping[str, Any], given: Sequence[Given]) -> Any:
+    """A whole configuration with files of groups and values in place of its own."""
+    from omegaconf import OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    tree = OmegaConf.create(dict(base))
+    with open_dict(tree):
+        for one in given:
+            if one.mark == "~" or one.key.startswith("hydra"):
+                raise ConfigError(f"{one.mark}{one.key}: this goes with an experiment, and config= names a whole file")
+            try:
+                if one.is_group and one.key == "size":
+                    tree.merge_with(composed(None, [one.for_hydra()]))
+                elif one.is_group:
+                    place = one.key.partition("@")[2] or one.key
+                    found = composed(None, [f"+{one.key}={one.text}"])
+                    OmegaConf.update(tree, place, OmegaConf.select(found, place), merge=False)
+                else:
+                    OmegaConf.update(tree, one.key, one.value(), force_add=True)
+            except OmegaConfBaseException as error:
+                raise ConfigError(f"{one.key}: {limited(str(error).partition(chr(10))[0])}") from error
+    return tree
+
+
 def composed(name: str | None, overrides: Sequence[str]) -> Any:
     """What Hydra makes of `conf/NAME.yaml`, or of nothing, with overrides. Raises ConfigError."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             return hydra_compose(config_name=name, overrides=list(overrides))
+    except YAMLError as error:
+        raise ConfigError(f"a file is no YAML: {limited(str(error))}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         for override in overrides:
             refuse_unreadable(override)

@@ -16,22 +16,30 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from math import isfinite
 from pathlib import Path
-from typing import Any, TextIO, get_args
+from typing import Any, NoReturn, TextIO, get_args
 
+from capo_ray.arguments import KeyValues, number, whole
 from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
 from capo_ray.credit.group import GroupScore, Member, Scheme, Unjudged, score_group
 from capo_ray.credit.recorded import Tokens, read_response, short
 from capo_ray.credit.steps import SegmenterKind, delimiter
-from capo_ray.credit.vote import Vote, weight_of
+from capo_ray.credit.vote import Vote, check_weight, weight_of
+from capo_ray.extension import is_own
 from capo_ray.types import FAILED_OUTCOMES
+
+TRIED = 4
+"""Critiques that a vote of the user's own is tried out with."""
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def read_group(line: bytes, tokens: Tokens, between: re.Pattern[str]) -> tuple[Any, list[Member]]:
     """The id and members of one line. Raises ValueError with the reason why it cannot be read."""
     try:
-        group = json.loads(line)
+        group = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(group, dict) or "id" not in group:
@@ -64,7 +72,8 @@ def rows(group_id: Any, score: GroupScore) -> Iterator[str]:
         }
         rewards = _numbers(scored.token_rewards)
         advantages = (0.0,) * len(scored.token_rewards) if advantages is None else advantages
-        yield f'{json.dumps(row)[:-1]}, "token_rewards": {rewards}, "advantages": {_numbers(advantages)}}}\n'
+        said = json.dumps(row, allow_nan=False)
+        yield f'{said[:-1]}, "token_rewards": {rewards}, "advantages": {_numbers(advantages)}}}\n'
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -78,42 +87,36 @@ def run(
 ) -> int:
     """Score every group of `lines`; returns the exit code."""
     code = 0
-    for number, line in enumerate(lines, start=1):
+    for at, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             group_id, members = read_group(line, tokens, between)
-            score = score_group(members, scheme)
-        except ValueError as error:
-            print(f"line {number}: {error}", file=err)
+            written = list(rows(group_id, score_group(members, scheme)))
+        except (ValueError, OverflowError, RecursionError) as error:
+            print(f"line {at}: {error}", file=err)
             code = 1
             continue
-        out.writelines(rows(group_id, score))
+        out.writelines(written)
     return code
 
 
-def _weight(text: str) -> float:
-    weight = float(text)
-    if not (isfinite(weight) and weight >= 0):
-        raise argparse.ArgumentTypeError(f"must be a finite number from 0, got {text}")
-    return weight
-
-
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = KeyValues(
         prog="python -m capo_ray.credit", description="Steps, votes, token rewards, advantages of recorded responses."
     )
+    weight = number(0, 1e15)
     add = parser.add_argument
     add("--tokenizer", type=Path, required=True, help="tokenizer.json (or .gz), or the folder that holds it")
     add("--vote", default="intersection", help=f"{', '.join(get_args(Vote))}, or module:name of your own")
-    add("--outcome-weight", type=_weight, default=2.0, metavar="C")
-    add("--process-weight", type=_weight, default=1.0, metavar="P")
-    add("--segmenter", choices=get_args(SegmenterKind), default="blank_line")
+    add("--outcome-weight", type=weight, default=2.0, metavar="C", help="what a right answer is worth")
+    add("--process-weight", type=weight, default=1.0, metavar="P", help="what a wrong step costs each of its tokens")
+    add("--segmenter", choices=get_args(SegmenterKind), default="blank_line", help="what stands between two steps")
     add("--segmenter-pattern", metavar="REGEX", help="what stands between two steps (segmenter regex)")
     add("--advantage", default="capo", help=f"{', '.join(ALGORITHMS)}, or module:name of your own")
-    add("--min-valid-critiques", type=int, default=1, metavar="N", help="fewer: the response is unjudged")
-    add("--unjudged", choices=get_args(Unjudged), default="drop")
-    return parser.parse_args(argv)
+    add("--min-valid-critiques", type=whole(1, 1000), default=1, metavar="N", help="fewer: the response is unjudged")
+    add("--unjudged", choices=get_args(Unjudged), default="drop", help="what becomes of a response that is unjudged")
+    return parser.parse_args(argv)  # type: ignore[no-any-return]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,9 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokens = Tokens(args.tokenizer)
         between = delimiter(args.segmenter, args.segmenter_pattern)
         algorithm_of(args.advantage)
-        weight_of(args.vote)
+        check_weight(args.vote, TRIED) if is_own(args.vote) else weight_of(args.vote)
     except (OSError, ValueError) as error:
-        print(f"python -m capo_ray.credit: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     scheme = Scheme(
         vote=args.vote,

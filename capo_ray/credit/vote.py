@@ -46,7 +46,10 @@ def check_weight(how: str, most: int) -> None:
     the latter would make adaptive voting (`sealed`) wrong."""
     weight = weight_of(how)
     for valid in range(1, most + 1):
-        weights = [0.0, *(weight(count, valid) for count in range(1, valid + 1))]
+        try:
+            weights = [0.0, *(float(weight(count, valid)) for count in range(1, valid + 1))]
+        except Exception as error:  # whatever a user's function raises
+            raise ValueError(f"{how}: it cannot be called with (flags, valid critiques): {error}") from error
         if not all(0 <= value <= 1 for value in weights) or weights != sorted(weights):
             raise ValueError(
                 f"{how}: the weights of 0 to {valid} flags of {valid} must rise from 0 to at most 1, got {weights}"

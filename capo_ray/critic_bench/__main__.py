@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
+from capo_ray.config.listing import of_a_run
 from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.credit.template import PromptTemplate
 from capo_ray.critic_bench.engines import critics_and_prompt, critics_of, sample
@@ -182,7 +183,8 @@ def work(arguments: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_program(work, argv, USAGE, failures=(CriticsFailed, ExceptionGroup), afterwards=GOES_ON)
+    failures = (CriticsFailed, ExceptionGroup)
+    return run_program(work, argv, USAGE, settings=of_a_run, failures=failures, afterwards=GOES_ON)
 
 
 if __name__ == "__main__":

@@ -65,10 +65,14 @@ def read_replies(path: Path) -> list[Reply]:
     if not path.is_file():
         raise DataError(f"replay: there is no file {path}")
     replies = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, start=1):
         try:
-            replies.append(_reply(json.loads(line)))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            replies.append(_reply(json.loads(line.decode("utf-8"))))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: no reply of a critic ({type(error).__name__}: {error})") from None
     last = {reply.item.id: reply for reply in replies}
     return [reply for reply in replies if not reply.failed or last[reply.item.id] is reply]

@@ -17,6 +17,7 @@ from typing import Any
 
 from capo_ray.chat import conversation
 from capo_ray.config.blocks import Data, Model, Source
+from capo_ray.config.listing import of_a_run
 from capo_ray.config.run import Config, ConfigError, compose, conf_dir
 from capo_ray.data.check import Found, Overlap, duplicates_of, lengths_of, most_common, overlap, sort_rows, too_long
 from capo_ray.data.columns import named
@@ -318,7 +319,7 @@ def work(arguments: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_program(work, argv, USAGE)
+    return run_program(work, argv, USAGE, settings=of_a_run)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from capo_ray.config.listing import of_a_run
 from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.doctor import gpus, host, software, wanted
 from capo_ray.doctor.cluster import cluster
@@ -38,7 +39,7 @@ COLOURS = {"ok": "32", "warn": "33", "fail": "31"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_program(work, completed(sys.argv[1:] if argv is None else argv), USAGE)
+    return run_program(work, completed(sys.argv[1:] if argv is None else argv), USAGE, settings=of_a_run)
 
 
 def completed(arguments: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capo_ray.build import sampling_of
+from capo_ray.config.listing import of_a_run
 from capo_ray.config.run import Config, ConfigError
 from capo_ray.credit.steps import delimiter, segment
 from capo_ray.credit.template import PromptTemplate
@@ -253,7 +254,7 @@ def work(arguments: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     failures = (CriticsFailed, RuntimeError, ConnectionError, ExceptionGroup)
-    return run_program(work, argv, USAGE, failures=failures, afterwards=GOES_ON)
+    return run_program(work, argv, USAGE, settings=of_a_run, failures=failures, afterwards=GOES_ON)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import socket
 import sys
 from pathlib import Path
 
+from capo_ray.arguments import KeyValues, whole
 from capo_ray.view.index import NoRun, check_run
 from capo_ray.view.viewer import Viewer
 
@@ -23,13 +24,13 @@ FIRST_LOOK = 0.5
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m capo_ray.view", description="Look inside a run in the browser.")
+    parser = KeyValues(prog="python -m capo_ray.view", description="Look inside a run in the browser.")
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run_dir of a run, live or finished")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8090, help="(default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=whole(1, 65535), default=8090, help="port to listen on")
     parser.add_argument("--trust", action="store_true", help="run the vote or advantage of the author's own")
     parser.add_argument("--theme", choices=("auto", "light", "dark"), default="auto", help="auto: as the browser wants")
-    return parser.parse_args(argv)
+    return parser.parse_args(argv)  # type: ignore[no-any-return]
 
 
 def check_port(host: str, port: int) -> None:

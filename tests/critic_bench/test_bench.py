@@ -243,7 +243,7 @@ def test_bad_files(tmp_path: Path, content: str | None, message: str) -> None:
         ("data=arithmetic out=o k=0", "k: must be a whole number above 0, got '0'"),
         ("replay=none.jsonl", "replay: there is no file none.jsonl"),
         ("replay=none.jsonl critic=tiny", "replay: it takes no other key than `out`"),
-        ("data=arithmetic out=o critic=nope", "Could not find 'critic/nope'"),
+        ("data=arithmetic out=o critic=nope", "critic: there is no 'nope' in conf/critic; there are"),
         ("data=arithmetic out=o critic.nope=1", "critic.nope: no such key"),
     ],
 )

@@ -40,7 +40,7 @@ TINY = "model=asset:tiny_policy"
         (f"{TINY} suite=arithmetic runs=0", "runs, k: both are 0, so there is nothing to ask"),
         (f"{TINY} suite=arithmetic colour", "arguments are key=value, got colour"),
         (f"{TINY} suite=arithmetic colour=1", "colour: no such key"),
-        (f"{TINY} suite=arithmetic critic=nope", "Could not find 'critic/nope'"),
+        (f"{TINY} suite=arithmetic critic=nope", "critic: there is no 'nope' in conf/critic; there are"),
         (f"{TINY} suite=arithmetic cluster=gpu", "cluster: this machine has no GPU"),
         (
             f"{TINY} suite=arithmetic rollout.max_response_tokens=500",
