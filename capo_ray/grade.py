@@ -46,7 +46,8 @@ def _text(record: JsonDict, field: str) -> str:
     value = record[field]
     endless = isinstance(value, float) and not math.isfinite(value)
     if isinstance(value, bool) or endless or not isinstance(value, str | int | float):
-        raise BadLine(f"field {field!r} must be a text or a number, is {repr(value)[:80]}")
+        said = f"a {type(value).__name__}" if isinstance(value, dict | list) else json.dumps(value)
+        raise BadLine(f"field {field!r} must be a text or a number, is {said}")
     return str(value)
 
 

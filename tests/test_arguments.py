@@ -81,7 +81,7 @@ def test_graded_lines_are_json_whatever_the_line_was() -> None:
 
     rows = [json.loads(line, parse_constant=refuse) for line in out.getvalue().splitlines()]
     assert [row["correct"] for row in rows] == [True, None, None, rows[3]["correct"], True]
-    assert rows[0]["x"] is None and rows[1]["reason"] == "field 'gold' must be a text or a number, is nan"
+    assert rows[0]["x"] is None and rows[1]["reason"] == "field 'gold' must be a text or a number, is NaN"
 
 
 def test_a_group_nested_too_deeply_loses_no_other() -> None:

@@ -163,7 +163,7 @@ def test_one_line_out_per_line_in_whatever_happens() -> None:
     assert reasons[5] == "neither a field 'response' nor a field 'answer'"
     assert reasons[6] == "no field 'gold'" and graded[6]["response"] == "\\boxed{2}"
     assert reasons[7] == "field 'gold' must be a text or a number, is null"
-    assert reasons[8] == "field 'response' must be a text or a number, is [\"2\"]"
+    assert reasons[8] == "field 'response' must be a text or a number, is a list"
     assert (graded[9]["correct"], reasons[9]) == (None, "the gold answer is empty")
     assert (graded[10]["correct"], reasons[10]) == (False, "no answer in the response")
     assert (graded[11]["correct"], reasons[11]) == (None, "verification took longer than 2 s")

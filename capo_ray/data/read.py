@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.config.blocks import Source
+from capo_ray.config.fault import limited
 from capo_ray.data.columns import named
 from capo_ray.data.problem import DataError, Problem, listed, problem_of
 from capo_ray.types import JsonDict
@@ -117,7 +118,7 @@ def _lines(path: Path, option: str) -> Iterator[tuple[int, bytes]]:
                 if text.strip():
                     yield number, text
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{option}: {path} cannot be read after line {number}: {error}") from None
+        raise DataError(f"{option}: {path} cannot be read after line {number}: {limited(str(error))}") from None
 
 
 def _opened(path: Path) -> Any:
@@ -129,7 +130,7 @@ def _text_of(path: Path, option: str) -> str:
         with _opened(path) as file:
             return str(file.read().decode("utf-8-sig"))
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{option}: {path} cannot be read: {error}") from None
+        raise DataError(f"{option}: {path} cannot be read: {limited(str(error))}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{option}: {path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
@@ -173,7 +174,7 @@ def _csv(path: Path, option: str) -> Iterator[Row]:
                 where = f"{path.name}, row {number}"
                 yield where, f"{path.name}:{number}", _record(header, cells, where)
     except csv.Error as error:
-        raise DataError(f"{option}: {path} cannot be read after row {number}: {error}") from None
+        raise DataError(f"{option}: {path} cannot be read after row {number}: {limited(str(error))}") from None
 
 
 def _record(header: Sequence[str], cells: Sequence[str], where: str) -> JsonDict | DataError:
@@ -199,7 +200,7 @@ def _parquet(path: Path, option: str) -> Iterator[Row]:
                     number += 1
                     yield f"{path.name}, row {number}", f"{path.name}:{number}", record
     except (ArrowException, OSError) as error:
-        raise DataError(f"{option}: {path} cannot be read after row {number}: {error}") from None
+        raise DataError(f"{option}: {path} cannot be read after row {number}: {limited(str(error))}") from None
 
 
 UNPRINTABLE = (UnicodeDecodeError, OverflowError, ValueError)
@@ -219,7 +220,9 @@ def _plain_rows(batch: Any, name: str, before: int) -> Iterator[JsonDict | DataE
             try:
                 value = batch.column(column)[place].as_py()
             except UNPRINTABLE as error:
-                record = DataError(f"{name}, row {before + place + 1}: field {column!r} cannot be read: {error}")
+                record = DataError(
+                    f"{name}, row {before + place + 1}: field {column!r} cannot be read: {limited(str(error))}"
+                )
                 break
             record = {**record, column: value} if isinstance(record, dict) else record
         yield record
@@ -263,7 +266,9 @@ def _data_set(data: Source, path: Path) -> Iterator[Row]:
         for number, record in enumerate(made, start=1):
             yield f"{name}, row {number}", f"{path.name}:{number}", dict(record)
     except UNPRINTABLE as error:
-        raise DataError(f"{data.place}.path: {name!r} cannot be read after row {number}: {error}") from None
+        raise DataError(
+            f"{data.place}.path: {name!r} cannot be read after row {number}: {limited(str(error))}"
+        ) from None
 
 
 def _refusal(name: str, here: bool, error: Exception, place: str) -> str:

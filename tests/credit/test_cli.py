@@ -174,7 +174,7 @@ def test_greedy_takes_one_critique(tokenizer: Path) -> None:
         (["--segmenter", "regex"], "needs a pattern"),
         (["--segmenter-pattern", "x"], "goes with the segmenter regex"),
         (["--vote", "most"], "'most' is none of intersection, majority"),
-        (["--process-weight", "nan"], "must be a finite number from 0, got nan"),
+        (["--process-weight", "nan"], "must be a number from 0 to 1e+15, got 'nan'"),
     ],
 )
 def test_bad_options(tokenizer: Path, options: list[str], message: str) -> None:
