@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -20,6 +20,7 @@ from capo_ray import nonfinite
 from capo_ray.checkpoint import Checkpoints, read_state
 from capo_ray.cluster.acceptance import Acceptance
 from capo_ray.cluster.ahead import Groups, ScoreAhead
+from capo_ray.cluster.evaluation import measured
 from capo_ray.cluster.faults import cause_of, is_loss
 from capo_ray.cluster.patience import when_up
 from capo_ray.cluster.rollout_pool import RolloutPool
@@ -29,7 +30,6 @@ from capo_ray.critics.budget import CriticBudget, Sampled
 from capo_ray.critics.canaries import Canary
 from capo_ray.critics.failures import FailureLimit
 from capo_ray.durable import replace_folder
-from capo_ray.evaluate.metrics import estimate
 from capo_ray.gate import Gate
 from capo_ray.seeds import seed_of
 from capo_ray.tally import add, rates
@@ -279,33 +279,21 @@ class RayCrew:
         await self._parts.trainers.publish_weights(self._trained)
 
     async def evaluate(self, step: int) -> None:
-        """As many responses to each held-out problem as are set, sampled as in training, from the same seeds always."""
         if not self._parts.held_out or self._parts.tracker.has_evaluation(step):
             return
-        start = monotonic()
-        async with asyncio.TaskGroup() as tasks:
-            asked = [tasks.create_task(self._evaluate_one(prompt)) for prompt in self._parts.held_out]
-        problems = [one.result() for one in asked]
-        tallies = [tally for problem in problems for tally in problem]
-        metrics = rates(add(tallies)) | over_problems(problems, self._settings.seed)
-        metrics |= {"responses": float(len(tallies)), "seconds": monotonic() - start}
+        settings = self._settings
+
+        async def generate(problem: Prompt, seeds: Mapping[int, int], check: Callable[[Any], Awaitable[int]]) -> None:
+            await self._rollouts.generate(problem, settings.sampling, seeds, check)
+
+        metrics = await measured(
+            self._parts.held_out,
+            self._shard,
+            generate,
+            seed=settings.seed,
+            responses=settings.evaluation_responses,
+        )
         self._parts.tracker.evaluation(step, metrics)
-
-    async def _evaluate_one(self, prompt: Prompt) -> list[Metrics]:
-        """What is counted of each response to `prompt`."""
-        shard, tallies = self._shard(prompt), list[Metrics]()
-
-        async def check(rollout: Any) -> int:
-            index, tally = await shard.check.remote(prompt, rollout)
-            tallies.append(tally)
-            return index
-
-        seeds = {
-            index: seed_of(self._settings.seed, "evaluation", prompt.id, *((index,) if index else ()))
-            for index in range(self._settings.evaluation_responses)
-        }
-        await self._rollouts.generate(prompt, self._settings.sampling, seeds, check)
-        return tallies
 
     async def record(self, batch: Batch, update: Update, seconds: Metrics) -> None:
         tally = add(group.tally for group in (*batch.groups, *batch.spare))
@@ -383,17 +371,3 @@ def _spread(total: int, parts: int) -> list[int]:
 def _critic_tokens(groups: Sequence[GroupSummary]) -> float:
     """What is taken from a budget: as if nothing had come from a cache."""
     return sum(group.tally.get("judging_tokens", 0.0) for group in groups)
-
-
-def over_problems(problems: Sequence[Sequence[Metrics]], seed: int) -> Metrics:
-    """Of [problem][response] counts: a 95 % bootstrap interval of the share of right answers, over problems, and, where
-    each has several responses, the share of problems that have a right one (pass@k)."""
-    counts = [add(responses) for responses in problems]
-    known = [tally for tally in counts if tally.get("verified")]
-    if not known:
-        return {}
-    found = estimate([tally["correct"] / tally["verified"] for tally in known], seed)
-    made = {"outcome/accuracy_low": found.low, "outcome/accuracy_high": found.high}
-    if any(len(responses) > 1 for responses in problems):
-        made["outcome/pass_at_k"] = sum(tally["correct"] > 0 for tally in known) / len(known)
-    return made

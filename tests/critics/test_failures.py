@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from capo_ray.credit.steps import steps_of
 from capo_ray.critics.failures import FailureLimit
 from capo_ray.critics.service import CriticsFailed
 from capo_ray.tally import count_group
-from capo_ray.types import Batch, Critique, CritiqueOutcome, GroupSummary, Metrics, Rollout, Sampling
+from capo_ray.types import Batch, Critique, CritiqueOutcome, GroupSummary, Metrics, Rollout, Sampling, Update
 
 OUTCOMES: list[CritiqueOutcome] = ["ok", "unreadable", "truncated", "timeout", "refused", "not_asked"]
 
@@ -142,17 +143,20 @@ class Shard:
         self.written.append(step)
 
 
-def test_a_crew_ends_before_it_trains_and_leaves_what_critics_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_crew_ends_before_it_trains_and_leaves_what_critics_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = CrewSettings(
         seed=0, responses_per_prompt=1, sampling=Sampling(max_tokens=1), max_dropped_share=1.0, refills=0,
         samples_per_step=0, max_failed_share=0.5, failure_prompts=1,
     )  # fmt: skip
     shard = Shard()
 
-    async def trained(batch: Batch) -> None:
-        return None
+    async def trained(batch: Batch, keep_in: Path) -> Update:
+        return Update(metrics={"nonfinite_steps": 0.0}, version=1)
 
-    parts: Any = SimpleNamespace(workers=[], aggregators=[shard], trainers=SimpleNamespace(update=trained))
+    trainers = SimpleNamespace(update=trained)
+    parts: Any = SimpleNamespace(workers=[], aggregators=[shard], trainers=trainers, run_dir=tmp_path)
     crew = RayCrew(parts, settings)
     summary = GroupSummary(
         prompt_id="p", prompt_tokens=1, lengths=(2,), oldest_version=0, has_credit=True, tally=BAD, handle=None

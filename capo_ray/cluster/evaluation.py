@@ -1,0 +1,60 @@
+"""How the policy does on held-out problems: sampled as in training, from the same seeds always, and verified.
+
+Leaves out when that is asked, and where it is written down (crew).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+from capo_ray.evaluate.metrics import estimate
+from capo_ray.seeds import seed_of
+from capo_ray.tally import add, rates
+from capo_ray.types import Metrics, Prompt
+
+Generate = Callable[[Prompt, Mapping[int, int], Callable[[Any], Awaitable[int]]], Awaitable[None]]
+"""(problem, index -> seed, what is called with each response); RolloutPool's, with its sampling."""
+
+
+async def measured(
+    problems: Sequence[Prompt], shard_of: Callable[[Prompt], Any], generate: Generate, *, seed: int, responses: int
+) -> Metrics:
+    """Of as many `responses` to each problem, which the aggregator `shard_of` it verifies. `seed` is the run's."""
+    start = monotonic()
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(_counted(one, shard_of(one), generate, seed, responses)) for one in problems]
+    counted = [one.result() for one in asked]
+    tallies = [tally for problem in counted for tally in problem]
+    metrics = rates(add(tallies)) | over_problems(counted, seed)
+    return metrics | {"responses": float(len(tallies)), "seconds": monotonic() - start}
+
+
+async def _counted(problem: Prompt, shard: Any, generate: Generate, seed: int, responses: int) -> list[Metrics]:
+    """What is counted of each response to `problem`."""
+    tallies: list[Metrics] = []
+
+    async def check(rollout: Any) -> int:
+        index, tally = await shard.check.remote(problem, rollout)
+        tallies.append(tally)
+        return index
+
+    seeds = {index: seed_of(seed, "evaluation", problem.id, *((index,) if index else ())) for index in range(responses)}
+    await generate(problem, seeds, check)
+    return tallies
+
+
+def over_problems(problems: Sequence[Sequence[Metrics]], seed: int) -> Metrics:
+    """Of [problem][response] counts: a 95 % bootstrap interval of the share of right answers, over problems, and, where
+    each has several responses, the share of problems that have a right one (pass@k)."""
+    counts = [add(responses) for responses in problems]
+    known = [tally for tally in counts if tally.get("verified")]
+    if not known:
+        return {}
+    found = estimate([tally["correct"] / tally["verified"] for tally in known], seed)
+    made = {"outcome/accuracy_low": found.low, "outcome/accuracy_high": found.high}
+    if any(len(responses) > 1 for responses in problems):
+        made["outcome/pass_at_k"] = sum(tally["correct"] > 0 for tally in known) / len(known)
+    return made
