@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO, TextIO
 
 from capo_ray.arguments import KeyValues, number, whole
+from capo_ray.output import to_stdout
 from capo_ray.tasks.verify import Verifier
 from capo_ray.types import JsonDict
 
@@ -118,8 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--timeout", type=number(0.001, 1e6), default=5.0, help="seconds until an answer is given up: no verdict"
     )
     options = parser.parse_args(argv)
-    asyncio.run(grade(sys.stdin.buffer, sys.stdout, processes=options.processes, timeout_s=options.timeout))
-    return 0
+
+    def work() -> int:
+        asyncio.run(grade(sys.stdin.buffer, sys.stdout, processes=options.processes, timeout_s=options.timeout))
+        return 0
+
+    return to_stdout(work)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from capo_ray.config.run import ConfigError
 from capo_ray.data.problem import DataError
+from capo_ray.output import PLACES, BadOutput, CannotWrite, is_loop, to_stdout
 from capo_ray.run_dir import RunDirError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -54,16 +55,29 @@ def run_program(
         arguments = [argument for argument in arguments if argument not in VERBOSE]
     try:
         with sigterm_as_ctrl_c():
-            return work(arguments)
-    except (ConfigError, DataError, RunDirError) as error:
+            return to_stdout(lambda: work(arguments))
+    except (ConfigError, DataError, RunDirError, BadOutput) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except CannotWrite as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print(f"\ninterrupted. {afterwards}".rstrip(), file=sys.stderr)
         return INTERRUPTED
     except failures as error:
         print(f"error: {first_of(error)}\n{afterwards}".rstrip(), file=sys.stderr)
         return FAILED
+    except OSError as error:
+        if error.errno not in PLACES or error.filename is None:
+            raise
+        print(f"error: {str(error.filename)[:300]}: {error.strerror}", file=sys.stderr)
+        return FAILED
+    except RuntimeError as error:
+        if not is_loop(error):
+            raise
+        print(f"error: {error}: a link that leads to itself", file=sys.stderr)
+        return BAD_INPUT
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.vote import sealed, weight_of
 from capo_ray.learn.batch import centre_and_spread
 from capo_ray.ledger import LedgerError, RecordedGroup, read
+from capo_ray.output import BadOutput, CannotWrite, check_output, output_file, to_stdout
 from capo_ray.recorded_scheme import LARGEST, RecordedScheme
 from capo_ray.revote_table import Change, rows_of, show
 from capo_ray.tally import count_group
@@ -184,9 +185,9 @@ def arguments(argv: Sequence[str]) -> tuple[Path, dict[str, Any], Path | None, b
         if not equals:
             continue
         if key == "out":
-            out = Path(text)
-            if not text or not out.parent.is_dir():
-                raise BadArgument(f"out={text}: there is no folder {out.parent} to write to")
+            if not text:
+                raise BadArgument("out=: name a file")
+            check_output(out := Path(text))
         elif key == "trust":
             if text not in ("true", "false"):
                 raise BadArgument(f"trust={text}: must be true or false")
@@ -223,23 +224,17 @@ def _value(key: str, text: str) -> Any:
     return number
 
 
-def run(run_dir: Path, given: Mapping[str, Any], out: Path | None, screen: TextIO, *, trust: bool = False) -> None:
+def run(run_dir: Path, given: Mapping[str, Any], out: Path | None, screen: TextIO, *, trust: bool = False) -> int:
     changes: dict[int, Change] = {}
-    partial = out.with_name(out.name + ".partial") if out else None
-    try:
-        with partial.open("w", encoding="utf-8") if partial else nullcontext() as file:
-            for recorded, groups in read(run_dir, trust=trust):
-                for revoted in revote(groups, recorded, _after(recorded, given, groups)):
-                    changes.setdefault(revoted.group.step, Change()).add(change_of(revoted))
-                    if file:
-                        file.writelines(lines_of(revoted))
-        if partial and out:
-            partial.replace(out)
-    finally:
-        if partial:
-            partial.unlink(missing_ok=True)
+    with output_file(out) if out else nullcontext() as file:
+        for recorded, groups in read(run_dir, trust=trust):
+            for revoted in revote(groups, recorded, _after(recorded, given, groups)):
+                changes.setdefault(revoted.group.step, Change()).add(change_of(revoted))
+                if file:
+                    file.writelines(lines_of(revoted))
     keys = " ".join(f"{key}={value}" for key, value in given.items()) or "the run's own vote"
     show(rows_of(changes), f"{run_dir}: before, and with {keys}", screen)
+    return 0
 
 
 def _after(recorded: RecordedScheme, given: Mapping[str, Any], groups: Sequence[RecordedGroup]) -> Scheme:
@@ -258,11 +253,13 @@ def _after(recorded: RecordedScheme, given: Mapping[str, Any], groups: Sequence[
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         run_dir, given, out, trust = arguments(sys.argv[1:] if argv is None else argv)
-        run(run_dir, given, out, sys.stdout, trust=trust)
-    except (BadArgument, LedgerError, extension.NotLoaded) as error:
+        return to_stdout(lambda: run(run_dir, given, out, sys.stdout, trust=trust))
+    except (BadArgument, BadOutput, LedgerError, extension.NotLoaded) as error:
         print(f"python -m capo_ray.revote: {error}", file=sys.stderr)
         return 2
-    return 0
+    except CannotWrite as error:
+        print(f"python -m capo_ray.revote: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,19 +96,37 @@ def connect(address: str) -> JobSubmissionClient:
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise JobError("Ray is not installed here: pip install 'ray[default]==2.60.0'") from error
+    if not address.startswith(("http://", "https://")):
+        raise JobError(
+            f"{address} is no dashboard: name it as http://HEAD:8265, by --address or RAY_ADDRESS (HOST:PORT is where "
+            "programs join a cluster, cluster.address)"
+        )
     try:
-        return JobSubmissionClient(address)
+        with _address_alone():
+            return JobSubmissionClient(address)
     except AuthenticationError as error:
         raise JobError(
             f"the cluster at {address} asks for its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH to what its nodes have (`ray get-auth-token` prints it there)"
         ) from error
+    except (TypeError, ValueError, LookupError, AttributeError) as error:  # as its client takes other servers' answers
+        raise JobError(f"what answers at {address} is no Ray dashboard: name another with --address") from error
     except (ConnectionError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise JobError(
             f"no Ray dashboard answers at {address} ({reason}). Name it with RAY_ADDRESS=http://HEAD:8265, or bring it "
             "here: ssh -L 8265:127.0.0.1:8265 HEAD"
         ) from error
+
+
+@contextmanager
+def _address_alone() -> Iterator[None]:
+    """Ray's client asks these variables first, whatever address it is given."""
+    hidden = {name: os.environ.pop(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -206,7 +206,10 @@ def test_steps_are_shown_in_ten_ranges_at_most() -> None:
         (["{run}", "min_valid_critiques=0"], "min_valid_critiques=0: must be a number from 1 to 1,000,000,000"),
         (["{run}", "min_valid_critiques=1.5"], "min_valid_critiques=1.5: must be a number without a fraction"),
         (["{run}", "mask_cut_off=1"], "mask_cut_off=1: must be true or false"),
-        (["{run}", "out={run}/no/such/file"], "out={run}/no/such/file: there is no folder {run}/no/such to write to"),
+        (
+            ["{run}", "out={run}/no/such/file"],
+            "out: {run}/no/such/file cannot be written: there is no folder ",
+        ),
         (["{run}", "vote=greedy"], "vote=greedy takes one critique, and step 0 has 4 for each response"),
     ],
 )

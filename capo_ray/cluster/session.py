@@ -80,6 +80,7 @@ def _started(cluster: Cluster, environment: dict[str, str], home: Path) -> Any:
     for last in (False, False, True):
         try:
             return ray.init(
+                address="local",  # whatever RAY_ADDRESS says, or an earlier `ray start` has left behind
                 num_cpus=None if cluster.cpus is None else max(1, int(cluster.cpus)),
                 num_gpus=0 if cluster.device == "cpu" else None,
                 object_store_memory=None if cluster.object_store_gib is None else int(cluster.object_store_gib * GIB),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from capo_ray.credit.recorded import Tokens, read_response, short
 from capo_ray.credit.steps import SegmenterKind, delimiter
 from capo_ray.credit.vote import Vote, check_weight, weight_of
 from capo_ray.extension import is_own
+from capo_ray.output import to_stdout
 from capo_ray.types import FAILED_OUTCOMES
 
 TRIED = 4
@@ -137,11 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         min_valid_critiques=args.min_valid_critiques,
         unjudged=args.unjudged,
     )
-    try:
-        return run(sys.stdin.buffer, sys.stdout, sys.stderr, tokens=tokens, scheme=scheme, between=between)
-    except BrokenPipeError:  # the reader has seen enough; nothing more may be written at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return to_stdout(
+        lambda: run(sys.stdin.buffer, sys.stdout, sys.stderr, tokens=tokens, scheme=scheme, between=between)
+    )
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from capo_ray.data.gold import ENOUGH, look_at
 from capo_ray.data.problem import DataError, Problem, question_of, why_unanswered
 from capo_ray.data.read import problems, rows
 from capo_ray.models import folder_here, shown, tokenizer_in
+from capo_ray.output import check_output, output_file
 from capo_ray.program import own_keys, run_program, writable
 
 USAGE = """usage: python -m capo_ray.data check [key=value ...]
@@ -308,13 +309,13 @@ def work(arguments: list[str]) -> int:
     if arguments[0] != "check":
         raise ConfigError(f"{arguments[0]!r} is no command of this program; there is: check")
     options = options_of(arguments[1:])
+    if options.out is not None:
+        check_output(options.out)
     made = figures(options)
     print(report(made))
     if options.out is not None:
-        try:
-            options.out.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"out: {options.out} cannot be written: {error.strerror}") from error
+        with output_file(options.out) as file:
+            file.write(json.dumps(made, indent=2, ensure_ascii=False) + "\n")
     return REFUSES if made["refused"] or not made["usable"] else 0
 
 

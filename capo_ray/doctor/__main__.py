@@ -17,10 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from capo_ray.config.listing import of_a_run
-from capo_ray.config.run import Config, ConfigError, compose
+from capo_ray.config.run import Config, compose
 from capo_ray.doctor import gpus, host, software, wanted
 from capo_ray.doctor.cluster import cluster
 from capo_ray.doctor.finding import Finding
+from capo_ray.output import check_output, output_file
 from capo_ray.planning.machine import GIB, Machine, shape_of, this_machine
 from capo_ray.planning.plan import experiments_that_fit
 from capo_ray.program import FAILED, own_keys, run_program
@@ -51,11 +52,13 @@ def completed(arguments: Sequence[str]) -> list[str]:
 def work(arguments: list[str]) -> int:
     own, overrides = own_keys(arguments, ("out",))
     config = compose(overrides)
+    if "out" in own:
+        check_output(Path(own["out"]))
     machine, findings = examine(config)
     fitting = experiments_that_fit(machine) if machine else []
     failed = any(finding.state == "fail" for finding in findings)
     if "out" in own:
-        write(Path(own["out"]).expanduser(), config, machine, findings, fitting)
+        write(Path(own["out"]), config, machine, findings, fitting)
     print(table(findings, colour=sys.stdout.isatty()))
     print(summary(config, findings, fitting))
     return FAILED if failed else 0
@@ -147,7 +150,7 @@ def summary(config: Config, findings: Sequence[Finding], fitting: Sequence[str])
 def write(
     path: Path, config: Config, machine: Machine | None, findings: Sequence[Finding], fitting: Sequence[str]
 ) -> None:
-    """Raises ConfigError where the file cannot be written."""
+    """Raises CannotWrite."""
     report = {
         "experiment": config.name,
         "state": max((finding.state for finding in findings), key=list(COLOURS).index),
@@ -155,10 +158,8 @@ def write(
         "findings": [asdict(finding) for finding in findings],
         "experiments_with_room": list(fitting),
     }
-    try:
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"out: {path} cannot be written: {error.strerror}") from error
+    with output_file(path) as file:
+        file.write(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

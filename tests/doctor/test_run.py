@@ -341,7 +341,7 @@ def test_a_cluster_is_asked_node_by_node(tmp_path: Path) -> None:
 
     ray.shutdown()  # of another test's session, if this process has one
     quiet: Any = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    session = ray.init(num_cpus=2, _memory=32 << 30, **quiet)  # whatever else runs on this machine
+    session = ray.init("local", num_cpus=2, _memory=32 << 30, **quiet)  # whatever else runs on this machine
     address = session.address_info["address"]
     try:
         done = doctor(f"cluster.address={address}", f"run_dir={tmp_path / 'run'}", "tracking.wandb=off", cwd=tmp_path)

@@ -11,10 +11,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
@@ -152,6 +154,46 @@ def test_no_dashboard(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> No
     told = capsys.readouterr().err
     assert told.startswith("error: no Ray dashboard answers at http://127.0.0.1:9 (Failed to connect to Ray")
     assert told.endswith("or bring it here: ssh -L 8265:127.0.0.1:8265 HEAD\n")
+
+
+class Pretender(BaseHTTPRequestHandler):
+    """A server that is none of Ray's, and notes who asks it."""
+
+    asked: list[int]
+    answer: bytes
+
+    def do_GET(self) -> None:
+        type(self).asked.append(self.server.server_address[1])
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(type(self).answer)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"null", b"{}", b"5", b"<html>", b'{"ray_version": [1]}', b'"x"'])
+def test_the_address_that_is_given_is_asked_and_may_be_no_dashboard(
+    job: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    """Whatever RAY_ADDRESS says: a `stop` must not reach another cluster."""
+    Pretender.asked, Pretender.answer = [], answer
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pretender) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        assert job.main(["--address", address, "list"]) == 2
+        server.shutdown()
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and address in told and len(told.splitlines()) == 1
+    assert set(Pretender.asked) == {server.server_address[1]} and os.environ["RAY_ADDRESS"] == "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize("address", ["nonsense", "head:6379", "auto", "ray://head:10001"])
+def test_an_address_that_is_no_dashboards(job: ModuleType, capsys: pytest.CaptureFixture[str], address: str) -> None:
+    assert job.main(["--address", address, "list"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {address} is no dashboard: name it as http://HEAD:8265")
 
 
 def test_a_variable_that_is_not_set(job: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
