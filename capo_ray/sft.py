@@ -393,6 +393,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         __doc__ or "",
         settings=lambda: listing(Sft, "settings, as key=value"),
+        failures=(FloatingPointError,),
         afterwards="With checkpoint_every, resume=true goes on from its last checkpoint.",
     )
 

@@ -364,3 +364,10 @@ def test_a_fault_ends_with_one_message(folder: Path) -> None:
         f"nothing to resume: there is no {folder / 'out/checkpoint'}\n"
     )
     assert "Traceback" not in done.stderr
+    wild = ["learning_rate=1e14", "schedule=constant", "steps=4", "device=cpu"]
+    done = subprocess.run([*command[:3], *settings(folder, *wild)], capture_output=True, text=True, timeout=100)
+    assert (
+        done.returncode == 1
+        and "error: the gradient of step 2 is not finite: try a lower learning_rate\n" in done.stderr
+    )
+    assert "Traceback" not in done.stderr and not (folder / "out" / "config.json").exists()
