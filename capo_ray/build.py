@@ -350,5 +350,5 @@ async def running_crew(
             budget=critic_budget(config),
             run_dir=run_dir,
         )
-        async with watching(hire.everybody, silence_s=config.cluster.silence_s):
+        async with watching(hire.everybody, silence_s=config.cluster.silence_s, hung=run_dir / "hung"):
             yield RayCrew(parts, crew_settings(config))

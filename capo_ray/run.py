@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from capo_ray.checkpoint import Checkpoints
 from capo_ray.config.run import Config
 from capo_ray.durable import write_text
 from capo_ray.program import on_interrupt
@@ -36,38 +37,13 @@ async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None)
     from rich.console import Console
 
     from capo_ray.build import prepare, running_crew
-    from capo_ray.cluster.faults import cause_of
     from capo_ray.cluster.gauges import RunGauges
     from capo_ray.cluster.restarts import outlive
-    from capo_ray.cluster.session import head_address, ray_session, while_it_answers
+    from capo_ray.cluster.session import ray_session
     from capo_ray.data.epochs import in_steps
-    from capo_ray.driver import Stop, train
     from capo_ray.tracking import Tracker
 
     config = in_steps(config)
-    stop = Stop()
-
-    async def work(crew: RayCrew) -> None:
-        training = train(
-            crew,
-            steps=config.steps,
-            max_staleness=config.algorithm.max_staleness,
-            checkpoint_every=config.checkpoint_every,
-            checkpoint_s=60 * config.checkpoint_minutes or math.inf,
-            evaluate_every=config.evaluate_every,
-            export_every=config.export_every,
-            stop=stop,
-        )
-        try:
-            with told_to_stop(stop, within_s=config.stop_within_s):
-                done = await while_it_answers(training, head_address())
-        except Exception as error:
-            if stop.asked:
-                raise Stopped(f"No further checkpoint could be written: {cause_of(error)}") from error
-            raise
-        if done < config.steps:
-            raise Stopped
-        await crew.export_policy()
 
     @asynccontextmanager
     async def crew() -> AsyncIterator[RayCrew]:
@@ -85,11 +61,47 @@ async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None)
     try:
         with closing(RunGauges(run_dir.name)) as gauges:
             tracker.add(gauges)
-            await outlive(crew, work, max_restarts=config.cluster.max_restarts, on_restart=tracker.restarted)
+            await outlive(
+                crew,
+                partial(_work, config),
+                max_restarts=config.cluster.max_restarts,
+                on_restart=tracker.restarted,
+                saved=Checkpoints(run_dir, keep=1).newest,
+                room_within_s=config.cluster.node_wait_s if config.cluster.address is not None else 0.0,
+            )
     finally:
         tracker.finish()
     if (table := tracker.table()) is not None:
         Console().print(table)
+
+
+async def _work(config: Config, crew: RayCrew) -> None:
+    """Every step that is left, and the policy's folder. Raises Stopped."""
+    from capo_ray.cluster.faults import cause_of
+    from capo_ray.cluster.session import head_address, while_it_answers
+    from capo_ray.driver import Stop, train
+
+    stop = Stop()
+    training = train(
+        crew,
+        steps=config.steps,
+        max_staleness=config.algorithm.max_staleness,
+        checkpoint_every=config.checkpoint_every,
+        checkpoint_s=60 * config.checkpoint_minutes or math.inf,
+        evaluate_every=config.evaluate_every,
+        export_every=config.export_every,
+        stop=stop,
+    )
+    try:
+        with told_to_stop(stop, within_s=config.stop_within_s):
+            done = await while_it_answers(training, head_address())
+    except Exception as error:
+        if stop.asked:
+            raise Stopped(f"No further checkpoint could be written: {cause_of(error)}") from error
+        raise
+    if done < config.steps:
+        raise Stopped
+    await crew.export_policy()
 
 
 @contextmanager

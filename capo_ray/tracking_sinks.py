@@ -37,6 +37,8 @@ SAMPLE_COLUMNS = (
 """Of the table of responses; the reward is the sum over the response's tokens."""
 PATIENCE_S = 20
 """Seconds that a wandb server may take: to answer before a run is written offline, to take the rest at the end."""
+ANSWER_S = 20
+"""Seconds that wandb's own process has for an answer."""
 STUCK_S = 30
 """Seconds that one write may take, all of them to processes and files of this machine."""
 
@@ -157,6 +159,8 @@ class Wandb:
 
             values["samples"] = wandb.Table(columns=list(SAMPLE_COLUMNS), data=rows)
         self._run.log({"step": step, **values})
+        if not self._run.summary.keys():  # asked of wandb's process; what is logged it takes frozen too, for minutes
+            raise TimeoutError(f"its process has answered nothing for {ANSWER_S} s")
 
     def rewind(self, step: int) -> None:
         """Nothing: see the class."""
@@ -207,7 +211,10 @@ def _sample_row(sample: JsonDict) -> list[Any]:
 def start_wandb(
     run_dir: Path, config: Tracking, *, run_id: str, run_name: str, resolved_config: JsonDict
 ) -> Wandb | None:
-    """Start or resume the wandb run `run_id` below RUN_DIR/wandb; None, said so once, when it cannot be."""
+    """Start or resume the wandb run `run_id` below RUN_DIR/wandb; None where WANDB_MODE disables it and, said so once,
+    where it cannot be."""
+    if wandb_mode(config) == "disabled":
+        return None
     try:
         with _temporary_files_gone_at_the_end():
             return _started(run_dir, config, run_id=run_id, run_name=run_name, resolved_config=resolved_config)
@@ -227,6 +234,7 @@ def _started(run_dir: Path, config: Tracking, *, run_id: str, run_name: str, res
         save_code=False,
         disable_git=True,
         init_timeout=PATIENCE_S,
+        summary_timeout=ANSWER_S,
         finish_timeout=PATIENCE_S,
         finish_timeout_raises=True,
     )

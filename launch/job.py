@@ -234,7 +234,7 @@ def resumed(metadata: Mapping[str, str], changes: Sequence[str]) -> Request:
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:
-    """Print what the job prints until it ends; its exit code."""
+    """Print what the job prints until it ends; its exit code, 130 of one that was stopped: Ray keeps none of that."""
     details(client, job)
 
     async def tail() -> None:
@@ -250,7 +250,7 @@ def follow(client: JobSubmissionClient, job: str) -> int:
     print(f"{job}: {done.status.value.lower()}", file=sys.stderr)
     if done.status.value == "SUCCEEDED":
         return 0
-    return done.driver_exit_code or 1
+    return done.driver_exit_code or (130 if done.status.value == "STOPPED" else 1)
 
 
 def wait(client: JobSubmissionClient, job: str) -> JobDetails:

@@ -29,6 +29,11 @@ QUICK = (
 )
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "CAPO_RAY_TEST_RUN"
+UNLIKE = (
+    *("time", "seconds/", "speed/", "actor/", "idle/", "run/", "critic/seconds_per_response", "trainer/seconds"),
+    "cache/",  # of two critics the idler one is asked
+)
+"""Begin the names of numbers that depend on timing."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,14 @@ class Ran:
 def steps_in(run_dir: Path) -> list[dict[str, Any]]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [line for line in map(json.loads, lines) if "staleness" in line]
+
+
+def numbers(lines: list[dict[str, Any]]) -> dict[int, str]:
+    """Of each step, without those that depend on timing."""
+    return {
+        line["step"]: json.dumps({name: value for name, value in line.items() if not name.startswith(UNLIKE)})
+        for line in lines
+    }
 
 
 def folder_of(mark: str) -> Path:

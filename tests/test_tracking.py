@@ -420,21 +420,21 @@ def test_a_program_leaves_none_of_wandbs_folders_and_processes(tmp_path: Path) -
     code = (
         "import os, signal, sys; from pathlib import Path; from capo_ray import tracking_sinks as s;"
         "from capo_ray.config.blocks import Tracking; from capo_ray.program import _children, leave;"
-        "s.PATIENCE_S = 1;"
+        "s.PATIENCE_S = s.ANSWER_S = 1;"
         "run_dir, config = Path(sys.argv[1]), Tracking(wandb='offline');"
         "run = s.start_wandb(run_dir, config, run_id='a', run_name='x', resolved_config={});"
-        "sink = s.Beside('wandb', run, where=Path('w'), stuck_s=1);"
+        "sink = s.Beside('wandb', run, where=Path('w'));"
         "sink.write(0, {'x': 1.0});"
         "import time; time.sleep(1);"
         "children = _children(); print(*children, flush=True); [os.kill(pid, signal.SIGSTOP) for pid in children];"
-        "sink.close(); leave(3)"
+        "sink.write(1, {'x': 2.0}); time.sleep(3); sink.close(); leave(3)"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env=clean | {"TMPDIR": str(tmp_path / "tmp")},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 3 and "wandb did not end within 2 s" in done.stderr
+    assert done.returncode == 3 and "TimeoutError: its process has answered nothing for 1 s; the run" in done.stderr
     children = done.stdout.split()
     assert children and not [pid for pid in children if Path(f"/proc/{pid}/cmdline").is_file() and _lives(pid)]
     assert [path.name for path in (tmp_path / "tmp").iterdir() if "wandb" in path.name] == []
@@ -449,6 +449,7 @@ def test_wandb_has_a_table_of_responses(tmp_path: Path, monkeypatch: pytest.Monk
 
     class Kept:
         def __init__(self) -> None:
+            self.summary = {"x": 1.0}
             self.logged: list[dict[str, Any]] = []
 
         def define_metric(self, name: str, **more: Any) -> None: ...

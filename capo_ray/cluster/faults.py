@@ -12,6 +12,7 @@ from ray.exceptions import (
     ObjectLostError,
     OutOfMemoryError,
     RayActorError,
+    RayError,
     RayTaskError,
     TaskPlacementGroupRemoved,
     WorkerCrashedError,
@@ -23,6 +24,10 @@ LOSSES = (
     *(RayActorError, ObjectLostError, OutOfMemoryError, WorkerCrashedError),
     *(NodeDiedError, LocalRayletDiedError, TaskPlacementGroupRemoved, ActorPlacementGroupRemoved),
 )
+
+
+class NotEnough(RuntimeError):
+    """The cluster cannot hold the run."""
 
 
 class SessionLost(RuntimeError):
@@ -38,6 +43,8 @@ def cause_of(error: BaseException) -> str:
     if isinstance(error, RayActorError):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return " ".join(lines[:1] + lines[-3:]) if "creation task" in lines[0] else " ".join(lines[:8])
+    if isinstance(error, RayError):  # one for lack of memory goes on for sixty lines: of the store, of every process
+        return f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"
     return f"{type(error).__name__}: {error}"
 
 

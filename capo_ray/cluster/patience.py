@@ -14,7 +14,8 @@ from ray.exceptions import ActorUnavailableError
 log = logging.getLogger(__name__)
 
 END_S = 6 * 3600.0
-"""More than the slowest storage needs for the largest model, and than a cluster takes to grow."""
+"""More than the slowest storage needs for the largest model, than a cluster takes to grow, and than any call of a rank
+takes. What ranks wait for among themselves ends before: see process_group.COLLECTIVE."""
 
 
 async def with_patience(awaited: Awaitable[Any], what: str, *, patience_s: float = 30.0, end_s: float = END_S) -> Any:

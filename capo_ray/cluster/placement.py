@@ -19,7 +19,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from capo_ray.cluster.actors import AggregatorActor, CriticActor, RolloutActor, TrainerActor
-from capo_ray.cluster.faults import cause_of
+from capo_ray.cluster.faults import NotEnough, cause_of
 from capo_ray.cluster.gauges import Badge
 from capo_ray.cluster.patience import ends_within, with_patience
 from capo_ray.cluster.session import head_address
@@ -33,6 +33,8 @@ Bundle = dict[str, float]
 
 MANY = 1_000_000
 """Concurrent calls of an async actor: how many run is decided by whoever calls, not by Ray."""
+LOOK_S = 5.0
+"""Between two looks whether what is waited for can come."""
 RESTARTS = 3
 """How often Ray starts a rollout worker or critic again that died."""
 _CLASSES: dict[Role, type] = {
@@ -54,10 +56,6 @@ def remote_class(role: Role) -> Any:
     it; the others do everything side by side."""
     made = ray.remote(concurrency_groups={"pulse": 1}) if role == "trainer" else ray.remote
     return made(_CLASSES[role])
-
-
-class NotEnough(RuntimeError):
-    """The cluster cannot hold the run."""
 
 
 def environment(config: Config, role: Role) -> dict[str, str]:
@@ -110,15 +108,28 @@ class Team:
         """Get the placement group; trainer ranks stay on one node where one has room for all. Raises NotEnough."""
         if not self.bundles:
             return
-        nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-        refuse_too_much(self.bundles, ray.cluster_resources(), joined=self._config.cluster.address is not None)
+        self._refuse()
         self._sit(together=True)
-        if misfit(self.bundles, nodes):
+        if misfit(self.bundles, _nodes()):
             self._sit(together=False)
-        refuse_misfit(self.bundles, nodes)
+        self._refuse()
         strategy = "PACK" if self._config.cluster.placement == "pack" else "SPREAD"
         self._group = placement_group(self.bundles, strategy=strategy, name=self._name)
-        await with_patience(self._group.ready(), f"the placement group of {len(self.bundles)} bundles")
+        what = f"the placement group of {len(self.bundles)} bundles"
+        placed = asyncio.ensure_future(with_patience(self._group.ready(), what))
+        try:
+            while not (await asyncio.wait((placed,), timeout=LOOK_S))[0]:
+                self._refuse()  # a machine that has just died is counted until Ray's head has missed it for a while
+            placed.result()
+        finally:
+            placed.cancel()
+
+    def _refuse(self) -> None:
+        """Raises NotEnough where the machines that are there cannot hold the bundles: Ray would wait for ever."""
+        nodes = _nodes()
+        total = {name: sum(node.get(name, 0.0) for node in nodes) for node in nodes for name in node}
+        refuse_too_much(self.bundles, total, joined=self._config.cluster.address is not None)
+        refuse_misfit(self.bundles, nodes)
 
     def hire(self, role: Role, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Start every actor of `role`, each with its arguments; `ready` waits for them."""
@@ -179,6 +190,11 @@ class Team:
             ray.kill(actor)
         if self._group is not None:
             remove_placement_group(self._group)
+
+
+def _nodes() -> list[Bundle]:
+    """What each machine has that is alive."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 def refuse_too_much(bundles: Sequence[dict[str, float]], there: dict[str, float], *, joined: bool = False) -> None:

@@ -13,8 +13,10 @@ import logging
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -24,6 +26,7 @@ from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from capo_ray.cluster.patience import ends_within
+from capo_ray.cluster.stacks import family, stacks
 
 log = logging.getLogger(__name__)
 
@@ -59,44 +62,47 @@ class Heart(logging.Handler):
         return Pulse(pid=os.getpid(), node=ray.get_runtime_context().get_node_id(), said=said)
 
 
-End = Callable[[Any, Pulse | None], None]
+End = Callable[[Any, Pulse | None], str]
+"""Ends an actor's process; returns what it was doing, as far as that can be seen."""
+END_S = 60
+"""Seconds for that, of which the stacks of a large engine's processes take the most."""
 
 
-def end_process(actor: Any, of: Pulse | None) -> None:
+def end_process(actor: Any, of: Pulse | None) -> str:
     """Kill the process that answered so last, and what it had started, on whichever machine it is. One that has not
-    answered yet is Ray's to kill."""
+    answered yet is Ray's to kill, and its stacks are not seen."""
     if of is None:
-        ends_within(30, lambda: ray.kill(actor, no_restart=False))
-        return
+        ends_within(END_S, lambda: ray.kill(actor, no_restart=False))
+        return ""
     if of.node == ray.get_runtime_context().get_node_id():
-        kill_tree(of.pid)
-        return
+        return end_tree(of.pid)
     there = NodeAffinitySchedulingStrategy(node_id=of.node, soft=False)
-    killing = ray.remote(kill_tree).options(num_cpus=0, scheduling_strategy=there).remote(of.pid)
-    ends_within(30, lambda: ray.get(killing))
+    ending = ray.remote(end_tree).options(num_cpus=0, scheduling_strategy=there).remote(of.pid)
+    seen: list[str] = []
+    ends_within(END_S, lambda: seen.append(ray.get(ending)))
+    return "".join(seen)
 
 
-def kill_tree(pid: int) -> None:
-    """SIGKILL ends frozen processes too; children are found before, since they are nobody's afterwards."""
-    try:
-        parent = psutil.Process(pid)
-        family = [*parent.children(recursive=True), parent]
-    except psutil.NoSuchProcess:
-        return
-    for process in family:
-        try:
+def end_tree(pid: int) -> str:
+    """SIGKILL ends frozen processes too; children are found before, since they are nobody's afterwards. Returns the
+    stacks that they had."""
+    seen, those = stacks(pid), family(pid)
+    for process in those:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
+    return seen
 
 
 @asynccontextmanager
 async def watching(
-    actors: Mapping[str, Any], *, silence_s: float, every_s: float = EVERY_S, end: End = end_process
+    actors: Mapping[str, Any], *, silence_s: float, hung: Path, every_s: float = EVERY_S, end: End = end_process
 ) -> AsyncIterator[None]:
     """Ask `actors`, by name, for their pulse as long as this lasts. One that answers nothing for half of `silence_s` is
-    named, and ended after all of it."""
-    watches = [asyncio.ensure_future(_watch(name, actor, silence_s, every_s, end)) for name, actor in actors.items()]
+    named, and ended after all of it; what it was doing then is added to its file in the folder `hung`."""
+    watches = [
+        asyncio.ensure_future(_watch(name, actor, silence_s, every_s, end, hung / f"{name}.txt"))
+        for name, actor in actors.items()
+    ]
     try:
         yield
     finally:
@@ -105,7 +111,7 @@ async def watching(
         await asyncio.gather(*watches, return_exceptions=True)
 
 
-async def _watch(name: str, actor: Any, silence_s: float, every_s: float, end: End) -> None:
+async def _watch(name: str, actor: Any, silence_s: float, every_s: float, end: End, doing: Path) -> None:
     last: Pulse | None = None
     while True:
         await asyncio.sleep(every_s)
@@ -122,8 +128,20 @@ async def _watch(name: str, actor: Any, silence_s: float, every_s: float, end: E
             log.error(
                 "%s has answered nothing for %g s (cluster.silence_s): it is ended, as if it had died", name, silence_s
             )
-            await asyncio.to_thread(end, actor, last)
+            if seen := await asyncio.to_thread(end, actor, last):
+                log.error("what %s was doing: %s", name, await asyncio.to_thread(_keep, seen, doing))
             last = None
+
+
+def _keep(seen: str, file: Path) -> str:
+    """Where it is then; a disk that takes nothing keeps nobody from going on."""
+    try:
+        file.parent.mkdir(exist_ok=True)
+        with file.open("a", encoding="utf-8") as out:
+            out.write(f"--- {datetime.now():%Y-%m-%d %H:%M:%S}\n{seen}\n")
+    except OSError as error:
+        return f"{file} cannot be written ({error.strerror})"
+    return str(file)
 
 
 async def _answer(name: str, actor: Any, silence_s: float) -> Pulse | None:

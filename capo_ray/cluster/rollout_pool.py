@@ -1,17 +1,19 @@
 """The rollout workers: who samples which prompt, and what happens when one dies.
 
 A group goes to the worker with the fewest responses outstanding, as a whole, so that its prompt is computed once. What
-a worker that died had not delivered is sampled again elsewhere from the same seeds. Leaves out what becomes of a
-response (aggregator).
+a worker that died had not delivered is sampled again elsewhere from the same seeds. One that answers its pulse and
+delivers nothing is ended. Leaves out what becomes of a response (aggregator).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from time import monotonic
 from typing import Any
 
+import ray
 from ray.exceptions import RayActorError
 
 from capo_ray.cluster.faults import cause_of
@@ -20,17 +22,33 @@ from capo_ray.types import Prompt, Sampling
 
 log = logging.getLogger(__name__)
 
+SLOWEST_S = 1.0
+"""For a token of a response. A tenth of the slowest pace that anybody would wait for."""
+LEAST_S = 600.0
+"""Whatever is sampled: the longest prompts on the slowest engines, and an engine that compiles on its first request."""
+
 
 class RolloutPool:
     """Routes groups to workers. Lives on the driver's event loop."""
 
-    def __init__(self, workers: Sequence[Any], gate: Gate, *, revive: Callable[[], Awaitable[None]]) -> None:
-        """Sampling shares `gate`. `revive` brings dead workers back with the current weights, or raises."""
+    def __init__(
+        self,
+        workers: Sequence[Any],
+        gate: Gate,
+        *,
+        revive: Callable[[], Awaitable[None]],
+        least_s: float = LEAST_S,
+    ) -> None:
+        """Sampling shares `gate`. `revive` brings dead workers back with the current weights, or raises. A worker that
+        delivers nothing for as long as its longest response may take, or `least_s`, is ended."""
         self.workers = list(workers)
         self._gate = gate
         self._revive = revive
         self._reviving = asyncio.Lock()
+        self._least_s = least_s
         self._outstanding = [0] * len(self.workers)
+        self._delivered = [0.0] * len(self.workers)
+        """When each last did."""
         self._dead: set[int] = set()
         self.num_deaths = 0
 
@@ -87,10 +105,7 @@ class RolloutPool:
             self._outstanding[number] += share
             deliveries: list[asyncio.Future[int]] = []
             try:
-                worker = self.workers[number]
-                async for reference in worker.generate.options(num_returns="streaming").remote(
-                    prompt, sampling, dict(seeds)
-                ):
+                async for reference in self._responses(number, prompt, sampling, seeds):
                     deliveries.append(asyncio.ensure_future(deliver(reference)))
             except RayActorError as error:
                 if not self._is_death(number, error):
@@ -102,6 +117,31 @@ class RolloutPool:
             finally:
                 self._outstanding[number] -= share
             return number, deliveries
+
+    async def _responses(
+        self, number: int, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]
+    ) -> AsyncIterator[Any]:
+        """References, as they are finished. Raises RayActorError, also where the worker had to be ended."""
+        worker, limit_s = self.workers[number], max(self._least_s, SLOWEST_S * sampling.max_tokens)
+        stream = worker.generate.options(num_returns="streaming").remote(prompt, sampling, dict(seeds))
+        begun = monotonic()
+        while True:
+            upcoming = asyncio.ensure_future(anext(stream, None))
+            try:
+                while not (await asyncio.wait((upcoming,), timeout=limit_s / 10))[0]:
+                    silent_s = monotonic() - max(begun, self._delivered[number])
+                    if silent_s >= limit_s:
+                        log.error("rollout worker %d has delivered nothing for %.0f s: it is ended", number, silent_s)
+                        ray.kill(worker, no_restart=False)
+                    elif silent_s >= limit_s / 2:
+                        log.warning("waiting for a response of rollout worker %d since %.0f s", number, silent_s)
+                reference = upcoming.result()
+            finally:
+                upcoming.cancel()
+            if reference is None:
+                return
+            self._delivered[number] = monotonic()
+            yield reference
 
     def _is_death(self, number: int, error: BaseException) -> bool:
         """Whether it was worker `number` that died, and not another actor on the way of its response."""

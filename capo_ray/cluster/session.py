@@ -1,8 +1,9 @@
 """A Ray session of our own: started for one run, and gone with it.
 
 Its files live in a temporary folder of its own, from which the logs are moved to the run's folder at the end; while it
-goes on, `ray_session` in the run's folder says where that is, for who wants to look (launch/grafana). With `address` an
-existing cluster is joined instead and left as it was. Leaves out what runs in the session.
+goes on, `ray_session` in the run's folder says where that is, for who wants to look (launch/grafana), and for a resumed
+run, which tidies up after one that was killed. With `address` an existing cluster is joined instead and left as it was.
+Leaves out what runs in the session.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 
 import psutil
 import ray
+from ray._private import worker
 
 from capo_ray.cluster.faults import SessionLost
 from capo_ray.cluster.patience import ends_within
@@ -33,14 +35,24 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 GIB = 1 << 30
+PREFIX = "capo_ray-"
 _PATIENCE_S = 10
 """Seconds that Ray is given to end; one whose head is gone does not."""
+
+
+def _say_less(data: dict[str, Any], *given: Any, **more: Any) -> None:
+    """In place of Ray's printing: of a raylet that ended the first line, without the forty of its state."""
+    said = "".join(data["lines"]).strip()
+    if said:
+        log.warning("Ray says: %s", said.splitlines()[0])
 
 
 @contextmanager
 def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
     """Ray, started here or joined; `logs` receives the logs of a session that was started here."""
     environment = worker_environment()
+    # Ray has a switch for what actors print, and none for what it has to say itself.
+    worker.print_to_stdstream = _say_less
     if cluster.address is not None:
         with sigterm_as_it_was():
             ray.init(
@@ -54,7 +66,9 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
         finally:
             ends_within(_PATIENCE_S, ray.shutdown)
         return
-    home = Path(tempfile.mkdtemp(prefix="capo_ray-"))  # short: socket paths have a limit of 107 characters
+    told = logs.with_name("ray_session")
+    tidy(told, logs)
+    home = Path(tempfile.mkdtemp(prefix=PREFIX))  # short: socket paths have a limit of 107 characters
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_health_check_failure_threshold", "3")  # a frozen raylet is lost after 40 s, not after 65
     try:
@@ -62,7 +76,6 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
             context = _started(cluster, environment, home)
         if context.dashboard_url:
             log.info("Ray's dashboard: http://%s", context.dashboard_url)
-        told = logs.with_name("ray_session")
         told.parent.mkdir(parents=True, exist_ok=True)
         told.write_text(f"{home}\n", encoding="utf-8")
         try:
@@ -75,6 +88,18 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+def tidy(told: Path, logs: Path) -> None:
+    """What a session of this run left that was killed with its program: `told` names its folder, whose logs are kept.
+    A run has one program at a time (run_dir), so nobody is in there. Another folder than a session's is left alone."""
+    if not told.is_file():
+        return
+    home = Path(told.read_text(encoding="utf-8", errors="replace").strip())
+    if home.parent == Path(tempfile.gettempdir()) and home.name.startswith(PREFIX) and home.is_dir():
+        keep_logs(home, logs)
+        shutil.rmtree(home, ignore_errors=True)
+    told.unlink(missing_ok=True)
+
+
 def _started(cluster: Cluster, environment: dict[str, str], home: Path) -> Any:
     """Ray on this machine. On a busy one its start can take longer than Ray waits for it: then it is tried again."""
     for last in (False, False, True):
@@ -85,8 +110,8 @@ def _started(cluster: Cluster, environment: dict[str, str], home: Path) -> Any:
                 num_gpus=0 if cluster.device == "cpu" else None,
                 object_store_memory=None if cluster.object_store_gib is None else int(cluster.object_store_gib * GIB),
                 include_dashboard=cluster.dashboard,
-                # vLLM leaves the sockets between its processes where they were; here they go with the rest.
-                runtime_env={"env_vars": environment | {"VLLM_RPC_BASE_PATH": str(home)}},
+                # What vLLM's processes leave where they were, sockets and files by which they meet, goes with the rest.
+                runtime_env={"env_vars": environment | {"VLLM_RPC_BASE_PATH": str(home), "TMPDIR": str(home)}},
                 log_to_driver=False,
                 logging_level="ERROR",
                 _temp_dir=str(home),

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 
 from capo_ray.cluster.ahead import Groups
 from capo_ray.cluster.faults import cause_of, is_loss
-from capo_ray.cluster.patience import with_patience
+from capo_ray.cluster.patience import END_S, with_patience
 from capo_ray.learn.batch import Aggregation, Plan, centre_and_spread, denominators, plan
 from capo_ray.types import Batch, GroupSummary, Metrics, Update
 
@@ -27,8 +27,6 @@ GRACE_S = 10.0
 """Seconds in which Ray hears of a rank that died."""
 WORD_S = {"score": 300.0, "update": 300.0, "save": 300.0}
 """A wait is logged as often; others every 30 s."""
-END_S = 6 * 3600.0
-"""More than any call takes. What ranks wait for among themselves ends before: see process_group.COLLECTIVE."""
 log = logging.getLogger(__name__)
 
 

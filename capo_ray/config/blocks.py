@@ -349,7 +349,13 @@ class Cluster(Block):
         "fill machines one after the other, or spread over them", "pack", source="Ray placement groups"
     )
     max_restarts: int = setting(
-        "how often a run goes on from its last checkpoint after an actor was lost for good", 3, unit="restarts", ge=0
+        "how often in a row, with no new checkpoint in between, a run goes on from its last one after a loss",
+        3,
+        unit="restarts",
+        ge=0,
+    )
+    node_wait_s: float = setting(
+        "how long a run on a joined cluster waits for a lost machine or another in its place", 600.0, unit="s", ge=0
     )
     silence_s: float = setting(
         "an actor, or its engine, that answers nothing for so long is ended as if it had died, and named after half of "

@@ -8,7 +8,8 @@ pytestmark = pytest.mark.ray
 
 
 def test_more_than_the_cluster_has_is_refused() -> None:
-    from capo_ray.cluster.placement import NotEnough, refuse_too_much
+    from capo_ray.cluster.faults import NotEnough
+    from capo_ray.cluster.placement import refuse_too_much
 
     bundles = [{"CPU": 0.1, "GPU": 1.0}] * 3
     refuse_too_much(bundles, {"CPU": 0.3, "GPU": 3.0, "memory": 1e9})
@@ -21,7 +22,8 @@ def test_more_than_the_cluster_has_is_refused() -> None:
 
 
 def test_a_bundle_that_fits_no_node_is_refused_and_not_waited_for() -> None:
-    from capo_ray.cluster.placement import NotEnough, refuse_misfit, refuse_too_much
+    from capo_ray.cluster.faults import NotEnough
+    from capo_ray.cluster.placement import refuse_misfit, refuse_too_much
 
     bundles, nodes = [{"CPU": 4.0, "GPU": 4.0}], [{"CPU": 8.0, "GPU": 1.0}] * 16
     refuse_too_much(bundles, {"CPU": 128.0, "GPU": 16.0})
@@ -31,7 +33,8 @@ def test_a_bundle_that_fits_no_node_is_refused_and_not_waited_for() -> None:
 
 
 def test_no_advice_to_join_a_cluster_that_is_joined() -> None:
-    from capo_ray.cluster.placement import NotEnough, refuse_too_much
+    from capo_ray.cluster.faults import NotEnough
+    from capo_ray.cluster.placement import refuse_too_much
 
     with pytest.raises(NotEnough, match="add nodes to the cluster"):
         refuse_too_much([{"CPU": 1.0}], {"CPU": 0.5}, joined=True)

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, OwnerDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, OwnerDiedError, RayTaskError
 
-from capo_ray.cluster.faults import cause_of, is_loss
+from capo_ray.cluster.faults import NotEnough, cause_of, is_loss
 from capo_ray.cluster.restarts import outlive
 from capo_ray.critics.service import CriticsFailed
 from capo_ray.driver import StaleSample, train
@@ -36,22 +36,37 @@ class Run:
     metrics: dict[int, int] = field(default_factory=dict)
     hired: int = 0
     dismissed: int = 0
+    refused: int = 0
+    """How often there is no room for a crew after the first one."""
     restarts: list[int] = field(default_factory=list)
 
     @asynccontextmanager
     async def hire(self) -> AsyncIterator[Crew]:
         assert self.hired == self.dismissed, "the old crew is still there"
+        if self.hired and self.refused:
+            self.refused -= 1
+            raise NotEnough("this run needs 2 GPU (there are 1)")
         self.hired += 1
         try:
             yield Crew(self)
         finally:
             self.dismissed += 1
 
-    def go(self, *, max_restarts: int = 3) -> None:
+    def go(self, *, max_restarts: int = 3, room_within_s: float = 0.0) -> None:
         async def work(crew: Crew) -> None:
             await train(crew, steps=5, max_staleness=0, checkpoint_every=2)
 
-        asyncio.run(outlive(self.hire, work, max_restarts=max_restarts, on_restart=self.restarts.append))
+        asyncio.run(
+            outlive(
+                self.hire,
+                work,
+                max_restarts=max_restarts,
+                on_restart=self.restarts.append,
+                saved=lambda: max(self.disk, default=0),
+                room_within_s=room_within_s,
+                look_s=0.01,
+            )
+        )
 
 
 class Crew:
@@ -114,7 +129,7 @@ def test_a_loss_leads_back_to_the_checkpoint_and_to_the_same_numbers(
     assert (run.metrics, run.hired, run.dismissed, run.restarts) == (UNDISTURBED, 2, 2, [1])
     assert caplog.messages == [
         "an actor was lost: The actor died unexpectedly before finishing this task. Everything is started again from "
-        "the newest checkpoint (restart 1, at most 3: cluster.max_restarts)"
+        "the newest checkpoint (restart 1, at most 3 without a new checkpoint: cluster.max_restarts)"
     ]
 
 
@@ -133,6 +148,34 @@ def test_one_loss_too_many_ends_the_run() -> None:
     with pytest.raises(ActorDiedError):
         none.go(max_restarts=0)
     assert none.hired == 1
+
+
+def test_losses_that_cost_no_checkpoint_are_no_row() -> None:
+    """A run of weeks meets more of them than any run may in a row."""
+    run = Run([("update", step, ActorDiedError()) for step in (1, 3, 3, 4, 4)])
+    run.go(max_restarts=2)
+    assert (run.metrics, run.restarts) == (UNDISTURBED, [1, 2, 3, 4, 5])
+
+
+def test_a_lost_machine_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    run = Run([("update", 3, ActorDiedError())], refused=3)
+    run.go(room_within_s=60)
+    assert (run.metrics, run.restarts, run.refused) == (UNDISTURBED, [1], 0)
+    waits = [line for line in caplog.messages if line.startswith("waiting")]
+    assert waits == ["waiting for the lost machine, or another, since 0 s: this run needs 2 GPU (there are 1)"] * 3
+
+
+def test_one_that_does_not_come_back_ends_the_run_with_that_cause() -> None:
+    run = Run([("update", 3, ActorDiedError())], refused=1000)
+    with pytest.raises(NotEnough) as error:
+        run.go(room_within_s=0.05)
+    assert str(error.value) == (
+        "a machine was lost, and none took its place within 0.05 s (cluster.node_wait_s): this run needs 2 GPU "
+        "(there are 1)"
+    )
+    at_once = Run([("update", 3, ActorDiedError())], refused=1)
+    with pytest.raises(NotEnough, match=r"^this run needs 2 GPU"):
+        at_once.go()
 
 
 @pytest.mark.parametrize(
@@ -163,6 +206,11 @@ def test_what_a_loss_is() -> None:
     losses.append(ExceptionGroup("groups", [died, ExceptionGroup("more", [GONE])]))
     assert all(map(is_loss, losses))
     assert cause_of(losses[-1]) == cause_of(died)
+
+
+def test_a_lack_of_memory_is_said_in_two_lines() -> None:
+    error = OutOfMemoryError("6 worker(s) were killed.\nMemory usage 24B exceeded 23B\nObject store [\n- spillable: 0")
+    assert cause_of(error) == "OutOfMemoryError: 6 worker(s) were killed. Memory usage 24B exceeded 23B"
 
 
 def test_interrupting_is_no_loss() -> None:

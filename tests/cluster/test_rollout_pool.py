@@ -21,7 +21,8 @@ SAMPLING = Sampling(max_tokens=4)
 
 
 class FakeEngine:
-    """Gives the seed as the response; dies after two responses as long as `fuse` exists, then removes it."""
+    """Gives the seed as the response; as long as `fuse` exists it dies after two responses, or, where the file has a
+    text, gives no further one; then removes it."""
 
     def __init__(self, name: str, fuse: str = "") -> None:
         self.name = name
@@ -32,7 +33,10 @@ class FakeEngine:
         for number, (index, seed) in enumerate(seeds.items()):
             if number == 2 and self._fuse is not None and self._fuse.exists():
                 await asyncio.sleep(0.3)  # the responses before are on their way
+                stuck = self._fuse.read_text()
                 self._fuse.unlink()
+                if stuck:
+                    await asyncio.sleep(3600)
                 os._exit(1)
             yield Rollout(
                 prompt_id=prompt.id,
@@ -105,6 +109,28 @@ def test_what_a_dead_worker_owed_is_sampled_elsewhere_from_the_same_seeds(
     assert deaths == 1 and not fuse.exists()
     assert "rollout worker 0 died: " in caplog.text
     assert sorted(set(seen)) == [(index, str(100 + index)) for index in range(6)]
+
+
+def test_a_worker_that_delivers_nothing_is_ended(
+    ray_here: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its process is well, and would answer its pulse."""
+    from capo_ray.cluster.rollout_pool import RolloutPool
+
+    fuse = tmp_path / "fuse"
+    fuse.write_text("stuck")
+    workers = [worker(ray_here, "a", str(fuse), max_restarts=1), worker(ray_here, "b")]
+    judge = judge_of(ray_here, Judge)
+
+    async def use() -> list[tuple[int, str]]:
+        pool = RolloutPool(workers, Gate(), revive=no_revival, least_s=4)
+        seeds = {index: 100 + index for index in range(6)}
+        await pool.generate(PROMPT, SAMPLING, seeds, lambda rollout: judge.score.remote(rollout))
+        return await judge.all.remote()
+
+    assert sorted(set(asyncio.run(use()))) == [(index, str(100 + index)) for index in range(6)]
+    assert "waiting for a response of rollout worker 0 since 2 s" in caplog.messages
+    assert "rollout worker 0 has delivered nothing for 4 s: it is ended" in caplog.messages
 
 
 def test_when_all_are_dead_they_are_revived_and_the_work_is_done(ray_here: Any, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """A Ray session that goes away under a run is noticed by the run, not by Ray alone."""
 
 import asyncio
+import inspect
 import re
 import socket
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from capo_ray.cluster.faults import SessionLost, is_loss
-from capo_ray.cluster.session import while_it_answers
+from capo_ray.cluster.session import _say_less, tidy, while_it_answers
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -54,3 +57,30 @@ def test_what_the_work_raises_is_raised() -> None:
 
     with pytest.raises(ValueError, match="the data are odd"):
         asyncio.run(go())
+
+
+def test_what_a_killed_session_left_is_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logs are kept; a folder that is no session's is not touched, whatever the file says."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (home := tmp_path / "tmp" / "capo_ray-ab12").joinpath("session_1", "logs").mkdir(parents=True)
+    (home / "session_1" / "logs" / "worker.err").write_text("why it died")
+    (mine := tmp_path / "home" / "capo_ray-mine").mkdir(parents=True)
+    told, logs = tmp_path / "run" / "ray_session", tmp_path / "run" / "logs"
+    told.parent.mkdir()
+    for named in (mine, tmp_path / "tmp", tmp_path / "tmp" / "capo_ray-ab12" / ".." / "..", home):
+        told.write_text(f"{named}\n")
+        tidy(told, logs)
+        assert mine.is_dir() and not told.exists() and home.is_dir() == (named != home)
+    assert (logs / "worker.err").read_text() == "why it died"
+    tidy(told, logs)  # nothing is left to be told of
+
+
+def test_what_ray_says_itself_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    from ray._private import worker
+
+    assert "print_to_stdstream" in inspect.getsource(worker.listen_error_messages), "Ray prints in another way now"
+    _say_less(
+        {"lines": ["Raylet is terminated. Last 20 lines:\n  - num bytes created total: 8\n"]}, ignore_prefix=False
+    )
+    _say_less({"lines": [""]})
+    assert caplog.messages == ["Ray says: Raylet is terminated. Last 20 lines:"]

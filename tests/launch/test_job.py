@@ -275,7 +275,7 @@ def test_submit_follow_stop_and_resume(tmp_path: Path) -> None:
     """On a real cluster: a run that is stopped on its way and goes on to its end; while it starts, a plan, a look at
     the cluster and a failure."""
     run_dir = tmp_path / "run"
-    tiny = ["+experiment=tiny_cpu", "tracking.wandb=off", "critic=null", "algorithm=grpo"]
+    tiny = ["+experiment=tiny_cpu", "tracking.wandb=offline", "critic=null", "algorithm=grpo"]
     small = [
         *tiny,
         "prompts_per_step=2",
@@ -309,6 +309,8 @@ def test_submit_follow_stop_and_resume(tmp_path: Path) -> None:
         stopped = call(environment, "stop", "long")
         assert "interrupted. The last checkpoint is" in stopped.stdout
         assert stopped.stderr.endswith("long: stopped. Go on with: resume long\n")
+        said = call(environment, "follow", "long", code=130).stdout
+        assert "Traceback" not in said and "Error" not in said, said
         assert "has ended already: stopped" in call(environment, "stop", "long", code=2).stderr
 
         done = max(int(path.name[5:]) for path in run_dir.glob("checkpoints/step_*"))
