@@ -20,7 +20,7 @@ from capo_ray.checkpoint import Checkpoints
 from capo_ray.config.listing import of_a_run
 from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.data.problem import DataError
-from capo_ray.program import BAD_INPUT, FAILED, INTERRUPTED, leave, run_program
+from capo_ray.program import BAD_INPUT, FAILED, INTERRUPTED, OF_A_RUN, leave, need, run_program
 from capo_ray.run import Stopped, run
 from capo_ray.run_dir import RunDirError, claim
 
@@ -62,6 +62,7 @@ def launch(config: Config) -> int:
 
         return 0 if dry_run(config) else BAD_INPUT
     refuse_unfit(config)
+    need(*OF_A_RUN)
     run_dir = run_dir_of(config)
     mine = claim(run_dir, resume=config.resume)
     try:

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -62,6 +63,12 @@ def run_program(
     except CannotWrite as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in OPTIONAL:
+            raise
+        print(f"error: {_not_installed([library])}", file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
         print(f"\ninterrupted. {afterwards}".rstrip(), file=sys.stderr)
         return INTERRUPTED
@@ -134,14 +141,22 @@ def own_keys(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, 
     return own, rest
 
 
-def writable(path: Path, key: str) -> None:
-    """Raises ConfigError, before anything is done, where no file can be written at `path`."""
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{key}: {path} is {'a folder' if path.is_dir() else 'no plain file'}; name a file")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{key}: there is no folder {path.parent} to write it into")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"{key}: {path} cannot be written; name another file")
+OF_A_RUN = ("ray", "vllm", "deepspeed", "torch", "transformers", "numpy", "pyarrow", "rich")
+"""What a run imports and the core install has not."""
+OPTIONAL = {*OF_A_RUN, "aiohttp", "datasets", "matplotlib", "nicegui", "psutil", "safetensors", "tensorboard", "wandb"}
+
+
+def need(*libraries: str) -> None:
+    """Raises ConfigError, before anything is made, where one of them is not installed."""
+    if missing := [name for name in libraries if find_spec(name) is None]:
+        raise ConfigError(_not_installed(missing))
+
+
+def _not_installed(missing: Sequence[str]) -> str:
+    return (
+        f"this needs {', '.join(missing)}, which the core install (pip install .) does not have: make setup in a "
+        "checkout, or pip install --no-deps -r requirements/gpu.lock"
+    )
 
 
 def first_of(error: BaseException) -> BaseException:

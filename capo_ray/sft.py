@@ -43,7 +43,7 @@ from capo_ray.models import find_model, shown
 from capo_ray.options import check
 from capo_ray.planning.machine import gpu_sizes, shape_of
 from capo_ray.planning.memory import rank_memory
-from capo_ray.program import run_program
+from capo_ray.program import need, run_program
 from capo_ray.types import TrainSequence
 
 if TYPE_CHECKING:
@@ -349,6 +349,7 @@ def refuse_unfit(config: Sft, gpus: Sequence[float]) -> None:
 
 
 def run(config: Sft) -> None:
+    need("torch", "transformers", "deepspeed")
     import torch
 
     found: Literal["cpu", "gpu"] = "gpu" if torch.cuda.is_available() else "cpu"

@@ -97,6 +97,49 @@ def test_launch_finds_its_experiments_from_anywhere(installed: tuple[str, Path, 
     assert list(tmp_path.iterdir()) == []
 
 
+CORE = """
+import runpy, sys
+for name in ("ray vllm deepspeed torch transformers numpy pyarrow rich aiohttp datasets matplotlib nicegui psutil "
+             "safetensors tensorboard wandb").split():
+    sys.modules[name] = None  # as if it were not installed
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("launch +experiment=tiny_cpu", 2, "error: this needs ray, vllm, deepspeed, torch, "),
+        ("launch +experiment=tiny_cpu dry_run=true", 0, ""),
+        ("plan +experiment=tiny_cpu", 0, ""),
+        ("lab run=quick out=lab", 2, "error: this needs numpy, matplotlib, ray, "),
+        ("evaluate model=asset:tiny_policy suite=arithmetic", 2, "error: this needs numpy, rich, vllm, which the core"),
+        ("critic_bench critic=tiny data=arithmetic count=5 k=1 out=bench", 2, "error: this needs rich, ray, vllm, "),
+        ("sft model=asset:tiny_policy data=x.jsonl out=sft", 2, "error: this needs torch, transformers, deepspeed, "),
+        ("view .", 2, ""),
+        ("revote .", 2, ""),
+        ("credit tokenizer=none", 2, "error: "),
+    ],
+)
+def test_the_core_runs_or_refuses_in_one_line_and_leaves_nothing(
+    command: str, code: int, said: str, tmp_path: Path
+) -> None:
+    program, *arguments = command.split()
+    done = subprocess.run(
+        [sys.executable, "-c", CORE, f"capo_ray.{program}", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert done.stderr.startswith(said) and (not said or done.stderr.count("\n") == 1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_tools_run(installed: tuple[str, Path, Path], tmp_path: Path) -> None:
     way, folder, _ = installed
     environment = os.environ | {"PYTHONPATH": str(folder)}

@@ -88,7 +88,7 @@ def limited(message: str) -> str:
 def line(fault: Mapping[str, Any], top: type[BaseModel], place: str = "", see: str = "docs/configuration.md") -> str:
     """One fault of pydantic's, of a block of type `top` that stands at `place`, in one line."""
     parts = [str(part) for part in fault["loc"] if not str(part).endswith("]")]
-    path = ".".join([*([place] if place else []), *(part[:LONGEST] for part in parts)]) or "configuration"
+    path = limited(".".join([*([place] if place else []), *(part[:LONGEST] for part in parts)])) or "configuration"
     kind = fault["type"]
     if kind == "extra_forbidden":
         return f"{path}: no such key; {_nearest(parts, top) or f'see {see} for the keys there are'}"

@@ -90,13 +90,13 @@ def _refuse_unknown(given: Given, groups: Mapping[str, Sequence[str]]) -> None:
     if name is None or name in groups[group]:
         return
     if not isinstance(name, str):
-        raise ConfigError(f"{given.key}: takes one name of conf/{group}, got {shown(name)}")
+        raise ConfigError(f"{limited(given.key)}: takes one name of conf/{group}, got {shown(name)}")
     near = get_close_matches(name[:LONGEST], groups[group], n=3)
     there = experiments(groups[group]) if group == "experiment" else ", ".join(groups[group])
     if given.key == "model":
         raise ConfigError("model: which one? policy.path=FOLDER_OR_ID, or model@policy=NAME of conf/model")
     said = f"did you mean {' or '.join(near)}?" if near else f"there are {there}"
-    raise ConfigError(f"{given.key}: there is no {shown(name)} in conf/{group}; {said}")
+    raise ConfigError(f"{limited(given.key)}: there is no {shown(name)} in conf/{group}; {said}")
 
 
 def experiments(names: Sequence[str]) -> str:
@@ -140,7 +140,7 @@ def refuse_unreadable(override: str) -> None:
 
     key, equals, value = override.removeprefix("++").partition("=")
     if not equals and not override.startswith("~"):
-        raise ConfigError(f"{key}: arguments are key=value, or +group=name")
+        raise ConfigError(f"{limited(key)}: arguments are key=value, or +group=name")
     try:
         if not _parsed(override).is_sweep_override():
             return
@@ -151,6 +151,10 @@ def refuse_unreadable(override: str) -> None:
         raise ConfigError(f"{shown(key)}: a part of its value {said}; put it in double quotes, and all in single ones")
     quoted = shlex.quote(f"{key}={_quoted(value)}")
     what = f"`{value}`" if value.isprintable() else shown(value)
+    if limited(override) != override:  # nothing of it is repeated where it may hold a key
+        raise ConfigError(
+            f"{limited(key)}: a part of its value {said}; put it in double quotes, and all in single ones"
+        )
     raise ConfigError(f"{key}: a part of {what} {said}; quote it once for the shell and once for that: {quoted}")
 
 

@@ -41,8 +41,11 @@ def followed(tree: Any, given: Sequence[Given], models: Path) -> Iterator[tuple[
         beside |= {one.key.removeprefix(f"{place}.").split(".")[0] for one in given}
         for field, value in follow(None if whole else block.get("path"), path, beside, models).items():
             yield f"{place}.{field}", value
-    others = OmegaConf.select(tree, "critic.others") or ()
-    for number, model in enumerate(other.get("model") for other in others if isinstance(other, Mapping)):
+    others = OmegaConf.select(tree, "critic.others")
+    blocks = (
+        [dict(other) if isinstance(other, Mapping) else {} for other in others] if OmegaConf.is_list(others) else []
+    )
+    for number, model in enumerate(block.get("model") for block in blocks):
         if isinstance(model, Mapping) and model.get("path"):
             entry = known(str(model["path"]), models)
             for field in (field for field in FOLLOW if field in entry and field not in model):

@@ -28,7 +28,8 @@ from capo_ray.critics.prompt import find_template
 from capo_ray.critics.service import CriticsFailed
 from capo_ray.data.problem import DataError
 from capo_ray.options import check_options
-from capo_ray.program import GOES_ON, leave, own_keys, run_program
+from capo_ray.planning.bundles import critics_here
+from capo_ray.program import GOES_ON, leave, need, own_keys, run_program
 from capo_ray.resumable import claim, progress
 from capo_ray.types import JsonDict
 
@@ -176,7 +177,9 @@ def work(arguments: list[str]) -> int:
             raise DataError(f"replay: {options.replay} holds no reply")
     else:
         assert options.out is not None
-        replies = asyncio.run(run(options, configuration(options), options.out))
+        config = configuration(options)
+        need("rich", *(["ray", "vllm"] if critics_here(config) else []))
+        replies = asyncio.run(run(options, config, options.out))
         say_failed(replies)
     show(replies, options.out)
     return 0

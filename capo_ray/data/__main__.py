@@ -26,7 +26,7 @@ from capo_ray.data.problem import DataError, Problem, question_of, why_unanswere
 from capo_ray.data.read import problems, rows
 from capo_ray.models import folder_here, shown, tokenizer_in
 from capo_ray.output import check_output, output_file
-from capo_ray.program import own_keys, run_program, writable
+from capo_ray.program import own_keys, run_program
 
 USAGE = """usage: python -m capo_ray.data check [key=value ...]
 
@@ -67,9 +67,6 @@ def options_of(arguments: Sequence[str]) -> Options:
     config = compose(rest if named else ["+experiment=llama3b_intersection", "data.evaluation=null", *rest])
     if config.data.kind == "arithmetic":
         raise ConfigError(f"data.kind: {config.data.kind} is made up, there is nothing to check; name a set with data=")
-    out = Path(own["out"]).expanduser() if "out" in own else None
-    if out is not None:
-        writable(out, "out")
     show = own.get("show", "2")
     if not show.isdigit():
         raise ConfigError(f"show: must be a number of examples, got {show!r}")
@@ -78,7 +75,7 @@ def options_of(arguments: Sequence[str]) -> Options:
         config=config,
         against=tuple(name.strip() for name in against if name.strip()),
         show=int(show),
-        out=out,
+        out=Path(own["out"]).expanduser() if "out" in own else None,
     )
 
 

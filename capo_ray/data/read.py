@@ -199,7 +199,7 @@ def _parquet(path: Path, option: str) -> Iterator[Row]:
                 for record in _plain_rows(batch, path.name, number):
                     number += 1
                     yield f"{path.name}, row {number}", f"{path.name}:{number}", record
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, *UNPRINTABLE) as error:
         raise DataError(f"{option}: {path} cannot be read after row {number}: {limited(str(error))}") from None
 
 

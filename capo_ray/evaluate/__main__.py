@@ -37,7 +37,7 @@ from capo_ray.models import ModelFiles, find_model
 from capo_ray.options import check_options
 from capo_ray.planning.machine import gpu_sizes
 from capo_ray.planning.plan import refuse_silent
-from capo_ray.program import GOES_ON, leave, run_program
+from capo_ray.program import GOES_ON, leave, need, run_program
 from capo_ray.resumable import claim, progress
 from capo_ray.tasks.verify import Verifier
 from capo_ray.types import JsonDict, Sampling
@@ -245,6 +245,7 @@ def show(made: JsonDict, out: Path) -> None:
 
 def work(arguments: list[str]) -> int:
     options = options_of(arguments)
+    need("numpy", "rich", *(() if options.replay else ("vllm",)))
     if options.replay is None:
         asyncio.run(run(options, configuration(options)))
     folder = options.replay or options.folder

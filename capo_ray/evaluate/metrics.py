@@ -11,9 +11,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import comb
 from statistics import fmean
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 DRAWS = 2000
 """Bootstrap samples of an interval."""
@@ -72,6 +73,8 @@ def mean_of(benchmarks: Sequence[Sequence[float]], seed: int) -> Estimate:
 def _summed(benchmarks: Sequence[Sequence[float]], seed: int) -> Estimate:
     if not benchmarks or not all(benchmarks):
         raise ValueError("an estimate needs a problem at least")
+    import numpy as np
+
     rng = np.random.default_rng(seed)
     draws = np.mean([_drawn(values, rng) for values in benchmarks], axis=0)
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -86,6 +89,8 @@ def _summed(benchmarks: Sequence[Sequence[float]], seed: int) -> Estimate:
 def _drawn(values: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     """Means of DRAWS samples of as many values, [DRAWS]. There are few different values, so how often each is drawn is
     drawn instead of every one."""
+    import numpy as np
+
     different, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
     drawn = rng.multinomial(len(values), counts / len(values), size=DRAWS)
     return drawn @ different / len(values)

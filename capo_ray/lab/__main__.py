@@ -20,7 +20,7 @@ from capo_ray.config.run import ConfigError
 from capo_ray.lab.design import Design, designs, load
 from capo_ray.lab.report import curves, every_run, figure_of, page
 from capo_ray.lab.runs import RunFailed, matters, results, run_all
-from capo_ray.program import GOES_ON, leave, own_keys, run_program
+from capo_ray.program import GOES_ON, OF_A_RUN, leave, need, own_keys, run_program
 
 OWN = ("run", "out", "arms", "report")
 
@@ -74,6 +74,7 @@ def work(arguments: list[str]) -> int:
     asked = parse(arguments)
     warnings.filterwarnings("ignore", "reward.process_weight P")  # an arm may be about that
     design = load(asked.design)
+    need("numpy", "matplotlib", *(() if asked.report_only else OF_A_RUN))
     asked.out.mkdir(parents=True, exist_ok=True)
     if not asked.report_only:
         run_all(design.with_common(asked.overrides), asked.out, design.runs(asked.arms))
