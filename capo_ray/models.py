@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LEFT_OUT = ("*.bin", "*.pth", "*.gguf", "original/*")
+"""Files of a repository on the hub that nothing here reads: the same weights once more."""
 ASSETS = Path(__file__).resolve().parent / "assets"
 
 
@@ -212,7 +214,7 @@ def _here(name: str, field: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
+        return Path(snapshot_download(name, ignore_patterns=list(LEFT_OUT)))
     except Exception as error:  # the hub's client raises errors of many libraries
         raise ConfigError(
             f"{message}, and the Hugging Face hub did not give it ({type(error).__name__}). Check the name, the "

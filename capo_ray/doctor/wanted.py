@@ -15,7 +15,7 @@ from pathlib import Path
 from capo_ray.config.blocks import Model, Source, Tracking
 from capo_ray.config.run import Config, ConfigError, conf_dir
 from capo_ray.doctor.finding import Finding, fail, listed, ok, warn
-from capo_ray.models import ASSETS, folder_here, is_hub_id
+from capo_ray.models import ASSETS, LEFT_OUT, folder_here, is_hub_id
 from capo_ray.planning.bundles import critics_here
 from capo_ray.planning.machine import Machine
 from capo_ray.planning.memory import BYTES, GIB
@@ -83,10 +83,12 @@ def model_files(place: str, model: Model, ask_hub: Callable[[str], str], *, cach
             f"{model.path} is not here; its {size:.0f} GiB do not fit the cache, which has {cache_free_gib:.0f} left",
             "set HF_HOME to a larger disk",
         )
+    much = f"about {size:.0f} GiB" if model.shape else "as much as its weights are"
+    left_out = " ".join(f"--exclude '{pattern}'" for pattern in LEFT_OUT)
     return warn(
         place,
-        f"{model.path} is not here; about {size:.0f} GiB will be downloaded at the start",
-        f"hf download {model.path}",
+        f"{model.path} is not here; {much} will be downloaded at the start",
+        f"hf download {model.path} {left_out}",
     )
 
 

@@ -91,7 +91,11 @@ def test_model_files_that_are_not_here() -> None:
         "meta-llama/Llama-3.2-3B-Instruct is not here, and the hub does not give it: it is gated, and"
     )
     download = files(PAPER.policy, gives)
-    assert (download.state, download.fix) == ("warn", "hf download meta-llama/Llama-3.2-3B-Instruct")
+    assert (download.state, download.fix) == (
+        "warn",
+        "hf download meta-llama/Llama-3.2-3B-Instruct --exclude '*.bin' --exclude '*.pth' --exclude '*.gguf' "
+        "--exclude 'original/*'",
+    )
     assert download.found.endswith(" is not here; about 6 GiB will be downloaded at the start")
     assert files(PAPER.policy, gives, free=2).found.endswith("its 6 GiB do not fit the cache, which has 2 left")
 
