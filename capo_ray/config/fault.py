@@ -20,7 +20,7 @@ class ConfigError(ValueError):
 LONGEST = 80
 """Characters of a value in a message."""
 SECRET = re.compile(
-    r"(?:sk|pk|gsk|hf|nvapi|xai|ghp|wandb)[-_][A-Za-z0-9_-]{6,}|AIza[\w-]{20,}|Bearer\s+\S+|(?<=://)[^/@\s]+(?=@)"
+    r"\b(?:sk|pk|gsk|hf|nvapi|xai|ghp)[-_](?=[\w-]*\d)[\w-]{6,}|AIza[\w-]{20,}|Bearer\s+\S+|(?<=://)[^/@\s]+(?=@)"
 )
 """Keys by the beginnings that services give them, and what stands before the @ of an address."""
 
