@@ -50,13 +50,15 @@ def _render(
     template: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str], *, add_generation_prompt: bool
 ) -> str:
     try:
-        return compiled(template).render(
+        text = compiled(template).render(
             messages=[dict(message) for message in messages],
             tools=None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **special,
         )
+        text.encode("utf-8")  # a lone surrogate is no text for a tokenizer
+        return text
     except Exception as error:  # a template is a program: it may raise whatever programs raise
         raise TemplateFault(_reason(error)) from error
 

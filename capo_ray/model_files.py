@@ -155,9 +155,11 @@ def check_weights(folder: Path, decoder: Decoder) -> None:
     if not layers:
         return
     there = max(layers.values(), key=len)
-    if missing := sorted(set(range(decoder.layers)) - there):
+    if missing := decoder.layers - sum(layer < decoder.layers for layer in there):
+        first = next(layer for layer in range(decoder.layers) if layer not in there)
+        which = f"layer {first}" if missing == 1 else f"{missing} of them (the first is layer {first})"
         raise ConfigError(
-            f"{folder}: config.json says {decoder.layers} layers, and there are no weights of {_counted(missing)}: a "
+            f"{folder}: config.json says {decoder.layers} layers, and there are no weights of {which}: a "
             f"download that ended early, or files of two models; {_AGAIN}"
         )
     if len(there) > decoder.layers + decoder.extra_layers:
@@ -165,10 +167,6 @@ def check_weights(folder: Path, decoder: Decoder) -> None:
             f"{folder}: config.json says {decoder.layers} layers, and there are weights of {len(there)}: files of two "
             f"models; {_AGAIN}"
         )
-
-
-def _counted(layers: list[int]) -> str:
-    return f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} of them (the first is layer {layers[0]})"
 
 
 def _check_index(index: Path) -> None:

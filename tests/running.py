@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,23 @@ class Running:
                 return []
             found.append(child)
         return found[1:]
+
+    def reachable(self) -> set[str]:
+        """Ports that other machines can reach, by the process that listens."""
+        found = set()
+        for process in [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]:
+            with suppress(psutil.Error):
+                for one in process.net_connections("inet"):
+                    here = one.laddr.ip.removeprefix("::ffff:") if one.status == psutil.CONN_LISTEN else "127.0.0.1"
+                    if not here.startswith("127.") and here != "::1":
+                        found.add(f"{process.name()} at {one.laddr.ip}")
+        return found
+
+    def files_with(self, secret: bytes) -> list[str]:
+        """In its directory and among its temporary files."""
+        folders = (self.run_dir, folder_of(self.mark))
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+        return [str(path) for path in files if secret in path.read_bytes()]
 
     def freeze(self, *names: str) -> None:
         """Stop the innermost of what `find` finds, as a hang would."""

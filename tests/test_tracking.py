@@ -284,8 +284,10 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in seen.Scalars("evaluation/x")] == [(0, 7.0)]
 
 
-def test_wandb_offline(tmp_path: Path) -> None:
-    """Writes below the run's folder, keeps its id over a resume, leaves no process."""
+def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes below the run's folder, keeps its id over a resume, leaves no process and no key."""
+    key = "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setenv("WANDB_API_KEY", key)
     config = Tracking(wandb="offline", tensorboard=False)
     first = tracker(tmp_path, config)
     (tmp_path / "samples").mkdir()
@@ -302,6 +304,7 @@ def test_wandb_offline(tmp_path: Path) -> None:
     runs = [path.name for path in (tmp_path / "wandb").glob("offline-run-*") if any(path.glob("*.wandb"))]
     assert runs and all(name.endswith(state["wandb_id"]) for name in runs)
     assert not children(), "wandb's process outlives the run"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
 
 
 def children() -> list[str]:

@@ -2,8 +2,9 @@
 
 Its files live in a temporary folder of its own, from which the logs are moved to the run's folder at the end; while it
 goes on, `ray_session` in the run's folder says where that is, for who wants to look (launch/grafana), and for a resumed
-run, which tidies up after one that was killed. With `address` an existing cluster is joined instead and left as it was.
-Leaves out what runs in the session.
+run, which tidies up after one that was killed. Whoever reaches a Ray runs code in it, so it listens on 127.0.0.1 alone,
+and asks for a token as well (Ray's own, in ~/.ray, unless RAY_AUTH_MODE says otherwise). With `address` an existing
+cluster is joined instead and left as it was. Leaves out what runs in the session.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, TypeVar
 
 import psutil
 import ray
-from ray._private import worker
+from ray._private import ray_constants, worker
 
 from capo_ray.cluster.faults import SessionLost
 from capo_ray.cluster.patience import ends_within
@@ -72,7 +73,7 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_health_check_failure_threshold", "3")  # a frozen raylet is lost after 40 s, not after 65
     try:
-        with sigterm_as_it_was():
+        with sigterm_as_it_was(), _this_machine_alone():
             context = _started(cluster, environment, home)
         if context.dashboard_url:
             log.info("Ray's dashboard: http://%s", context.dashboard_url)
@@ -122,6 +123,18 @@ def _started(cluster: Cluster, environment: dict[str, str], home: Path) -> Any:
             log.warning("Ray's start took too long and is tried again: %s", str(error).splitlines()[0])
             _end(home)
     raise AssertionError("the last try returns or raises")
+
+
+@contextmanager
+def _this_machine_alone() -> Iterator[None]:
+    """A Ray that starts inside has 127.0.0.1 as its address, as on systems where it makes no clusters, and listens
+    there; an address that it is given it replaces by one that others reach."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _end(home: Path) -> None:

@@ -231,8 +231,7 @@ class HttpCritic:
         return os.environ.get(self.settings.api_key_env or "", "").strip()
 
     def _headers(self) -> dict[str, str]:
-        key = self._key()
-        return {"Authorization": f"Bearer {key}"} if key else {}
+        return {"Authorization": f"Bearer {key}"} if (key := self._key()) else {}
 
     def _mask(self) -> Secret:
         if self._secret.key != self._key():
@@ -241,7 +240,8 @@ class HttpCritic:
 
     def _clean(self, text: str) -> str:
         """The beginning of what a server says, on one line, without the key and without what steers a terminal."""
-        return " ".join(storable(self._mask().masked(text)).split())[:_SHOWN]
+        line = " ".join(storable(self._mask().masked(text)).split())[:_SHOWN]
+        return "".join(letter if letter.isprintable() else " " for letter in line)
 
     def metrics(self) -> Metrics:
         """Totals since the start, as vllm_engine.Requests counts them."""

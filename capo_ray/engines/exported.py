@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
-from capo_ray.engines.trainer_state import DESCRIPTION, TAG, read_state
+from capo_ray.engines.trainer_state import DESCRIPTION, TAG, data_alone, read_state
 
 _WRAPPED = "model."
 """How names begin in DeepSpeed's files, where the model stands in a Scorer."""
@@ -26,7 +26,7 @@ def write_policy(trainer: Path, folder: Path) -> None:
     for the weights in float32. Raises ValueError where a parameter is missing."""
     state = read_state(str(trainer))
     dtype = getattr(torch, state.dtype.removeprefix("torch."))
-    with redirect_stdout(StringIO()):  # DeepSpeed says how it goes about it
+    with data_alone(str(trainer)), redirect_stdout(StringIO()):  # DeepSpeed says how it goes about it
         found = _of_ranks(trainer) if state.zero_stage else _of_one(trainer)
     missing = [name for name in state.shapes if f"{_WRAPPED}{name}" not in found]
     if missing:
@@ -47,5 +47,5 @@ def _of_ranks(trainer: Path) -> Mapping[str, Tensor]:
 def _of_one(trainer: Path) -> Mapping[str, Tensor]:
     """Without ZeRO every rank has all, and the first one's file says so."""
     file = trainer / TAG / "mp_rank_00_model_states.pt"
-    found: Mapping[str, Tensor] = torch.load(file, map_location="cpu", weights_only=False)["module"]
+    found: Mapping[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)["module"]
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from datetime import timedelta
 from typing import Literal
@@ -37,5 +38,19 @@ def join(rank: int, world_size: int, device: Literal["cpu", "gpu"]) -> torch.dev
     elif world_size == 1 and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     else:
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=COLLECTIVE)
+        at = {"rank": rank, "world_size": world_size, "timeout": COLLECTIVE}
+        dist.init_process_group(backend, store=_store_here(rank, world_size), **at)
     return torch.device("cpu" if device == "cpu" else f"cuda:{local}")
+
+
+def _store_here(rank: int, world_size: int) -> dist.Store | None:
+    """Where the ranks meet when all are on this machine: on 127.0.0.1, since torch's own listens everywhere. None: it
+    is torch's own, at MASTER_ADDR."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if host != "127.0.0.1":
+        return None
+    listening = None
+    if rank == 0:
+        with socket.create_server((host, port), backlog=128) as server:
+            listening = server.detach()
+    return dist.TCPStore(host, port, world_size, rank == 0, COLLECTIVE, master_listen_fd=listening)

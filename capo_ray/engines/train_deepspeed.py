@@ -32,6 +32,7 @@ from capo_ray.engines.trainer_state import (
     DESCRIPTION,
     TAG,
     TrainerState,
+    data_alone,
     read_random_state,
     read_state,
     write_random_state,
@@ -316,7 +317,8 @@ class DeepSpeedEngine:
         """Raises ValueError when `path` holds no checkpoint, or one of another model, number of ranks or stage."""
         saved = read_state(path)
         self._state().check_continues(saved, path)
-        self._engine.load_checkpoint(path, tag=TAG)
+        with data_alone(path):
+            self._engine.load_checkpoint(path, tag=TAG)
         self.step, self._version = saved.step, saved.version
         read_random_state(path, self.rank)
         self._ahead.clear()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import pickle
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +65,33 @@ def read_state(folder: str) -> TrainerState:
 def _first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     name = next((name for name in [*there, *here] if there.get(name) != here.get(name)), "the order of tensors")
     return f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+
+
+@contextmanager
+def data_alone(path: str) -> Iterator[None]:
+    """Inside, torch.load takes numbers and the few classes that DeepSpeed keeps beside them, whatever it is asked for:
+    a checkpoint may come from anybody, and what is unpickled runs code. Raises ValueError that names `path`."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    forced = {name: os.environ.pop(name, None) for name in (_FORCED, _FORCED_NOT)}
+    os.environ[_FORCED] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    except pickle.UnpicklingError as error:
+        found = _FOREIGN.search(str(error))
+        what = f" ({found[1]})" if found else ""
+        raise ValueError(f"the checkpoint {path} holds more than numbers{what}, and is not loaded") from error
+    finally:
+        del os.environ[_FORCED]
+        os.environ.update({name: value for name, value in forced.items() if value is not None})
+
+
+_FORCED, _FORCED_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+_FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
+"""In torch's message, what is not to be loaded."""
 
 
 def write_random_state(folder: str, rank: int) -> None:

@@ -28,6 +28,8 @@ from capo_ray.credit.critique import render_reply
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
 KEY = "sk-a-secret"
+SECRETS = ("JUDGE_KEY", "HF_TOKEN", "WANDB_API_KEY", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY")
+"""Variables that hold one."""
 OWN_LINES = re.compile(
     r"W waiting for |W checkpoint step_000005 is broken: |step +\d+/|evaluation after |Held-out problems |[┏┃┡│└]"
     r"|Everything of this run: |Look inside it: |Then try |docs/tutorial|\s*$"
@@ -50,6 +52,8 @@ class Disturbed:
     """Steps 4 and 5 in metrics.jsonl: with restarted engines, after all went back, resumed."""
     interrupted: Ran
     ended: Ran
+    reachable: set[str]
+    """Ports of the run that other machines reach."""
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,8 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     before = ours("/dev/shm")
     run_dir = tmp_path_factory.mktemp("disturbed") / "run"
     with Running(run_dir, *QUICK, "steps=6", "export_every=3") as running:
+        running.read_until("step 2/6")
+        reachable = running.reachable()
         running.read_until("step 4/6")
         running.kill("CriticActor", "VLLM::")
         running.wait_for("CriticActor")
@@ -71,7 +77,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     ended = run(run_dir, *QUICK, "steps=6", "export_every=3", "resume=true")
     assert ended.code == 0, ended.output
     assert ours("/dev/shm") == before
-    return Disturbed([*passes, ended.steps[3:5]], interrupted, ended)
+    return Disturbed([*passes, ended.steps[3:5]], interrupted, ended, reachable)
 
 
 def break_last_checkpoint(run_dir: Path) -> None:
@@ -99,6 +105,10 @@ def test_what_is_killed_or_interrupted_costs_no_numbers(disturbed: Disturbed) ->
         assert [step["run/restarts"] for step in steps] == [restarts] * 2
         for name in ("step", "reward/mean_token_reward", "outcome/accuracy", "response/mean_tokens", "trainer/loss"):
             assert [step[name] for step in steps] == pytest.approx([step[name] for step in restarted], abs=1e-4), name
+
+
+def test_no_other_machine_reaches_a_run_that_starts_its_own_ray(disturbed: Disturbed) -> None:
+    assert disturbed.reachable == set()
 
 
 def test_a_run_says_what_it_does_and_leaves_its_files(whole: Ran) -> None:
@@ -208,9 +218,10 @@ def test_two_of_everything_one_step_behind_until_ctrl_c(tmp_path: Path, monkeypa
 
     async def answer(body: dict[str, Any], request: web.Request) -> web.Response:
         keys.add(request.headers.get("Authorization"))
-        return chat([render_reply([0])] * body.get("n", 1))
+        return chat([f"With {KEY}:\n{render_reply([0])}"] * body.get("n", 1))  # some servers say it again
 
-    monkeypatch.setenv("JUDGE_KEY", KEY)
+    for name in SECRETS:
+        monkeypatch.setenv(name, KEY)
     (tmp_path / "my_file.py").write_text(
         "from capo_ray.credit.advantage import ALGORITHMS\nfrom capo_ray.learn.surrogate import clip\n"
         "CAPO = ALGORITHMS['capo']\n"
@@ -237,6 +248,7 @@ def test_two_of_everything_one_step_behind_until_ctrl_c(tmp_path: Path, monkeypa
         with Running(tmp_path / "run", *settings) as running:
             running.read_until("step   4/400")
             watch(running, tmp_path)
+            assert running.files_with(KEY.encode()) == []
             ran = running.interrupt(signal.SIGINT)
     assert [line["staleness"] for line in ran.steps[:4]] == [0, 1, 1, 1]
     assert [line["critic/over_budget_share"] for line in ran.steps[:2]] == [0.5, 0.5]

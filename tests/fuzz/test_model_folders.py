@@ -133,6 +133,7 @@ def test_weights_that_are_not_all_there(sound: Path, tmp_path: Path) -> None:
         f"config.json says 30 layers, and there are no weights of 28 of them (the first is layer 2): {early}"
         in said(num_hidden_layers=30)
     )
+    assert "there are no weights of 2147483645 of them" in said(num_hidden_layers=2**31 - 1)  # none of which is made
     assert "config.json says 1 layers, and there are weights of 2: files of two models" in said(num_hidden_layers=1)
     assert "embed_tokens.weight is [" in said(hidden_size=16)
     index = folder / "model.safetensors.index.json"
