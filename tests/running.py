@@ -149,12 +149,6 @@ class Running:
                         found.add(f"{process.name()} at {one.laddr.ip}")
         return found
 
-    def files_with(self, secret: bytes) -> list[str]:
-        """In its directory and among its temporary files."""
-        folders = (self.run_dir, folder_of(self.mark))
-        files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-        return [str(path) for path in files if secret in path.read_bytes()]
-
     def freeze(self, *names: str) -> None:
         """Stop the innermost of what `find` finds, as a hang would."""
         self.find(*names)[-1].suspend()
