@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import logging
-import os
 import random
 import time
 import warnings
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzz.mutate import TIMES
 
 from capo_ray.config.blocks import Data
 from capo_ray.data.check import sort_rows
@@ -22,7 +22,6 @@ from capo_ray.data.problem import DataError
 from capo_ray.data.prompts import usable
 from capo_ray.data.read import problems
 
-TRIES = int(os.environ.get("CAPO_FUZZ_TRIES", "0"))
 NAMES = (
     "question",
     "problem",
@@ -115,7 +114,7 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
 
 def test_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
-    chance, number, made = random.Random(20261126), TRIES or 700, 0
+    chance, number, made = random.Random(20261126), 700 * TIMES, 0
     endings = (".jsonl", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".jsonl.gz", ".json.gz", ".csv.gz")
     for turn in range(number):
         ending = chance.choice(endings)
