@@ -33,6 +33,25 @@ from capo_ray.revote_table import Change, rows_of, show
 from capo_ray.tally import count_group
 
 USAGE = "usage: python -m capo_ray.revote RUN_DIR [KEY=VALUE ...] [out=FILE.jsonl] [trust=true]"
+HELP = f"""{USAGE}
+
+What another vote, other rewards or another advantage would have made of a run. What is not given is the run's own:
+
+  vote=NAME               intersection, majority, strict_majority, union, average, greedy, or module:name of your own
+  outcome_weight=C        what a right answer is worth
+  process_weight=P        what a wrong step costs each of its tokens
+  error_set=NAME          all, from_first or first: which of the flagged steps count
+  returns=NAME            none, suffix_sum or suffix_min
+  advantage=NAME          capo, capo_mean, ..., or module:name of your own
+  min_valid_critiques=N   a response with fewer is unjudged
+  unjudged=NAME           drop or outcome_only
+  mask_cut_off=BOOL       whether a response that was cut off teaches nothing
+
+  out=FILE.jsonl          a line per response
+  trust=true              run the code that the run's own configuration names (module:name)
+
+Exit code 0, 1 where the result cannot be written, 2 where the run or a key cannot be used.
+"""
 KINDS = {name: kind for name, kind in get_type_hints(Scheme).items() if name != "outcome"}
 """What can be given beside `out`, and its type."""
 OWN: dict[str, Callable[[str], object]] = {"advantage": algorithm_of, "vote": weight_of}
@@ -251,8 +270,12 @@ def _after(recorded: RecordedScheme, given: Mapping[str, Any], groups: Sequence[
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    asked = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(asked):
+        print(HELP)
+        return 0
     try:
-        run_dir, given, out, trust = arguments(sys.argv[1:] if argv is None else argv)
+        run_dir, given, out, trust = arguments(asked)
         return to_stdout(lambda: run(run_dir, given, out, sys.stdout, trust=trust))
     except (BadArgument, BadOutput, LedgerError, extension.NotLoaded) as error:
         print(f"python -m capo_ray.revote: {error}", file=sys.stderr)

@@ -3,14 +3,16 @@
 import json
 import re
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 from responses import response
 
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
+from capo_ray.credit.vote import Vote
 from capo_ray.ledger import Ledger
-from capo_ray.revote import main
+from capo_ray.revote import KINDS, main
 from capo_ray.revote_table import COLUMNS, rows_of
 from capo_ray.revote_table import Change as Sums
 from capo_ray.types import Answer, Critique, Prompt, Sampling
@@ -219,6 +221,15 @@ def test_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: l
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
     assert re.match(re.escape(f"python -m capo_ray.revote: {message.format(run=run)}"), printed.err), printed.err
+
+
+def test_its_help_has_every_key_and_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for key, kind in KINDS.items():
+        line = next(line for line in shown.splitlines() if line.strip().startswith(f"{key}="))
+        names = get_args(Vote) if key == "vote" else get_args(kind) if get_origin(kind) is Literal else ()
+        assert not [name for name in names if name not in line], line
 
 
 def test_nothing_half_written_stays(tmp_path: Path) -> None:
