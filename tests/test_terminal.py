@@ -55,6 +55,7 @@ def test_lines_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
 def log() -> Iterator[logging.Logger]:
     """The package's, as it was before afterwards."""
     log = logging.getLogger("capo_ray")
+    log.setLevel(logging.NOTSET)  # a program that was asked to say more, in a test before, has set it
     yield log
     log.setLevel(logging.NOTSET)
 

@@ -115,7 +115,11 @@ def rollout(
 
     engine = loop.run_until_complete(start())
     yield engine, folders[0], folders[1]
-    engine.close()
+
+    async def close() -> None:  # on its loop: elsewhere vLLM leaves sockets open, and some later test waits for them
+        engine.close()
+
+    loop.run_until_complete(close())
 
 
 def sample(
