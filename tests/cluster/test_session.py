@@ -2,8 +2,11 @@
 
 import asyncio
 import inspect
+import os
 import re
 import socket
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -84,3 +87,24 @@ def test_what_ray_says_itself_is_one_line(caplog: pytest.LogCaptureFixture) -> N
     )
     _say_less({"lines": [""]})
     assert caplog.messages == ["Ray says: Raylet is terminated. Last 20 lines:"]
+
+
+@pytest.mark.ray
+def test_ray_starts_here_whatever_the_environment_names(tmp_path: Path) -> None:
+    """RAY_ADDRESS as docs/launch.md has it for jobs; nobody is there."""
+    code = (
+        "import sys; from pathlib import Path; from capo_ray.cluster.session import ray_session;"
+        "from capo_ray.config.run import compose;"
+        "import ray;"
+        "session = ray_session(compose(['+experiment=tiny_cpu']).cluster, logs=Path(sys.argv[1]));"
+        "session.__enter__(); print(len(ray.nodes()), 'node'); session.__exit__(None, None, None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "logs")],
+        env=os.environ | {"RAY_ADDRESS": "http://127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and "1 node" in done.stdout, done.stderr
+    assert not (tmp_path / "ray_session").exists()
