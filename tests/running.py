@@ -33,8 +33,9 @@ MARK = "CAPO_RAY_TEST_RUN"
 UNLIKE = (
     *("time", "seconds/", "speed/", "actor/", "idle/", "run/", "critic/seconds_per_response", "trainer/seconds"),
     "cache/",  # of two critics the idler one is asked
+    *("critic/engines_down", "critic/retries"),
 )
-"""Begin the names of numbers that depend on timing."""
+"""Begin the names of numbers that depend on timing, or count what was done to a run."""
 
 
 @dataclass(frozen=True)
