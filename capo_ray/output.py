@@ -102,6 +102,13 @@ def is_loop(error: RuntimeError) -> bool:
     return str(error).startswith("Symlink loop")
 
 
+def first_of(error: BaseException) -> BaseException:
+    """The error that came first, out of groups of errors."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def to_stdout(work: Callable[[], int]) -> int:
     """The exit code of `work`; 1, with a line unless the reader has seen enough (`| head`), where standard output takes
     no more of it."""
@@ -110,9 +117,7 @@ def to_stdout(work: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except (OSError, BaseExceptionGroup) as error:
-        first: BaseException = error
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
+        first = first_of(error)
         if not isinstance(first, OSError) or first.filename is not None or not _is_full_or_closed(first):
             raise
         if first.errno != errno.EPIPE:

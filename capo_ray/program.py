@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from capo_ray.config.run import ConfigError
 from capo_ray.data.problem import DataError
-from capo_ray.output import PLACES, BadOutput, CannotWrite, is_loop, to_stdout
+from capo_ray.output import PLACES, BadOutput, CannotWrite, first_of, is_loop, to_stdout
 from capo_ray.run_dir import RunDirError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -157,13 +157,6 @@ def _not_installed(missing: Sequence[str]) -> str:
         f"this needs {', '.join(missing)}, which the core install (pip install .) does not have: make setup in a "
         "checkout, or pip install --no-deps -r requirements/gpu.lock"
     )
-
-
-def first_of(error: BaseException) -> BaseException:
-    """The error that came first, out of groups of errors."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 _LAST: list[Callable[[], object]] = []

@@ -112,7 +112,6 @@ class Team:
         self._sit(together=True)
         if misfit(self.bundles, _nodes()):
             self._sit(together=False)
-        self._refuse()
         strategy = "PACK" if self._config.cluster.placement == "pack" else "SPREAD"
         self._group = placement_group(self.bundles, strategy=strategy, name=self._name)
         what = f"the placement group of {len(self.bundles)} bundles"

@@ -28,6 +28,7 @@ from ray._private import ray_constants, worker
 
 from capo_ray.cluster.faults import SessionLost
 from capo_ray.cluster.patience import ends_within
+from capo_ray.cluster.stacks import family
 from capo_ray.config.blocks import Cluster
 from capo_ray.planning.machine import why_silent
 
@@ -142,7 +143,7 @@ def _end(home: Path) -> None:
     ended = ends_within(_PATIENCE_S, ray.shutdown)
     left = [child for child in psutil.Process().children(recursive=True) if str(home) in _command(child)]
     if not ended or left:
-        for process in [*left, *(below for child in left for below in _family(child))]:
+        for process in [member for child in left for member in family(child.pid)]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
     ends_within(_PATIENCE_S, _until_ended)  # what waited for a frozen process goes on, and another session may begin
@@ -158,14 +159,6 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
-
-
-def _family(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        found: list[psutil.Process] = process.children(recursive=True)
-        return found
-    except psutil.NoSuchProcess:
-        return []
 
 
 def head_address() -> str:

@@ -133,7 +133,7 @@ def keys(block: type[BaseModel], place: str = "") -> Iterator[str]:
     """Dotted keys of a model of settings and of its blocks."""
     for name, field in block.model_fields.items():
         yield f"{place}{name}"
-        for inner in _blocks(field.annotation):
+        for inner in inner_blocks(field.annotation):
             yield from keys(inner, f"{place}{name}.")
 
 
@@ -142,9 +142,10 @@ def blocks(block: type[BaseModel]) -> set[str]:
     return {key.rpartition(".")[0] for key in keys(block)} - {"", "critic.others"}
 
 
-def _blocks(annotation: Any) -> Iterator[type[BaseModel]]:
+def inner_blocks(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models of settings in a field's type."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif not isinstance(annotation, type):
         for inner in get_args(annotation):
-            yield from _blocks(inner)
+            yield from inner_blocks(inner)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
+
+from capo_ray.config.fault import inner_blocks
 
 WIDTH = 118
 COLUMN = 52
@@ -21,8 +23,7 @@ def listing(
 def _lines(block: type[BaseModel], place: str) -> list[str]:
     lines = []
     for name, field in block.model_fields.items():
-        inner = next((part for part in (field.annotation, *get_args(field.annotation)) if _is_block(part)), None)
-        if inner is not None:
+        if (inner := next(inner_blocks(field.annotation), None)) is not None:
             lines += _lines(inner, f"{place}{name}.")
             continue
         default = "(required)" if field.is_required() else _written(field.get_default(call_default_factory=True))
@@ -32,10 +33,6 @@ def _lines(block: type[BaseModel], place: str) -> list[str]:
         lines.append(f"{key:<{COLUMN}}{wrapped[0]}" if len(key) < COLUMN else f"{key}\n{'':<{COLUMN}}{wrapped[0]}")
         lines += [f"{'':<{COLUMN}}{line}" for line in wrapped[1:]]
     return lines
-
-
-def _is_block(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _written(value: Any) -> str:

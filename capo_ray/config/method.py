@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import model_validator
 
-from capo_ray.config.blocks import Block, Regex, or_own, setting
+from capo_ray.config.blocks import MOST_PROCESSES, Block, Regex, or_own, setting
 
 Vote = Literal["intersection", "majority", "strict_majority", "union", "average", "greedy"]
 ErrorSet = Literal["all", "from_first", "first"]
@@ -71,9 +71,11 @@ class Reward(Block):
     )
     segmenter_pattern: Regex | None = setting("regular expression of a delimiter (segmenter regex only)", None)
     aggregators: int = setting(
-        "reward aggregator shards; prompts are spread over them", 1, unit="actors", ge=1, le=4096
+        "reward aggregator shards; prompts are spread over them", 1, unit="actors", ge=1, le=MOST_PROCESSES
     )
-    verifiers: int = setting("child processes that verify answers, per shard", 1, unit="processes", ge=1, le=4096)
+    verifiers: int = setting(
+        "child processes that verify answers, per shard", 1, unit="processes", ge=1, le=MOST_PROCESSES
+    )
     verify_timeout_s: float = setting("seconds until a verification is killed: unverifiable", 5.0, unit="seconds", gt=0)
 
     @model_validator(mode="after")
