@@ -300,7 +300,7 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         (
             "critic=http",
             "critic: `endpoints` and `served_model` must be set when `kind` is http; pass "
-            "critic.endpoints=[http://HOST:8000/v1] critic.served_model=NAME",
+            "'critic.endpoints=[http://HOST:8000/v1]' critic.served_model=NAME",
         ),
         (
             "critic.kind=http critic.endpoints=[http://h:1/v1] critic.served_model=m",
@@ -363,7 +363,7 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         (
             "critic.others=[{kind:http}]",
             "critic.others.0: `endpoints` and `served_model` must be set when `kind` is http; pass "
-            "critic.endpoints=[http://HOST:8000/v1] critic.served_model=NAME",
+            "'critic.endpoints=[http://HOST:8000/v1]' critic.served_model=NAME",
         ),
         (
             "critic.others=[{kind:http,endpoints:[http://h/v1],served_model:m,window:100}]",

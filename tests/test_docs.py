@@ -7,6 +7,7 @@ import gzip
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -91,6 +92,13 @@ def test_make_targets_exist(page: Path) -> None:
     assert set(commands) <= targets
 
 
+def test_make_alone_lists_its_targets() -> None:
+    done = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    listed = re.findall(r"^make ([a-z-]+) ", done.stdout, re.MULTILINE)
+    assert "demo" in listed and "test" in listed and not done.stderr
+    assert len(done.stdout.splitlines()) < 20, "more than the list: a target was made"
+
+
 @named(PAGES)
 def test_files_that_are_named_exist(page: Path) -> None:
     there = {path.name for path in (ROOT / "capo_ray").rglob("*.py")} | {"setup.py"}
@@ -138,7 +146,30 @@ def commands() -> Iterator[tuple[str, list[str]]]:
             for line in block.replace("\\\n", " ").splitlines():
                 found = re.match(r"(?:\$ )?python -m capo_ray\.(\w+) ([^#<>|]*)", line)
                 if found and found[1] in CHECKS and found[1] != "launch" and not re.search(r"\$\w|=my_", found[2]):
-                    yield found[1], found[2].split()  # for the others see test_tutorial and test_extension
+                    yield found[1], shlex.split(found[2])  # for the others see test_tutorial and test_extension
+
+
+SHELL = ("", "bash", "sh", "console")
+"""Languages of the blocks that are pasted into a terminal."""
+PROGRAM = re.compile(r"python -m |python \w+/|make |pip |launch/")
+GLOB = re.compile(r"[\w.]=[^\s'\"]*[\[{?*]|[\w.]\[")
+"""Where zsh looks for files and finds none; inside quotes it does not."""
+
+
+def pasted() -> Iterator[tuple[Path, str]]:
+    """(file, command) of shell blocks and of the comments of `conf/`, without what stands in quotes or in a comment."""
+    for page in PAGES:
+        for block in (block for language, block in BLOCK.findall(text(page)) if language in SHELL):
+            yield from ((page, line) for line in block.replace("\\\n", " ").splitlines())
+    for file in conf_dir().rglob("*.yaml"):
+        yield from ((file, line[1:]) for line in text(file).splitlines() if line.startswith("#"))
+
+
+def test_commands_can_be_pasted_into_zsh() -> None:
+    for file, line in pasted():
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", re.sub(r"\s#.*", "", line))
+        if PROGRAM.search(bare) or file.suffix == ".yaml":
+            assert not GLOB.search(bare), f"{file.name}: quote it, zsh says `no matches found`: {line.strip()}"
 
 
 @pytest.mark.parametrize(("program", "arguments"), commands(), ids=lambda part: part if isinstance(part, str) else "")

@@ -137,7 +137,7 @@ def _check_http(voter: Voter) -> None:
     if not voter.endpoints or not voter.served_model:
         raise ValueError(
             "`endpoints` and `served_model` must be set when `kind` is http; pass "
-            "critic.endpoints=[http://HOST:8000/v1] critic.served_model=NAME"
+            "'critic.endpoints=[http://HOST:8000/v1]' critic.served_model=NAME"
         )
     for endpoint in voter.endpoints:
         address = urlsplit(endpoint)

@@ -37,7 +37,7 @@ USAGE = """usage: python -m capo_ray.critic_bench critic=NAME data=processbench 
        python -m capo_ray.critic_bench critic=tiny data=arithmetic count=500 k=8 out=DIR
        python -m capo_ray.critic_bench --replay DIR [out=DIR]   (DIR of before, or its replies.jsonl: without a critic)
 
-  critic=http critic.endpoints=[http://HOST:8000/v1] critic.served_model=NAME    servers
+  critic=http 'critic.endpoints=[http://HOST:8000/v1]' critic.served_model=NAME  servers
   critic=paper cluster=gpu                                                       an engine here
   count=N        the first N responses (arithmetic: how many are sampled, 500)
   +experiment=X  where all other configuration comes from (tiny_cpu); KEY=VALUE sets any of it

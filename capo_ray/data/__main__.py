@@ -34,7 +34,7 @@ USAGE = """usage: python -m capo_ray.data check [key=value ...]
   data=gsm8k data.path=FILE     a data set of conf/data, and where it is
   data.path=FILE data.question_field=q data.answer_field=a     your own columns
   policy.tokenizer=FOLDER       lengths in tokens, where the policy's own tokenizer is not on this machine
-  against=[math500,FILE.jsonl]  evaluation sets: names of conf/suite, or files; without it those of the paper
+  against=math500,FILE.jsonl    evaluation sets: names of conf/suite, or files; without it those of the paper
   show=2                        examples to show
   out=FILE.json                 all figures
   +experiment=NAME              where all other configuration comes from (llama3b_intersection)

@@ -151,7 +151,7 @@ class HttpCritic:
         if new := [name for name in OPTIONAL if name in refused - self._refused]:
             log.warning(
                 "%s does not take %s: it is left out from now on, and the server's own applies; say so with "
-                "critic.leave_out=[%s]",
+                "'critic.leave_out=[%s]'",
                 self._url, " and ".join(new), ",".join(new),
             )  # fmt: skip
         self._refused |= refused
