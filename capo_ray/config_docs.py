@@ -11,13 +11,13 @@ from typing import Any
 
 from capo_ray.config.run import Config
 from capo_ray.evaluate.suites import Benchmark
-from capo_ray.sft import Sft
+from capo_ray.sft.settings import Sft
 
 HEAD = """\
 # Configuration
 
-Made by `python -m capo_ray.config_docs > docs/configuration.md` from the models of `capo_ray/config/`, `sft.py` and
-`evaluate/suites.py`; not edited by hand.
+Made by `python -m capo_ray.config_docs > docs/configuration.md` from the models of `capo_ray/config/`,
+`sft/settings.py` and `evaluate/suites.py`; not edited by hand.
 
 A run is composed by Hydra from the files of `conf/` and the command line, and checked once, before anything starts. An
 experiment is a file in `conf/experiment/`; whatever it sets can be overridden:

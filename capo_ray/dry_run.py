@@ -6,61 +6,34 @@ elsewhere is named. Asks no network, starts nothing and writes nothing. Leaves o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from capo_ray.chat import Encode
-from capo_ray.config.blocks import Model
 from capo_ray.config.run import Config, ConfigError
 from capo_ray.critics.canaries import CanarySet
 from capo_ray.critics.prompt import example, find_template
 from capo_ray.data.epochs import in_steps
 from capo_ray.data.example import prompt_example
-from capo_ray.data.problem import DataError
 from capo_ray.data.prompts import TRAIN_PROBLEMS, load_prompts
 from capo_ray.data.read import is_here
-from capo_ray.models import ModelFiles, find_model, folder_here, is_hub_id
+from capo_ray.look import HUB, Look
 from capo_ray.options import check_options
 from capo_ray.planning.bundles import critics_here
 from capo_ray.planning.estimate import estimate
 from capo_ray.planning.machine import this_machine
 from capo_ray.planning.plan import describe, fits, plan_here
-from capo_ray.run_dir import RunDirError, check_claim
-
-HUB = "of the Hugging Face hub"
-
-
-@dataclass(slots=True, kw_only=True)
-class Look:
-    """What became of looking."""
-
-    faults: list[str] = field(default_factory=list)
-    """Why the run could not start, each in a line of its own."""
-    unseen: list[str] = field(default_factory=list)
-    """What was not looked at, and why."""
-    problems: int | None = None
-    """To train on; None where they were not counted."""
-
-    @contextmanager
-    def noting(self) -> Iterator[None]:
-        try:
-            yield
-        except (ConfigError, DataError, RunDirError) as error:
-            self.faults += [line for line in str(error).splitlines() if line not in self.faults]
+from capo_ray.run_dir import check_claim
 
 
 def dry_run(config: Config) -> bool:
     """Print everything, the verdict last; whether the run could start, here or on what it is planned for. Raises
     ConfigError for options and templates that are wrong wherever it is."""
-    look = Look()
+    look = Look(elsewhere=is_elsewhere(config))
     check_options(config)
     config = _in_steps(config, look)
     template = find_template(config.critic) if config.critic else None
     _critics(config, look)
-    elsewhere = is_elsewhere(config)
-    encode = _policy(config, look, elsewhere)
+    encode = _policy(config, look)
     _data(config, look, encode)
     with look.noting():
         if config.run_dir is not None:
@@ -70,7 +43,7 @@ def dry_run(config: Config) -> bool:
     parts = [describe(config), *_epochs(config, look), estimate(config), prompt_example(config)]
     if template is not None:
         parts.append(example(config, template))
-    verdict, sound = _verdict(config, look, elsewhere)
+    verdict, sound = _verdict(config, look)
     print("\n".join([*parts, *verdict]))
     return sound
 
@@ -89,7 +62,7 @@ def _critics(config: Config, look: Look) -> None:
         look.unseen += [f"the critic's server {endpoint}" for endpoint in voter.endpoints]
 
 
-def _policy(config: Config, look: Look, elsewhere: bool) -> Encode | None:
+def _policy(config: Config, look: Look) -> Encode | None:
     """What encodes prompts, where the policy's files are here; critics' files are looked at too."""
     lengths = {
         "data.max_prompt_tokens": config.data.max_prompt_tokens,
@@ -97,42 +70,15 @@ def _policy(config: Config, look: Look, elsewhere: bool) -> Encode | None:
     }
     encode = None
     with look.noting():
-        if policy := _files(config.policy, "policy", look, elsewhere):
+        if policy := look.files(config.policy, "policy"):
             policy.check_window("the policy", lengths)
             encode = policy.encoder(config.policy.system_prompt, config.policy.chat_template)
     for place, voter in critics_here(config):
         with look.noting():
-            if voter.model and (critic := _files(voter.model, f"{place}.model", look, elsewhere)) and config.critic:
+            if voter.model and (critic := look.files(voter.model, f"{place}.model")) and config.critic:
                 written = {"critic.max_critique_tokens": config.critic.max_critique_tokens}
                 critic.check_window("the critic", lengths | written)
     return encode
-
-
-def _files(model: Model, field: str, look: Look, elsewhere: bool) -> ModelFiles | None:
-    """The files of a model that are all here. Raises ConfigError where they do not fit, or are nowhere."""
-    tokenizer = folder_here(model.tokenizer) if model.tokenizer else None
-    names = {} if model.path == "random" else {f"{field}.path": model.path}
-    names |= {f"{field}.tokenizer": model.tokenizer} if model.tokenizer else {}
-    away = {key: name for key, name in names.items() if not folder_here(name).is_dir()}
-    for key, name in away.items():
-        if is_hub_id(name):
-            look.unseen.append(f"{key} {name}: {HUB}, and not in its cache here")
-        elif elsewhere:
-            look.unseen.append(f"{key} {name}: no folder here; it must be one where the run is")
-    if model.path == "random":
-        if model.shape is None or model.tokenizer is None:
-            raise ConfigError(f"{field}.path: a random model needs {field}.shape and {field}.tokenizer")
-        if not tokenizer or not tokenizer.is_dir():
-            if not (is_hub_id(model.tokenizer) or elsewhere):
-                raise ConfigError(f"{field}.tokenizer: {model.tokenizer!r} is no folder here")
-            return None
-        size = model.shape
-        return ModelFiles(folder=tokenizer, tokenizer=tokenizer, window=size.window, vocabulary=size.vocabulary)
-    if away and (elsewhere or all(map(is_hub_id, away.values()))):
-        return None
-    here = {"path": str(folder_here(model.path)) if is_hub_id(model.path) else model.path}
-    here |= {"tokenizer": str(tokenizer)} if tokenizer and tokenizer.is_dir() else {}
-    return find_model(model.model_copy(update=here), field, Path(), seed=0)
 
 
 def _data(config: Config, look: Look, encode: Encode | None) -> None:
@@ -141,11 +87,9 @@ def _data(config: Config, look: Look, encode: Encode | None) -> None:
         look.problems = data.limit or TRAIN_PROBLEMS
         return
     held_out = data.evaluation if data.evaluation_prompts else None
-    if held_out is not None and not is_here(held_out):
-        look.unseen.append(f"data.evaluation.path {held_out.path}: {HUB}")
+    if held_out is not None and not look.sees(held_out):
         data = data.model_copy(update={"evaluation": None, "evaluation_prompts": 0})
-    if not is_here(data):
-        look.unseen.append(f"data.path {data.path}: {HUB}")
+    if not look.sees(data):
         return
     if encode is None:
         look.unseen.append("which prompts are too long: the policy's tokenizer is not here")
@@ -173,19 +117,13 @@ def _epochs(config: Config, look: Look) -> list[str]:
     return [f"  {'epochs':<35}{each:>14}  ({prompts:,} prompts of {look.problems:,} problems)"]
 
 
-def _verdict(config: Config, look: Look, elsewhere: bool) -> tuple[list[str], bool]:
+def _verdict(config: Config, look: Look) -> tuple[list[str], bool]:
     """The last lines, and whether the run could start."""
     machine = this_machine(config.cluster)
     plan = plan_here(config, machine)
-    missing = fits(plan, machine)
-    faults = [*look.faults, *(missing if not elsewhere else plan.faults)]
-    lines = [f"this machine: {machine}; {'it does not fit: ' + '; '.join(missing) if missing else 'it fits'}"]
-    lines += [f"not looked at: {what}" for what in look.unseen]
-    lines += [f"fault: {fault}" for fault in faults]
-    if faults:
-        return [*lines, f"verdict: this run cannot start ({len(faults)} fault{'s' if len(faults) > 1 else ''})"], False
-    seen = "as far as it could be looked at from here" if look.unseen else "everything was looked at"
+    if look.elsewhere:
+        look.faults += plan.faults
     where = "on this machine"
-    if elsewhere:
+    if look.elsewhere:
         where = "in that cluster" if config.cluster.address else f"where there are {plan.needs('GPU'):g} such GPUs"
-    return [*lines, f"verdict: this run can start {where}; {seen}"], True
+    return look.verdict(str(machine), where, fits(plan, machine))

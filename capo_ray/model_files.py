@@ -44,8 +44,8 @@ class Decoder:
 
 
 def read_decoder(folder: Path) -> Decoder:
-    """Of a model alone, and of one that has other senses around it (`text_config`)."""
-    path = folder / "config.json"
+    """Of a model alone, and of one that has other senses around it (`text_config`); `folder` may be the file too."""
+    path = folder if folder.suffix == ".json" else folder / "config.json"
     if not path.is_file():
         raise ConfigError(
             f"{path} cannot be read as a model's configuration: there is none. Name the folder of a whole model"

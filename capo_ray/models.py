@@ -148,17 +148,23 @@ def find_model(model: Model, field: str, run_dir: Path, *, seed: int) -> ModelFi
     """The files of `model`; a random one is made under `run_dir`. Raises ConfigError that names `field`."""
     folder = _folder(model, field, run_dir, seed)
     own = model.tokenizer is None or model.path == "random"
-    tokenizer = folder if own else _here(str(model.tokenizer), f"{field}.tokenizer")
+    tokenizer = folder if own else find_folder(str(model.tokenizer), f"{field}.tokenizer")
     with _fault_of(f"{field}.path", folder / "config.json"):
         decoder = read_decoder(folder)
-    with _fault_of(f"{field}.tokenizer", tokenizer / "tokenizer.json"):
-        template_in(tokenizer)
-        tokens = _vocabulary(tokenizer, decoder.vocabulary)
+    tokens = check_fit(tokenizer, decoder.vocabulary, field)
     if model.chat_template is not None:
         check_marks(model.chat_template, tokens, field)
     with _fault_of(f"{field}.path", folder / "config.json"):
         check_weights(folder, decoder)
     return ModelFiles(folder=folder, tokenizer=tokenizer, window=decoder.window, vocabulary=decoder.vocabulary)
+
+
+def check_fit(tokenizer: Path, vocabulary: int, field: str) -> set[str]:
+    """The tokens of the tokenizer in that folder, for a model with so many embeddings. Raises ConfigError where they
+    belong to different models."""
+    with _fault_of(f"{field}.tokenizer", tokenizer / "tokenizer.json"):
+        template_in(tokenizer)
+        return _vocabulary(tokenizer, vocabulary)
 
 
 @contextmanager
@@ -183,7 +189,7 @@ def _folder(model: Model, field: str, run_dir: Path, seed: int) -> Path:
             there = ", ".join(sorted(path.name for path in ASSETS.iterdir())) if ASSETS.is_dir() else "none"
             raise ConfigError(f"{field}.path: no model {model.path!r} ships with this package; there are: {there}")
         return folder
-    return _here(model.path, f"{field}.path")
+    return find_folder(model.path, f"{field}.path")
 
 
 def _random(model: Model, field: str, folder: Path, seed: int) -> Path:
@@ -192,7 +198,7 @@ def _random(model: Model, field: str, folder: Path, seed: int) -> Path:
     if model.shape is None or model.tokenizer is None:
         raise ConfigError(f"{field}.path: a random model needs {field}.shape and {field}.tokenizer")
     if not (folder / "config.json").is_file():
-        tokenizer = _here(model.tokenizer, f"{field}.tokenizer")
+        tokenizer = find_folder(model.tokenizer, f"{field}.tokenizer")
         try:
             make_random_model(folder, model.shape, tokenizer=str(tokenizer), dtype=model.dtype, seed=seed)
         except ValueError as error:
@@ -200,9 +206,10 @@ def _random(model: Model, field: str, folder: Path, seed: int) -> Path:
     return folder
 
 
-def _here(name: str, field: str) -> Path:
-    """A folder, or a Hugging Face id's files from the cache or the hub."""
-    if (folder := Path(name).expanduser()).is_dir():
+def find_folder(name: str, field: str) -> Path:
+    """A folder, one that is shipped, or a Hugging Face id's files from the cache or the hub. Raises ConfigError."""
+    folder = folder_here(name) if name.startswith("asset:") else Path(name).expanduser()
+    if folder.is_dir():
         return folder
     message = f"{field}: {name!r} is no folder here"
     if not is_hub_id(name):

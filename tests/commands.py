@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from capo_ray import revote, sft
+from capo_ray import revote
 from capo_ray.config.run import compose
 from capo_ray.credit import __main__ as credit
 from capo_ray.critic_bench import __main__ as critic_bench
@@ -16,6 +16,7 @@ from capo_ray.gpu_check import __main__ as gpu_check
 from capo_ray.lab import __main__ as lab
 from capo_ray.lab.design import load
 from capo_ray.program import own_keys
+from capo_ray.sft.settings import parse
 from capo_ray.smollm2 import __main__ as smollm2
 from capo_ray.view import __main__ as view
 
@@ -51,7 +52,7 @@ def _lab(arguments: Arguments) -> None:
 
 CHECKS: dict[str, Callable[[Arguments], object]] = {
     "launch": compose,
-    "sft": sft.parse,
+    "sft": parse,
     "evaluate": _evaluate,
     "critic_bench": _critic_bench,
     "data": _data,

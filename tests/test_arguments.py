@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray import grade, launch, sft
+from capo_ray import grade, launch
 from capo_ray.config.fault import keys
 from capo_ray.config.run import Config
 from capo_ray.credit import __main__ as credit
 from capo_ray.critic_bench import __main__ as critic_bench
 from capo_ray.models import ASSETS
+from capo_ray.sft import __main__ as sft
 from capo_ray.view import __main__ as view
 
 POLICY = str(ASSETS / "tiny_policy")

@@ -15,7 +15,7 @@ from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.evaluate.settings import configuration, options_of
 from capo_ray.planning.machine import shape_of
 from capo_ray.planning.plan import plan_for
-from capo_ray.sft import parse
+from capo_ray.sft.settings import parse
 
 TINY = "+experiment=tiny_cpu"
 LLAMA = "+experiment=llama1b_intersection"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from capo_ray import sft
 from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.launch import main
+from capo_ray.sft.settings import parse
 
 MY = """\
 defaults:
@@ -52,7 +52,7 @@ def test_an_experiment_by_its_path(given: str, first: str, tmp_path: Path) -> No
 
 def test_an_experiment_of_supervised_training_too() -> None:
     Path("my.yaml").write_text("defaults: [llama3b_sft, _self_]\nout: ./mine\nlearning_rate: 1.0e-6\n")
-    config = sft.parse(["experiment=my.yaml", "seed=3"])
+    config = parse(["experiment=my.yaml", "seed=3"])
     assert (config.out, config.learning_rate, config.seed) == ("./mine", 1e-6, 3)
     assert config.model.path == "meta-llama/Llama-3.2-3B-Instruct"
 

@@ -117,6 +117,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         ("evaluate model=asset:tiny_policy suite=arithmetic", 2, "error: this needs numpy, rich, vllm, which the core"),
         ("critic_bench critic=tiny data=arithmetic count=5 k=1 out=bench", 2, "error: this needs rich, ray, vllm, "),
         ("sft model=asset:tiny_policy data=x.jsonl out=sft", 2, "error: this needs torch, transformers, deepspeed, "),
+        ("sft model=asset:tiny_policy data=x.jsonl out=sft dry_run=true", 2, ""),
         ("view .", 2, ""),
         ("revote .", 2, ""),
         ("credit tokenizer=none", 2, "error: "),

@@ -76,6 +76,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tasks": ("config", "credit", "engines.protocols", "extension", "tally", "types"),
     "data": ("chat", "config", "models", "tasks", "types"),
     "conversations": ("chat", "config", "data", "types"),
+    "look": ("config", "data", "models", "run_dir"),
     "options": ("config",),
     "resumable": ("config",),
     "program": ("config", "data", "output", "run_dir"),

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from capo_ray import sft
 from capo_ray.config.blocks import Data
 from capo_ray.config.run import compose, conf_dir
 from capo_ray.conversations import encode, pieces, read, tokenizer_of, write_tokenizer
+from capo_ray.sft.__main__ import main
+from capo_ray.sft.examples import located, of_step, prepare
+from capo_ray.sft.settings import parse
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -135,7 +137,7 @@ def test_a_template_that_rewrites_history_is_refused(tokenizer: Any) -> None:
 
 def test_settings_are_checked(tmp_path: Path) -> None:
     given = ["model=m", "data=d", "out=o"]
-    parsed = sft.parse([*given, "betas=[0.9,0.95]", "steps=3", "data.limit=5"])
+    parsed = parse([*given, "betas=[0.9,0.95]", "steps=3", "data.limit=5"])
     assert (parsed.betas, parsed.model.path, parsed.data.path, parsed.data.limit) == ((0.9, 0.95), "m", "d", 5)
     for more, message in (
         ("learnin_rate=1", "learnin_rate: no such key; did you mean learning_rate?"),
@@ -149,9 +151,9 @@ def test_settings_are_checked(tmp_path: Path) -> None:
         ("loud", "arguments are key=value, got loud"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
-            sft.parse([*given, more])
+            parse([*given, more])
     with pytest.raises(ValueError, match=r"data: must be given; pass data=\.\.\.\nout: must be given"):
-        sft.parse(["model=m"])
+        parse(["model=m"])
 
 
 @pytest.mark.parametrize(
@@ -199,9 +201,9 @@ EXPERIMENTS = sorted(
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_and_shows_its_plan(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sft.main([f"+experiment={name}", "dry_run=true"]) == 0
+    assert main([f"+experiment={name}", "dry_run=true"]) == 0
     printed = capsys.readouterr().out
-    config = sft.parse([f"+experiment={name}"])
+    config = parse([f"+experiment={name}"])
     assert (config.learning_rate, config.sequences_per_update, config.out) == (1e-5, 80, f"./models/{name}")
     assert config.data.path == "AI-MO/NuminaMath-CoT" and config.model.shape is not None
     assert "4 ranks on one machine, 1 passes over AI-MO/NuminaMath-CoT" in printed and "optimizer" in printed
@@ -218,13 +220,13 @@ def test_an_experiment_starts_where_its_ranks_find_gpus_that_hold_them(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    named = Path(sft.parse([f"+experiment={name}"]).model.path).name  # its shape is known by this name
+    named = Path(parse([f"+experiment={name}"]).model.path).name  # its shape is known by this name
     arguments = [f"+experiment={name}", "device=gpu", f"out={tmp_path / 'out'}", f"model={tmp_path / named}"]
 
     def refusal(gpus: int, mib: int, *more: str) -> str:
         monkeypatch.setenv("GPUS", str(gpus))
         monkeypatch.setenv("MIB", str(mib))
-        assert sft.main([*arguments, *more]) == 2
+        assert main([*arguments, *more]) == 2
         return capsys.readouterr().err
 
     assert "is no folder here" in refusal(4, 81559)
@@ -243,7 +245,7 @@ def test_an_experiment_starts_where_its_ranks_find_gpus_that_hold_them(
 def test_what_is_learnt_is_what_is_trained_on_later() -> None:
     """The supervised policy is the one that the RL experiments of its name start from, asked in the same way."""
     for name in EXPERIMENTS:
-        taught = sft.parse([f"+experiment={name}"])
+        taught = parse([f"+experiment={name}"])
         trained = compose([f"+experiment={name.removesuffix('_sft')}_majority"]).policy
         assert (trained.path == taught.out) == name.startswith("qwen")
         assert taught.model.model_copy(update={"path": trained.path}) == trained
@@ -254,7 +256,7 @@ def test_the_end_of_a_turn_becomes_the_end_of_text(folder: Path) -> None:
     path = folder / "tokenizer" / "tokenizer_config.json"
     spec = json.loads(path.read_text()) | {"eos_token": "<|pad|>"}
     path.write_text(json.dumps(spec))
-    tokenizer = tokenizer_of(sft.parse(settings(folder)).model)
+    tokenizer = tokenizer_of(parse(settings(folder)).model)
     assert tokenizer.eos_token == "<|im_end|>"
     (folder / "generation_config.json").write_text("{}")
     write_tokenizer(tokenizer, folder)
@@ -265,23 +267,30 @@ def test_the_end_of_a_turn_becomes_the_end_of_text(folder: Path) -> None:
 
 def test_what_fits_is_kept_and_the_rest_counted(folder: Path) -> None:
     write(folder / "data.jsonl", [talk("a", "b")] * 9 + [talk("a", "b" * 96)])
-    made = sft.prepare(sft.parse(settings(folder, "evaluation_share=0.34")))
+    made = prepare(parse(settings(folder, "evaluation_share=0.34")))
     assert (len(made.training), len(made.held_out), made.num_dropped) == (6, 3, 1)
     with pytest.raises(ValueError, match=r"none of the 10 conversations in .* fits 5 tokens"):
-        sft.prepare(sft.parse(settings(folder, "max_tokens=5")))
+        prepare(parse(settings(folder, "max_tokens=5")))
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(MODEL | {"vocab_size": 200}))
-    with pytest.raises(ValueError, match="the tokenizer has 259 entries, too many for the model's vocabulary of 200"):
-        sft.prepare(sft.parse(settings(folder)))
+    with pytest.raises(ValueError, match=r"model.tokenizer: .* has ids up to 258, the model's vocabulary ends at 199"):
+        located(parse(settings(folder)))
+
+
+def test_a_token_without_an_embedding_is_refused_where_it_is_learnt(folder: Path) -> None:
+    """A special token beyond the embedding is no fault of a model, as Gemma 3 has one."""
+    (folder / "config.json").write_text(json.dumps(MODEL | {"vocab_size": 258}))
+    with pytest.raises(ValueError, match=r"data.jsonl has '<\|im_start\|>' in it, a token for which the model has no"):
+        prepare(located(parse(settings(folder))))
 
 
 def test_every_epoch_visits_everything_once() -> None:
-    visited = [index for step in range(7) for index in sft.of_step(step, 10, 4, seed=1)]
+    visited = [index for step in range(7) for index in of_step(step, 10, 4, seed=1)]
     first, second = visited[:10], visited[10:20]
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
-    assert sft.of_step(3, 10, 4, seed=1) == visited[12:16] != sft.of_step(3, 10, 4, seed=2)
+    assert of_step(3, 10, 4, seed=1) == visited[12:16] != of_step(3, 10, 4, seed=2)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +304,7 @@ def test_every_epoch_visits_everything_once() -> None:
 )
 def test_what_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str], model: str, message: str) -> None:
     given = [f"data={folder / 'data.jsonl'}", f"out={folder / 'out'}", *f"model={model}".split()]
-    assert sft.main(given) == 2
+    assert main(given) == 2
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
@@ -303,11 +312,71 @@ def test_nothing_is_written_over(folder: Path, tmp_path: Path, capsys: pytest.Ca
     made = tmp_path / "made"
     made.mkdir()
     (made / "config.json").write_text("{}")
-    assert sft.main([f"data={folder / 'data.jsonl'}", f"out={made}", "model=asset:tiny_policy", "-v"]) == 2
+    assert main([f"data={folder / 'data.jsonl'}", f"out={made}", "model=asset:tiny_policy", "-v"]) == 2
     assert capsys.readouterr().err == (
         f"error: out: {made / 'config.json'} is there already, and nothing is written over: name another folder, "
         "remove that one, or pass resume=true to go on from its checkpoint\n"
     )
+
+
+# -- a look at it
+
+
+def verdict(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str]]:
+    """Exit code, and the lines of the verdict."""
+    code = main([*arguments, "dry_run=true"])
+    lines = capsys.readouterr().out.splitlines()
+    start = max(n for n, line in enumerate(lines) if line.startswith("this machine: "))
+    return code, lines[start + 1 :]
+
+
+def test_a_dry_run_reads_what_the_training_would(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(folder.rglob("*"))
+    assert verdict(capsys, *settings(folder)) == (
+        0,
+        ["verdict: this run can start on this machine; everything was looked at"],
+    )
+    assert verdict(capsys, *settings(folder, "model=asset:tiny_policy", "model.tokenizer=null"))[0] == 0
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ("data=/none.jsonl", "data.path: there is no file /none.jsonl; pass data.path="),
+        ("data={folder}/bad.jsonl", "bad.jsonl, line 1: no assistant message, so nothing to learn"),
+        ("max_tokens=5", "none of the 40 conversations in {folder}/data.jsonl fits 5 tokens"),
+        ("model=/nowhere model.tokenizer=null", "model.path: '/nowhere' is no folder here; name a folder or"),
+        ("model={folder}/none.json", "model.path: there is no model config {folder}/none.json"),
+        ("model.tokenizer=/nowhere", "model.tokenizer: '/nowhere' is no folder here; name a folder or"),
+        ("model={folder}/broken.json", "{folder}/broken.json is not JSON (Expecting "),
+        ("resume=true", "nothing to resume: there is no {folder}/out/checkpoint"),
+        ("out={folder}", "out: {folder}/config.json is there already, and nothing is written over"),
+        ("model.path=random model.tokenizer=asset:tiny_policy", "model.path: a random model needs model.shape and"),
+    ],
+)
+def test_a_dry_run_says_why_it_could_not_start(
+    folder: Path, given: str, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(folder / "bad.jsonl", [[{"role": "user", "content": "say one"}]])
+    (folder / "broken.json").write_text("{")
+    code, lines = verdict(capsys, *settings(folder), *given.format(folder=folder).split())
+    assert code == 2 and lines[-1] == "verdict: this run cannot start (1 fault)"
+    assert lines[-2].startswith(f"fault: {fault.format(folder=folder)}")
+
+
+def test_a_dry_run_for_elsewhere_says_what_is_not_here(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines = verdict(capsys, *settings(folder), "model=/there", "model.tokenizer=null", "device=gpu", "ranks=2")
+    assert (code, lines) == (
+        0,
+        [
+            "not looked at: model.path /there: no folder here; it must be one where the run is",
+            "verdict: this run can start where there are 2 such GPUs; as far as it could be looked at from here",
+        ],
+    )
+    (folder / "data.jsonl").write_text("{}\n")
+    code, lines = verdict(capsys, *settings(folder), "model=/there", "model.tokenizer=null", "device=gpu", "ranks=2")
+    assert code == 2 and lines[-2].startswith("fault: data.jsonl, line 1: must be ")
 
 
 # -- a run

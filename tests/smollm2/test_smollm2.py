@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray import sft
 from capo_ray.config.run import ConfigError
 from capo_ray.models import find_model
+from capo_ray.sft.__main__ import main as teach
+from capo_ray.sft.settings import parse
 from capo_ray.smollm2 import wheel
 from capo_ray.smollm2.__main__ import main
 from capo_ray.smollm2.problems import SUMS, word_problems
@@ -77,9 +78,11 @@ def test_an_experiment_without_its_model_plans_and_names_the_program_that_makes_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert sft.main(["+experiment=smollm2_cpu_sft", "dry_run=true"]) == 0
-    assert "plan: 2 ranks on one machine, 12 steps, 16 conversations an update" in capsys.readouterr().out
-    config = sft.parse(["+experiment=smollm2_cpu_sft"])
+    assert teach(["+experiment=smollm2_cpu_sft", "dry_run=true"]) == 2
+    said = capsys.readouterr().out
+    assert "plan: 2 ranks on one machine, 12 steps, 16 conversations an update" in said
+    assert "fault: model.path: './models/smollm2' is no folder here; name a folder or" in said
+    config = parse(["+experiment=smollm2_cpu_sft"])
     with pytest.raises(ConfigError, match=r"python -m capo_ray.smollm2 out=./models/smollm2 makes it"):
         find_model(config.model, "model", tmp_path, seed=0)
     trained = config.model.model_copy(update={"path": config.out})

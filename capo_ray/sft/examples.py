@@ -1,0 +1,75 @@
+"""What is learnt from: conversations as tokens, checked once, and which of them each step takes.
+
+Leaves out what of a conversation carries loss (conversations).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from capo_ray.config.run import ConfigError
+from capo_ray.conversations import encode, length, read, tokenizer_of
+from capo_ray.model_files import read_decoder
+from capo_ray.models import check_fit, find_folder, find_model
+from capo_ray.sft.settings import Sft
+from capo_ray.types import TrainSequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    training: list[TrainSequence]
+    held_out: list[TrainSequence]
+    num_dropped: int
+
+
+def located(config: Sft) -> Sft:
+    """With the model as a folder of this machine. Raises ConfigError where it is not found or its files do not fit."""
+    path = Path(config.model.path).expanduser()
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise ConfigError(f"model.path: there is no model config {path}")
+        tokenizer = find_folder(str(config.model.tokenizer), "model.tokenizer")
+        check_fit(tokenizer, read_decoder(path).vocabulary, "model")
+        found = {"path": str(path), "tokenizer": str(tokenizer)}
+    else:
+        files = find_model(config.model, "model", Path(config.out), seed=config.seed)
+        found = {"path": str(files.folder), "tokenizer": str(files.tokenizer)}
+    return config.model_copy(update={"model": config.model.model_copy(update=found)})
+
+
+def prepare(config: Sft) -> Examples:
+    """Read, check and tokenise everything once. The model is one that was `located`, or a random one yet to be made."""
+    model = config.model
+    size = model.shape if model.path == "random" and model.shape else read_decoder(Path(model.path))
+    tokenizer = tokenizer_of(model)
+    found = list(read(config.data, config.messages_field, model.system_prompt))
+    sequences = encode([conversation for conversation in found if conversation is not None], tokenizer)
+    longest = min(config.max_tokens or size.window, config.tokens_per_micro_batch)
+    kept = [sequence for sequence in sequences if length(sequence) <= longest]
+    if not kept:
+        raise ConfigError(f"none of the {len(found)} conversations in {config.data.path} fits {longest} tokens")
+    largest = max(max(sequence.prompt_ids + sequence.token_ids) for sequence in kept)
+    if largest >= size.vocabulary:
+        raise ConfigError(
+            f"data.path: {config.data.path} has {tokenizer.decode([largest])!r} in it, a token for which the model has "
+            "no embedding; take it out"
+        )
+    random.Random(config.seed).shuffle(kept)
+    num_held_out = round(config.evaluation_share * len(kept))
+    return Examples(training=kept[num_held_out:], held_out=kept[:num_held_out], num_dropped=len(found) - len(kept))
+
+
+def of_step(step: int, count: int, per_update: int, seed: int) -> list[int]:
+    """Indices that optimizer step `step` learns from: epochs, each in an order of its own, cut one after the other."""
+    positions = range(step * per_update, (step + 1) * per_update)
+    return [_order(position // count, count, seed)[position % count] for position in positions]
+
+
+@lru_cache(maxsize=2)
+def _order(epoch: int, count: int, seed: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"{seed} {epoch}").shuffle(order)
+    return order
