@@ -22,7 +22,8 @@ from capo_ray.planning.bundles import critics_here
 from capo_ray.planning.estimate import estimate
 from capo_ray.planning.machine import this_machine
 from capo_ray.planning.plan import describe, fits, plan_here
-from capo_ray.run_dir import check_claim
+from capo_ray.program import OF_A_RUN, need
+from capo_ray.run_dir import check_claim, check_place
 
 
 def dry_run(config: Config) -> bool:
@@ -33,6 +34,9 @@ def dry_run(config: Config) -> bool:
     config = _in_steps(config, look)
     template = find_template(config.critic) if config.critic else None
     _critics(config, look)
+    with look.noting():
+        if not look.elsewhere:
+            need(*OF_A_RUN)
     encode = _policy(config, look)
     _data(config, look, encode)
     with look.noting():
@@ -40,6 +44,8 @@ def dry_run(config: Config) -> bool:
             check_claim(Path(config.run_dir).expanduser().resolve(), resume=config.resume)
         elif config.resume:
             raise ConfigError("resume: name the run to resume with run_dir=DIR")
+        else:
+            check_place(Path.cwd() / "runs")
     parts = [describe(config), *_epochs(config, look), estimate(config), prompt_example(config)]
     if template is not None:
         parts.append(example(config, template))

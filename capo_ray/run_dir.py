@@ -67,6 +67,7 @@ def check_claim(run_dir: Path, *, resume: bool) -> None:
             raise RunDirError(f"the run directory {run_dir} is a file; pass another run_dir")
         begun = (run_dir / "config.yaml").is_file()
         empty = not is_there or not any(path.name != _LOCK for path in run_dir.iterdir())
+        check_place(run_dir)
     except OSError as error:
         raise RunDirError(f"the run directory {run_dir} cannot be read: {error.strerror}; pass another") from error
     if resume and not begun:
@@ -78,6 +79,17 @@ def check_claim(run_dir: Path, *, resume: bool) -> None:
             f"the run directory {run_dir} exists and is not empty: pass resume=true to continue that run, "
             "or another run_dir (or none) to start a new one"
         )
+
+
+def check_place(run_dir: Path) -> None:
+    """Raises RunDirError where what is there already takes no folder or file more."""
+    there = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
+    if not there.is_dir():
+        raise RunDirError(f"the run directory {run_dir} cannot be written: {there} is a file; pass another run_dir")
+    read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+    if read_only or not os.access(there, os.W_OK | os.X_OK):
+        why = "is on a disk that is read-only" if read_only else "may not be written"
+        raise RunDirError(f"the run directory {run_dir} cannot be written: {there} {why}; pass another run_dir")
 
 
 _LOCK = ".lock"

@@ -63,6 +63,7 @@ def test_epochs_are_said(capsys: pytest.CaptureFixture[str]) -> None:
         ("data.path=good.jsonl data.max_prompt_tokens=1", "1 of 1 prompts are longer than data.max_prompt_tokens 1"),
         ("data.path=good.jsonl critic.canaries.source=nothing", "critic.canaries.source: "),
         ("data.path=good.jsonl run_dir=. ", "the run directory "),
+        ("data.path=good.jsonl run_dir=good.jsonl/run", "the run directory "),
         ("data.path=good.jsonl run_dir=none resume=true", ""),
         ("data.path=good.jsonl resume=true", "resume: name the run to resume with run_dir=DIR"),
         ("data.path=good.jsonl rollout.workers=999 cluster.cpus=2", "100.3 cores (here: 2)"),
@@ -99,3 +100,21 @@ def test_its_own_numbers_and_files_are_looked_at_anyway(capsys: pytest.CaptureFi
     assert code == 2 and any(line.startswith("fault: trainer: a rank needs ") for line in lines)
     code, lines = verdict(capsys, *PAPER, "data.path=none.jsonl")
     assert code == 2 and any(line.startswith("fault: data.path: there is no file none.jsonl") for line in lines)
+
+
+def test_a_folder_that_may_not_be_written(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # nothing keeps root from writing
+    code, lines = verdict(capsys, "+experiment=tiny_cpu", "dry_run=true")
+    assert code == 2
+    assert (
+        lines[0] == f"fault: the run directory {Path.cwd()}/runs cannot be written: {Path.cwd()} may not be written; "
+        "pass another run_dir"
+    )
+
+
+def test_what_is_not_installed_is_a_fault(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not where the run would be elsewhere."""
+    monkeypatch.setattr("capo_ray.program.find_spec", lambda name: None if name == "ray" else name)
+    code, lines = verdict(capsys, "+experiment=tiny_cpu", "dry_run=true")
+    assert code == 2 and lines[0].startswith("fault: this needs ray, which the core install (pip install .) does not ")
+    assert verdict(capsys, *PAPER)[0] == 0

@@ -293,6 +293,13 @@ def test_long_values_are_shortened_and_keys_not_shown(key: str) -> None:
         assert len(str(caught.value)) < 1200 and "0123456789" not in str(caught.value)
 
 
+def test_a_key_is_not_shown_where_the_equals_sign_is_left_out() -> None:
+    with pytest.raises(ConfigError, match=r"^critic.api_key_env[*]{3}: arguments are key=value"):
+        compose([TINY, "critic.api_key_envsk-live0123456789abcdefghij"])
+    with pytest.raises(ConfigError, match=r"^task-20241126-run: arguments are key=value"):
+        compose([TINY, "task-20241126-run"])
+
+
 def test_advice_on_quotes_is_what_a_shell_reads() -> None:
     import shlex
 

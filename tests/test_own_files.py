@@ -81,7 +81,17 @@ def test_a_run_is_resumed_by_its_directory_alone(kept: Config) -> None:
     ("given", "message"),
     [
         ("experiment=none.yaml", "experiment: none.yaml cannot be read: No such file or directory"),
-        ("experiment=bad.yaml", "a file is no YAML: while parsing a flow node"),
+        ("experiment=bad.yaml", "experiment: bad.yaml is no YAML: while parsing a flow node"),
+        ("experiment=bad.yaml", "in line 1, column 5"),
+        ("experiment=list.yaml", "experiment: list.yaml must hold keys, got [1]"),
+        ("experiment=part.yaml", "experiment: part.yaml begins with nothing: name the experiment that it changes, def"),
+        ("experiment=twice.yaml", 'while constructing a mapping in "twice.yaml", '),
+        ("experiment=nobody.yaml", "In 'nobody.yaml': Could not load 'experiment/nobody_knows'."),
+        ("experiment=tiny_cpu experiment=part.yaml", "experiment: 'tiny_cpu' and 'part.yaml' are given; give one"),
+        ("experiment=tiny_cpu size=one_gpu size=two_nodes", "size: 'one_gpu' and 'two_nodes' are given; give one"),
+        ("experiment=tiny_cpu hydra.run.dir=x dry_run=true", "hydra.run.dir: Hydra only composes here, and of "),
+        ("experiment=tiny_cpu +hydra/job_logging=none dry_run=true", "hydra/job_logging: Hydra only composes here"),
+        ("resume=true", "resume: name the run to resume with run_dir=DIR"),
         ("config=none", "config: none cannot be read: No such file or directory"),
         ("config=.", "config: . cannot be read: Is a directory"),
         ("config=bad.yaml", "config: bad.yaml is no YAML: "),
@@ -103,10 +113,13 @@ def test_what_is_no_file_of_the_kind(
     Path("bad.yaml").write_text("a: [")
     Path("list.yaml").write_text("[1]")
     Path("part.yaml").write_text("steps: 3")
+    Path("twice.yaml").write_text("defaults: [tiny_cpu, _self_]\nsteps: 3\nsteps: 4\n")
+    Path("nobody.yaml").write_text("defaults: [nobody_knows, _self_]")
     Path("bytes.yaml").write_bytes(b"name: caf\xe9")
     assert main(given.split()) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and message in said and said.count("\n") == 1 and "Traceback" not in said
+    assert "own_0" not in said and "raised while composing" not in said
 
 
 def test_two_sources_are_refused_in_words() -> None:

@@ -111,7 +111,8 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     ("command", "code", "said"),
     [
         ("launch +experiment=tiny_cpu", 2, "error: this needs ray, vllm, deepspeed, torch, "),
-        ("launch +experiment=tiny_cpu dry_run=true", 0, ""),
+        ("launch +experiment=tiny_cpu dry_run=true", 2, ""),
+        ("launch +experiment=llama3b_intersection dry_run=true", 0, ""),
         ("plan +experiment=tiny_cpu", 0, ""),
         ("lab run=quick out=lab", 2, "error: this needs numpy, matplotlib, ray, "),
         ("evaluate model=asset:tiny_policy suite=arithmetic", 2, "error: this needs numpy, rich, vllm, which the core"),

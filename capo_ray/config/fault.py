@@ -19,10 +19,13 @@ class ConfigError(ValueError):
 
 LONGEST = 80
 """Characters of a value in a message."""
+_BEGINNING = r"(?:sk|pk|gsk|hf|nvapi|xai|ghp)[-_]"
 SECRET = re.compile(
-    r"\b(?:sk|pk|gsk|hf|nvapi|xai|ghp)[-_](?=[\w-]*\d)[\w-]{6,}|AIza[\w-]{20,}|Bearer\s+\S+|(?<=://)[^/@\s]+(?=@)"
+    rf"\b{_BEGINNING}(?=[\w-]*\d)[\w-]{{6,}}|{_BEGINNING}(?=[A-Za-z]*\d)[A-Za-z0-9]{{16,}}"
+    r"|AIza[\w-]{20,}|Bearer\s+\S+|(?<=://)[^/@\s]+(?=@)"
 )
-"""Keys by the beginnings that services give them, and what stands before the @ of an address."""
+"""Keys by the beginnings that services give them, behind another word only where they are long (`=` left out), and what
+stands before the @ of an address."""
 
 WORDS: dict[str, str] = {
     "missing": "must be given",

@@ -5,6 +5,7 @@ Leaves out composing (see `run`) and whether there is such a key, which its mode
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ ADDED = ("experiment", "size")
 """Groups that `config.yaml` has no place for: Hydra wants a + before them, nobody else does."""
 
 
+HYDRAS = re.compile(r"hydra\b")
 ENDINGS = (".yaml", ".yml")
 """Of an experiment that is named by its file."""
 
@@ -70,6 +72,10 @@ def read(argument: str, groups: Mapping[str, Sequence[str]]) -> Given:
         mark = "+"
     if key == "experiment" and text.endswith("_sft"):
         raise ConfigError(f"a supervised training is started with: python -m capo_ray.sft {argument}")
+    if HYDRAS.match(key) and key != "hydra.searchpath":
+        raise ConfigError(
+            f"{limited(key)}: Hydra only composes here, and of its own keys hydra.searchpath alone is used"
+        )
     given = Given(mark=mark, key=key, text=text if equals else None, is_group=is_group)
     refuse_unreadable(given.for_hydra())
     if is_group and mark != "~" and not is_file(given):
@@ -119,6 +125,13 @@ def refuse_left_out(given: Iterable[Given], without: Collection[str]) -> None:
         block = one.key.split(".")[0]
         if one.sets_value and block in without:
             raise ConfigError(f"{one.key}: {block}=null leaves the whole block out; give one of the two")
+
+
+def refuse_two(given: Sequence[Given]) -> None:
+    """Raises ConfigError for two experiments or sizes: neither is set over the other."""
+    for group in ADDED:
+        if len(named := [str(one.text) for one in given if one.key == group and one.mark != "~"]) > 1:
+            raise ConfigError(f"{group}: {' and '.join(map(shown, named))} are given; give one")
 
 
 def refuse_plain(given: Iterable[Given], blocks: Collection[str]) -> None:

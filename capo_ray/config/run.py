@@ -16,7 +16,16 @@ from pydantic import ValidationError, model_validator
 from capo_ray.config.blocks import Block, Cluster, Data, Model, Rollout, Tracking, Trainer, setting
 from capo_ray.config.critic import Critic
 from capo_ray.config.fault import ConfigError, blocks, limited, line
-from capo_ray.config.given import Given, experiments, in_order, read, refuse_left_out, refuse_plain, refuse_unreadable
+from capo_ray.config.given import (
+    Given,
+    experiments,
+    in_order,
+    read,
+    refuse_left_out,
+    refuse_plain,
+    refuse_two,
+    refuse_unreadable,
+)
 from capo_ray.config.method import Algorithm, Reward
 from capo_ray.config.own_files import base_of, searched, whole
 from capo_ray.config.sources import followed, is_path
@@ -165,6 +174,7 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     given = in_order([read(override, groups) for override in overrides])
     without = [one.key for one in given if one.leaves_out]
     refuse_left_out(given, without)
+    refuse_two(given)
     refuse_plain(given, blocks(Config))
     base, kept = base_of(given), [one for one in given if not (one.leaves_out or is_path(one) or one.key == "config")]
     tree = _set_over(whole(base), kept) if base else _composed_of(kept)
@@ -233,4 +243,13 @@ def composed(name: str | None, overrides: Sequence[str]) -> Any:
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         for override in overrides:
             refuse_unreadable(override)
-        raise ConfigError(limited(str(error).partition("\n")[0])) from error
+        raise ConfigError(_in_short(str(error))) from error
+
+
+def _in_short(said: str) -> str:
+    """What Hydra said, without where it searched and without its own words for where it was."""
+    first, _, rest = said.partition("\n")
+    place, colon, what = first.partition(": ")
+    if colon and what.endswith("raised while composing config:") and rest:
+        return limited(f"{place}: {rest.partition(chr(10))[0]}")
+    return limited(first)
