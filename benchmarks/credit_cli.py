@@ -61,7 +61,7 @@ def main() -> None:
         write_groups(groups, TokenTable.load(tokenizer), args.groups, args.tokens)
         start = time.perf_counter()
         with groups.open("rb") as source, out.open("wb") as sink:
-            command = [sys.executable, "-m", "capo_ray.credit", "--tokenizer", str(tokenizer)]
+            command = [sys.executable, "-m", "capo_ray.credit", f"tokenizer={tokenizer}"]
             subprocess.run(command, stdin=source, stdout=sink, check=True)
         seconds = time.perf_counter() - start
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -108,7 +108,7 @@ def measure(run_dir: Path, total: int) -> None:
     port = free_port()
     began = perf_counter()
     server = subprocess.Popen(
-        [sys.executable, "-m", "capo_ray.view", str(run_dir), "--port", str(port)], stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "capo_ray.view", str(run_dir), f"port={port}"], stdout=subprocess.DEVNULL
     )
     base = f"http://127.0.0.1:{port}"
     try:

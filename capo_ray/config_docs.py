@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from capo_ray.config.listing import kind_of
 from capo_ray.config.run import Config
 from capo_ray.evaluate.suites import Benchmark
 from capo_ray.sft.settings import Sft
@@ -75,7 +76,6 @@ BLOCKS: dict[str, str] = {
 }
 """Model -> title of its table, of a run."""
 _BAR = "\\|"
-RANGES = {"minimum": ">= {}", "exclusiveMinimum": "> {}", "maximum": "<= {}", "exclusiveMaximum": "< {}"}
 
 
 BENCHMARKS = {"Benchmark": "A benchmark: `suite.NAME`", "Options": "`suite.NAME.options`"}
@@ -104,7 +104,7 @@ def _table(block: dict[str, Any]) -> Iterator[str]:
     for name, spec in block["properties"].items():
         default = "*required*" if name in required else _default(spec)
         source = spec["source"] if spec["source"] != "own" else "*own*"
-        cells = (f"`{name}`", _type(spec), spec["unit"], default, source, spec["description"])
+        cells = (f"`{name}`", kind_of(spec), spec["unit"], default, source, spec["description"])
         yield f"| {' | '.join(cell.replace('|', _BAR) for cell in cells)} |"
 
 
@@ -115,22 +115,6 @@ def _default(spec: dict[str, Any]) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "`true`", False: "`false`", None: "`null`"}[value]
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
-
-
-def _type(spec: dict[str, Any]) -> str:
-    if "$ref" in spec:
-        return "block"
-    if "anyOf" in spec:
-        return " or ".join(_type(part) for part in spec["anyOf"])
-    if "enum" in spec or "const" in spec:
-        return " | ".join(f"`{choice}`" for choice in spec.get("enum", [spec.get("const")]))
-    if "items" in spec:
-        return f"list of {_type(spec['items'])}s"
-    if "prefixItems" in spec:
-        return f"[{', '.join(_type(part) for part in spec['prefixItems'])}]"
-    ranges = [text.format(f"{spec[key]:g}") for key, text in RANGES.items() if key in spec]
-    pattern = [f"`{spec['pattern']}`"] if "pattern" in spec else []
-    return " ".join([spec["type"], ", ".join([*ranges, *pattern])]).strip()
 
 
 if __name__ == "__main__":

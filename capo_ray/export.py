@@ -12,31 +12,40 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from capo_ray.checkpoint import Checkpoints, fault_of
+from capo_ray.config.blocks import Block, setting
+from capo_ray.config.listing import listing
+from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.config.run import ConfigError
 from capo_ray.durable import move_into_place
-from capo_ray.program import leave, own_keys, run_program
+from capo_ray.program import leave, run_program
 from capo_ray.run_dir import RunDirError
 
-USAGE = """usage: python -m capo_ray.export RUN_DIR [step=N] [out=FOLDER]
+USAGE = """usage: python -m capo_ray.export RUN_DIR [key=value ...]
 
-  step=N      of the checkpoint after N steps; the newest one when left out
-  out=FOLDER  where to; RUN_DIR/exports/step_N when left out
+The policy of a checkpoint as a plain model, of a run that goes on, was stopped or died: transformers and vLLM load it.
 
-transformers and vLLM load what it writes; so do python -m capo_ray.evaluate model=FOLDER and policy.path=FOLDER
+  python -m capo_ray.export runs/first step=400
+  python -m capo_ray.evaluate model=runs/first/exports/step_000400 suite=math
 """
 
 
+class Settings(Block):
+    """Of this program."""
+
+    run_dir: AnyPath = setting("directory of the run; RUN_DIR alone is it too")
+    step: int | None = setting("of the checkpoint after so many steps; null: the newest", None, ge=0)
+    out: AnyPath | None = setting("folder to write; null: RUN_DIR/exports/step_N", None)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_program(work, argv, USAGE)
+    return run_program(work, argv, USAGE, settings=lambda: listing(Settings))
 
 
 def work(arguments: list[str]) -> int:
-    own, rest = own_keys(arguments, ["step", "out"])
-    if len(rest) != 1 or "=" in rest[0]:
-        raise ConfigError(f"one run directory is wanted, got {' '.join(rest) or 'none'}\n\n{USAGE}".rstrip())
-    run_dir = Path(rest[0]).expanduser()
-    checkpoint = checkpoint_of(run_dir, own.get("step"))
-    out = Path(own["out"]).expanduser() if "out" in own else run_dir / "exports" / checkpoint.name
+    given = read_own(Settings, arguments, place="run_dir")
+    run_dir = given.run_dir
+    checkpoint = checkpoint_of(run_dir, given.step)
+    out = given.out or run_dir / "exports" / checkpoint.name
     if out.exists():
         raise ConfigError(f"out: {out} is there already; name another folder")
     if (fault := fault_of(checkpoint)) is not None:
@@ -54,7 +63,7 @@ def work(arguments: list[str]) -> int:
     return 0
 
 
-def checkpoint_of(run_dir: Path, step: str | None) -> Path:
+def checkpoint_of(run_dir: Path, step: int | None) -> Path:
     """Raises ConfigError, with the steps that there are."""
     checkpoints = Checkpoints(run_dir, keep=1)
     there = checkpoints.steps()
@@ -62,9 +71,9 @@ def checkpoint_of(run_dir: Path, step: str | None) -> Path:
         raise ConfigError(f"{run_dir} has no checkpoint")
     if step is None:
         return checkpoints.at(there[-1])
-    if not step.isdecimal() or int(step) not in there:
+    if step not in there:
         raise ConfigError(f"step: {run_dir} has no checkpoint of {step}; there are {', '.join(map(str, there))}")
-    return checkpoints.at(int(step))
+    return checkpoints.at(step)
 
 
 if __name__ == "__main__":

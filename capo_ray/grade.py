@@ -16,8 +16,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, BinaryIO, TextIO
 
-from capo_ray.arguments import KeyValues, number, whole
-from capo_ray.output import to_stdout
+from capo_ray.config.blocks import Block, setting
+from capo_ray.config.listing import listing
+from capo_ray.config.own_settings import read_own
+from capo_ray.program import run_program
 from capo_ray.tasks.verify import Verifier
 from capo_ray.types import JsonDict
 
@@ -110,21 +112,32 @@ async def grade(source: BinaryIO, out: TextIO, *, processes: int, timeout_s: flo
         await verifier.close()
 
 
+USAGE = f"""usage: python -m capo_ray.grade [key=value ...] < FILE.jsonl
+
+Are the final answers right?
+
+{(__doc__ or "").partition("engine.")[2].strip()}
+
+  python -m capo_ray.grade timeout=10 < answers.jsonl
+"""
+
+
+class Settings(Block):
+    """Of this program."""
+
+    processes: int | None = setting("answers verified at a time; null: as many as there are cores", None, ge=1, le=1024)
+    timeout: float = setting("seconds until an answer is given up: no verdict", 5.0, ge=0.001, le=1e6)
+
+
+def work(arguments: list[str]) -> int:
+    given = read_own(Settings, arguments)
+    processes = given.processes or len(os.sched_getaffinity(0))
+    asyncio.run(grade(sys.stdin.buffer, sys.stdout, processes=processes, timeout_s=given.timeout))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = KeyValues(prog="python -m capo_ray.grade", description=__doc__)
-    parser.add_argument(
-        "--processes", type=whole(1, 1024), default=len(os.sched_getaffinity(0)), help="answers verified at a time"
-    )
-    parser.add_argument(
-        "--timeout", type=number(0.001, 1e6), default=5.0, help="seconds until an answer is given up: no verdict"
-    )
-    options = parser.parse_args(argv)
-
-    def work() -> int:
-        asyncio.run(grade(sys.stdin.buffer, sys.stdout, processes=options.processes, timeout_s=options.timeout))
-        return 0
-
-    return to_stdout(work)
+    return run_program(work, argv, USAGE, settings=lambda: listing(Settings), bare=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ from capo_ray.run_dir import RunDirError, claim
 
 USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
 
+Trains a policy by CAPO or another of the algorithms.
+
+  python -m capo_ray.launch +experiment=tiny_cpu
+
   +experiment=tiny_cpu              the whole pipeline on two CPU cores, in minutes
   +experiment=tiny_cpu_text         the same on real text, with a random model
   +experiment=llama3b_intersection  the paper's Llama-3.2-3B with intersection voting, on GPUs

@@ -1,13 +1,7 @@
 """`python -m capo_ray.plan +experiment=llama3b_intersection gpu=h100`: what a run needs and how long it may take.
 
-The plan and the estimates of `dry_run=true`, for any GPUs, on any machine: processes, memory, seconds of a step and of
-its stages, GPU hours, who waits, the best split of the GPUs, downloads, disk. Starts nothing and needs no network.
-
-    gpu=h100          a GPU of the table: h100, h200, a100
-    gpus=8            how many there are, for the best split; without it as many as the run asks for
-    profile=RUN_DIR   the speeds of a run that was, in place of the table's
-
-Everything else is configuration, as for capo_ray.launch. Leaves out everything but reading arguments and printing.
+The plan and the estimates of `dry_run=true`, for any GPUs, on any machine. Leaves out everything but reading arguments
+and printing.
 """
 
 from __future__ import annotations
@@ -15,29 +9,44 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from capo_ray.config.listing import of_a_run
-from capo_ray.config.run import ConfigError, compose
+from capo_ray.config.blocks import setting
+from capo_ray.config.listing import beside_run
+from capo_ray.config.own_settings import BesideRun, read_own
+from capo_ray.config.run import compose
 from capo_ray.data.epochs import in_steps
 from capo_ray.planning.estimate import estimate
 from capo_ray.planning.hardware import GPUS
 from capo_ray.planning.plan import plan_for, render
-from capo_ray.program import own_keys, run_program
+from capo_ray.program import run_program
+
+USAGE = """usage: python -m capo_ray.plan +experiment=NAME [key=value ...]
+
+What a run needs and how long it may take: processes, memory, seconds of a step and of its stages, GPU hours, who waits,
+the best split of the GPUs, downloads, disk. Starts nothing and needs no network.
+
+  python -m capo_ray.plan +experiment=llama3b_intersection gpu=h100 gpus=8
+"""
+
+
+class Settings(BesideRun):
+    """Of this program."""
+
+    gpu: str = setting(f"a GPU of the table: {', '.join(GPUS)}", "h100")
+    gpus: int | None = setting("how many there are, for the best split; null: as many as the run asks for", None, ge=1)
+    profile: str | None = setting("RUN_DIR whose speeds are taken in place of the table's", None)
 
 
 def work(arguments: list[str]) -> int:
-    own, overrides = own_keys(arguments, ("gpu", "gpus", "profile"))
-    gpus = own.get("gpus")
-    if gpus is not None and not (gpus.isdigit() and int(gpus)):
-        raise ConfigError(f"gpus: a number of GPUs, got {gpus!r}")
-    config, gpu = in_steps(compose(overrides)), own.get("gpu", "h100")
-    guessed = estimate(config, gpu=gpu, gpus=int(gpus) if gpus else None, profile=own.get("profile"))
-    print(render(plan_for(config, gpu_gib=GPUS[gpu].gib)))
+    given = read_own(Settings, arguments)
+    config = in_steps(compose(given.overrides))
+    guessed = estimate(config, gpu=given.gpu, gpus=given.gpus, profile=given.profile)
+    print(render(plan_for(config, gpu_gib=GPUS[given.gpu].gib)))
     print(guessed)
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_program(work, argv, __doc__ or "", settings=of_a_run)
+    return run_program(work, argv, USAGE, settings=beside_run(Settings))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from capo_ray.arguments import BadArgument, asks_for_help, refuse_flags
 from capo_ray.config.run import ConfigError
 from capo_ray.data.problem import DataError
 from capo_ray.output import PLACES, BadOutput, CannotWrite, first_of, is_loop, to_stdout
@@ -35,7 +36,8 @@ def run_program(
     argv: Sequence[str] | None,
     usage: str,
     *,
-    settings: Callable[[], str] | None = None,
+    settings: Callable[[], str],
+    bare: bool = False,
     failures: tuple[type[BaseException], ...] = (),
     afterwards: str = "",
 ) -> int:
@@ -43,21 +45,24 @@ def run_program(
 
     `-v` or `--verbose`, anywhere, has it say more of its own work. Bad input is told in one line, and so are `failures`
     and Ctrl-C or SIGTERM, with what to do `afterwards`; other errors are programming errors and keep their traceback.
-    `--help` prints `usage`, and the `settings` where there are any.
+    `--help`, `-h` and `help` print `usage` and the `settings`. No argument at all is `usage` and exit code 2, unless
+    the program works `bare`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments = [f"+{argument}" if argument.startswith("experiment=") else argument for argument in arguments]
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(usage if settings is None or not arguments else f"{usage}\n{settings()}")
-        return 0 if arguments else BAD_INPUT
+    helps = asks_for_help(arguments)
+    if helps or not (arguments or bare):
+        print(f"{usage.rstrip()}\n\n{settings() if helps else '--help lists the settings'}")
+        return 0 if helps else BAD_INPUT
     logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(message)s", stream=sys.stderr)
     if VERBOSE & set(arguments):
         logging.getLogger("capo_ray").setLevel(logging.INFO)
         arguments = [argument for argument in arguments if argument not in VERBOSE]
     try:
+        refuse_flags(arguments)
         with sigterm_as_ctrl_c():
             return to_stdout(lambda: work(arguments))
-    except (ConfigError, DataError, RunDirError, BadOutput) as error:
+    except (BadArgument, ConfigError, DataError, RunDirError, BadOutput) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except CannotWrite as error:
@@ -121,24 +126,6 @@ def on_interrupt(call: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def own_keys(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """What is given for a program's own keys, and the arguments that are configuration. Own keys may be spelled as
-    flags too: `--key=value`, `--key value`. Raises ConfigError where such a flag has no value."""
-    flags = {f"--{name}" for name in names}
-    own, rest, left = {}, [], iter(arguments)
-    for argument in left:
-        key, equals, value = argument.partition("=")
-        if key in flags:
-            if not equals and (value := next(left, "--")).startswith("--"):
-                raise ConfigError(f"{key} wants a value: {key}=VALUE")
-            own[key.removeprefix("--")] = value
-        elif equals and key in names:
-            own[key] = value
-        else:
-            rest.append(argument)
-    return own, rest
 
 
 OF_A_RUN = ("ray", "vllm", "deepspeed", "torch", "transformers", "numpy", "pyarrow", "rich")

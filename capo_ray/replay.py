@@ -17,25 +17,39 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from capo_ray import nonfinite
 from capo_ray.checkpoint import Checkpoints, fault_of
+from capo_ray.config.blocks import Block, setting
 from capo_ray.config.fault import ConfigError
+from capo_ray.config.listing import listing
+from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.config.run import Config, validate
 from capo_ray.engines.protocols import UpdateBatch
-from capo_ray.program import leave, own_keys, run_program
+from capo_ray.program import leave, run_program
 from capo_ray.run_dir import RunDirError
 from capo_ray.types import Metrics, TrainSequence
 
-USAGE = """usage: python -m capo_ray.replay PATH [device=cpu] [run_dir=RUN_DIR]
+USAGE = """usage: python -m capo_ray.replay PATH [key=value ...]
 
-  PATH             RUN_DIR/nonfinite/step_N, or RUN_DIR for the one that was written last
-  device=cpu       where the ranks compute; as in the run when left out
-  run_dir=RUN_DIR  the run, where PATH is a copy that stands elsewhere
+Repeats an update whose gradient was not finite, and finds the response it is of. As many ranks as the run had start on
+this machine.
 
-As many ranks as the run had start on this machine.
+  python -m capo_ray.replay runs/first/nonfinite/step_000012 device=cpu
 """
+
+
+class Settings(Block):
+    """Of this program."""
+
+    path: AnyPath = setting(
+        "RUN_DIR/nonfinite/step_N, or RUN_DIR for the one that was written last; PATH alone is it too"
+    )
+    device: Literal["cpu", "gpu"] | None = setting("where the ranks compute; null: as in the run", None)
+    run_dir: AnyPath | None = setting(
+        "the run, where `path` is a copy that stands elsewhere; null: that of `path`", None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,20 +66,24 @@ class Task:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_program(work, argv, USAGE, failures=(RuntimeError, ValueError, ArithmeticError, LookupError, OSError))
+    return run_program(
+        work,
+        argv,
+        USAGE,
+        settings=lambda: listing(Settings),
+        failures=(RuntimeError, ValueError, ArithmeticError, LookupError, OSError),
+    )
 
 
 def work(arguments: list[str]) -> int:
-    own, rest = own_keys(arguments, ["device", "run_dir"])
-    if len(rest) != 1 or "=" in rest[0]:
-        raise ConfigError(f"one path is wanted, got {' '.join(rest) or 'none'}\n\n{USAGE}".rstrip())
+    given = read_own(Settings, arguments, place="path")
     os.environ["TQDM_DISABLE"] = "1"  # transformers' bars
     # Before torch is imported: spinning threads of busy processes starve each other.
     os.environ["OMP_NUM_THREADS"] = "1"
-    folder = nonfinite.find(Path(rest[0]).expanduser())
-    run_dir = Path(own["run_dir"]).expanduser() if "run_dir" in own else folder.resolve().parent.parent
+    folder = nonfinite.find(given.path)
+    run_dir = given.run_dir or folder.resolve().parent.parent
     kept = nonfinite.read(folder)
-    config = _on(_config_of(run_dir), own.get("device"))
+    config = _on(_config_of(run_dir), given.device)
     if len(kept.shares) != config.trainer.ranks:
         raise RunDirError(f"{folder} is of {len(kept.shares)} ranks, {run_dir}/config.yaml says {config.trainer.ranks}")
     checkpoint = _checkpoint_before(run_dir, kept)

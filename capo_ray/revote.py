@@ -1,4 +1,4 @@
-"""`python -m capo_ray.revote RUN_DIR [KEY=VALUE ...] [out=FILE.jsonl]`: what another vote would have made of a run.
+"""`python -m capo_ray.revote RUN_DIR [key=value ...]`: what another vote would have made of a run.
 
 From the ledger alone (see `ledger`), without GPU and without Ray: votes, token rewards and advantages are computed
 again by the path that training takes, `credit.group.score_group`, once as the run did and once with the keys given
@@ -17,51 +17,67 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from math import fsum, isfinite
+from math import fsum
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TextIO, get_type_hints
+
+from pydantic import create_model
 
 from capo_ray import extension
+from capo_ray.arguments import BadArgument
+from capo_ray.config.blocks import Block, setting
+from capo_ray.config.listing import listing
+from capo_ray.config.method import Algorithm, Reward
+from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.credit.advantage import algorithm_of
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.vote import sealed, weight_of
 from capo_ray.learn.batch import centre_and_spread
 from capo_ray.ledger import LedgerError, RecordedGroup, read
-from capo_ray.output import BadOutput, CannotWrite, check_output, output_file, to_stdout
-from capo_ray.recorded_scheme import LARGEST, RecordedScheme
+from capo_ray.output import check_output, output_file
+from capo_ray.program import run_program
+from capo_ray.recorded_scheme import RecordedScheme
 from capo_ray.revote_table import Change, rows_of, show
 from capo_ray.tally import count_group
 
-USAGE = "usage: python -m capo_ray.revote RUN_DIR [KEY=VALUE ...] [out=FILE.jsonl] [trust=true]"
-HELP = f"""{USAGE}
+USAGE = """usage: python -m capo_ray.revote RUN_DIR [key=value ...]
 
-What another vote, other rewards or another advantage would have made of a run. What is not given is the run's own:
+What another vote, other rewards or another advantage would have made of a run, from its ledger. A key that is not given
+(null) is the run's own.
 
-  vote=NAME               intersection, majority, strict_majority, union, average, greedy, or module:name of your own
-  outcome_weight=C        what a right answer is worth
-  process_weight=P        what a wrong step costs each of its tokens
-  error_set=NAME          all, from_first or first: which of the flagged steps count
-  returns=NAME            none, suffix_sum or suffix_min
-  advantage=NAME          capo, capo_mean, ..., or module:name of your own
-  min_valid_critiques=N   a response with fewer is unjudged
-  unjudged=NAME           drop or outcome_only
-  mask_cut_off=BOOL       whether a response that was cut off teaches nothing
-
-  out=FILE.jsonl          a line per response
-  trust=true              run the code that the run's own configuration names (module:name)
+  python -m capo_ray.revote runs/first vote=majority process_weight=0.5
 
 Exit code 0, 1 where the result cannot be written, 2 where the run or a key cannot be used.
 """
-KINDS = {name: kind for name, kind in get_type_hints(Scheme).items() if name != "outcome"}
-"""What can be given beside `out`, and its type."""
 OWN: dict[str, Callable[[str], object]] = {"advantage": algorithm_of, "vote": weight_of}
 """Keys that take `module:name` too, and what finds it."""
+CHOICES = [name for name in get_type_hints(Scheme) if name != "outcome"]
+"""What of a scheme can be given."""
 Rows = Sequence[Sequence[float] | None]
 """[member][T]; None: dropped or undetermined."""
 
 
-class BadArgument(ValueError):
-    """The command line cannot be followed; the message says why."""
+class Asked(Block):
+    """Of this program; `Settings` has what can be given of a scheme beside it."""
+
+    run_dir: AnyPath = setting("directory of the run; RUN_DIR alone is it too")
+    out: AnyPath | None = setting("file for a line per response; null: none", None)
+    trust: bool = setting("run code that the run names as its vote or advantage (module:name)", False)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is given of a scheme."""
+        return self.model_dump(include=set(CHOICES), exclude_none=True)
+
+
+def _as_of_a_run(name: str) -> Any:
+    """Type and field: as a run has it, or null."""
+    field = {**Reward.model_fields, **Algorithm.model_fields}[name]
+    kind: Any = Annotated[field.annotation, field.description, *field.metadata]  # type: ignore[name-defined]
+    return kind | None, setting(field.description or "", None)
+
+
+Settings = create_model("Settings", __base__=Asked, **{name: _as_of_a_run(name) for name in CHOICES})
 
 
 def is_open(member: Member, before: Scheme | None, after: Scheme) -> bool:
@@ -191,56 +207,15 @@ def lines_of(revoted: Revoted) -> Iterator[str]:
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 
-def arguments(argv: Sequence[str]) -> tuple[Path, dict[str, Any], Path | None, bool]:
-    """(run directory, what is given of a scheme, out, trust). Raises BadArgument."""
-    folders = [argument for argument in argv if "=" not in argument]
-    if len(folders) != 1:
-        raise BadArgument(f"name one run directory, got {len(folders)}; {USAGE}")
-    given: dict[str, Any] = {}
-    out: Path | None = None
-    trust = False
-    for argument in argv:
-        key, equals, text = argument.partition("=")
-        if not equals:
-            continue
-        if key == "out":
-            if not text:
-                raise BadArgument("out=: name a file")
-            check_output(out := Path(text))
-        elif key == "trust":
-            if text not in ("true", "false"):
-                raise BadArgument(f"trust={text}: must be true or false")
-            trust = text == "true"
-        elif key in KINDS:
-            given[key] = _value(key, text)
-        else:
-            raise BadArgument(f"{key}: no such key; there are {', '.join([*KINDS, 'out', 'trust'])}")
-    return Path(folders[0]), given, out, trust
-
-
-def _value(key: str, text: str) -> Any:
-    kind = KINDS[key]
-    if key in OWN:
+def arguments(argv: Sequence[str]) -> Asked:
+    """Raises ConfigError or BadArgument."""
+    asked = read_own(Settings, argv, place="run_dir")
+    for key in asked.given.keys() & OWN.keys():
         try:
-            OWN[key](text)
+            OWN[key](asked.given[key])
         except ValueError as error:
-            raise BadArgument(f"{key}={text}: {error}") from None
-        return text
-    if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise BadArgument(f"{key}={text}: must be one of {', '.join(get_args(kind))}")
-        return text
-    if kind is bool:
-        if text not in ("true", "false"):
-            raise BadArgument(f"{key}={text}: must be true or false")
-        return text == "true"
-    try:
-        number = kind(text)
-    except ValueError:
-        raise BadArgument(f"{key}={text}: must be a number{'' if kind is float else ' without a fraction'}") from None
-    if not isfinite(number) or number < (kind is int) or number > LARGEST:
-        raise BadArgument(f"{key}={text}: must be a number from {int(kind is int)} to {LARGEST:,.0f}")
-    return number
+            raise BadArgument(f"{key}={asked.given[key]}: {error}") from None
+    return asked
 
 
 def run(run_dir: Path, given: Mapping[str, Any], out: Path | None, screen: TextIO, *, trust: bool = False) -> int:
@@ -269,20 +244,18 @@ def _after(recorded: RecordedScheme, given: Mapping[str, Any], groups: Sequence[
     return after
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    asked = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(asked):
-        print(HELP)
-        return 0
+def work(told: list[str]) -> int:
+    asked = arguments(told)
+    if asked.out:
+        check_output(asked.out)
     try:
-        run_dir, given, out, trust = arguments(asked)
-        return to_stdout(lambda: run(run_dir, given, out, sys.stdout, trust=trust))
-    except (BadArgument, BadOutput, LedgerError, extension.NotLoaded) as error:
-        print(f"python -m capo_ray.revote: {error}", file=sys.stderr)
-        return 2
-    except CannotWrite as error:
-        print(f"python -m capo_ray.revote: {error}", file=sys.stderr)
-        return 1
+        return run(asked.run_dir, asked.given, asked.out, sys.stdout, trust=asked.trust)
+    except (LedgerError, extension.NotLoaded) as error:
+        raise BadArgument(str(error)) from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(work, argv, USAGE, settings=lambda: listing(Settings))
 
 
 if __name__ == "__main__":

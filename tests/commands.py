@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from capo_ray import revote
+from capo_ray.arguments import read
 from capo_ray.config.run import compose
 from capo_ray.credit import __main__ as credit
 from capo_ray.critic_bench import __main__ as critic_bench
 from capo_ray.data import __main__ as data
-from capo_ray.doctor.__main__ import completed
+from capo_ray.doctor import __main__ as doctor
 from capo_ray.evaluate import settings
 from capo_ray.evaluate.suites import find_suite
 from capo_ray.gpu_check import __main__ as gpu_check
 from capo_ray.lab import __main__ as lab
 from capo_ray.lab.design import load
-from capo_ray.program import own_keys
 from capo_ray.sft.settings import parse
 from capo_ray.smollm2 import __main__ as smollm2
 from capo_ray.view import __main__ as view
@@ -26,7 +26,7 @@ Arguments = Sequence[str]
 def _evaluate(arguments: Arguments) -> None:
     options = settings.options_of(arguments)
     settings.configuration(options)
-    find_suite(options.suite, options.suite_overrides)
+    find_suite(options.suite or "", options.suite_overrides)
 
 
 def _critic_bench(arguments: Arguments) -> None:
@@ -40,14 +40,9 @@ def _data(arguments: Arguments) -> None:
     data.options_of(arguments[1:])
 
 
-def _doctor(arguments: Arguments) -> None:
-    _, overrides = own_keys(completed(arguments), ("out",))
-    compose(overrides)
-
-
 def _lab(arguments: Arguments) -> None:
     asked = lab.parse(arguments)
-    load(asked.design).runs(asked.arms)
+    load(asked.run).runs(asked.arms)
 
 
 CHECKS: dict[str, Callable[[Arguments], object]] = {
@@ -56,12 +51,12 @@ CHECKS: dict[str, Callable[[Arguments], object]] = {
     "evaluate": _evaluate,
     "critic_bench": _critic_bench,
     "data": _data,
-    "doctor": _doctor,
+    "doctor": doctor.asked,
     "gpu_check": gpu_check.options_of,
     "lab": _lab,
-    "credit": lambda arguments: credit.arguments(list(arguments)),
+    "credit": lambda arguments: read(credit.SETTINGS, arguments),
     "revote": revote.arguments,
     "smollm2": smollm2.options_of,
-    "view": lambda arguments: view.arguments(list(arguments)),
+    "view": view.arguments,
 }
 """Program -> what raises, or ends the process, where its arguments are wrong."""

@@ -174,7 +174,7 @@ def test_held_out_problems_are_compared(tmp_path: Path, capsys: pytest.CaptureFi
             ["+experiment=tiny_cpu"],
             "data.kind: arithmetic is made up, there is nothing to check; name a set with data=",
         ),
-        (["data.path={x}", "show=many"], "show: must be a number of examples, got 'many'"),
+        (["data.path={x}", "show=many"], "show: must be a whole number, got 'many'"),
         (["data.path=nothing.jsonl"], "data.path: there is no file nothing.jsonl; pass data.path=FILE (.jsonl, "),
         (["data.pth=x"], "data.pth: no such key; did you mean data.path?"),
         (["data.path={x}", "policy.tokenizer={folder}"], "policy.tokenizer: no tokenizer.json in"),
@@ -189,7 +189,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2 and "usage: python -m capo_ray.data check" in capsys.readouterr().out
     assert main(["chek"]) == 2
-    assert capsys.readouterr().err == "error: 'chek' is no command of this program; there is: check\n"
+    assert capsys.readouterr().err == "error: 'chek' is no command; there is: python -m capo_ray.data check\n"
 
 
 # -- gold answers

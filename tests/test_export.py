@@ -24,9 +24,9 @@ def run_dir(tmp_path: Path) -> Path:
     ("arguments", "message"),
     [
         (["step=5"], "step: {run_dir} has no checkpoint of 5; there are 4, 8"),
-        (["step=-1"], "step: {run_dir} has no checkpoint of -1; there are 4, 8"),
+        (["step=-1"], "step: must be at least 0, got '-1'"),
         (["out={run_dir}"], "out: {run_dir} is there already; name another folder"),
-        (["steps=4"], "one run directory is wanted, got {run_dir} steps=4"),
+        (["steps=4"], "steps: no such key; did you mean step?"),
     ],
 )
 def test_what_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

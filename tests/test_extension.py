@@ -71,7 +71,7 @@ def test_the_vote_of_the_docs(here: Path) -> None:
     assert vote(said, 4, "my_vote:two_thirds").weights == (1.0, pytest.approx(2 / 3), 0.0, 0.0)
     assert not sealed(said[:2], 1, 4, "my_vote:two_thirds")
     assert sealed(said[:1], 0, 4, "my_vote:two_thirds")
-    assert revote.arguments(["run", "vote=my_vote:two_thirds"])[1] == {"vote": "my_vote:two_thirds"}
+    assert revote.arguments(["run", "vote=my_vote:two_thirds"]).given == {"vote": "my_vote:two_thirds"}
 
 
 def test_a_vote_that_falls_with_the_flags_is_refused(here: Path) -> None:
@@ -181,9 +181,9 @@ def test_what_cannot_be_used_is_refused_before_anything_starts(here: Path, overr
 def test_the_program_for_recorded_responses_takes_it_too(here: Path, test_data: Path) -> None:
     response = {"text": "1\n\n2", "outcome": 1, "critiques": ["<incorrect_steps>0</incorrect_steps>"]}
     group = {"id": "a", "responses": [response]}
-    program = ("-m", "capo_ray.credit", "--tokenizer", str(test_data / "tokenizers" / "gpt2"))
+    program = ("-m", "capo_ray.credit", f"tokenizer={test_data / 'tokenizers' / 'gpt2'}")
     done = subprocess.run(
-        [sys.executable, *program, "--advantage", "my_credit:BY_MEDIAN"],
+        [sys.executable, *program, "advantage=my_credit:BY_MEDIAN"],
         input=json.dumps(group),
         cwd=here,
         env={"PYTHONPATH": f"{ROOT}"},

@@ -153,7 +153,7 @@ def test_one_line_out_per_line_in_whatever_happens() -> None:
         {"gold": "3", "response": "\\boxed{2}"},
         b'{"gold": 4, "answer": 4}',
     ]
-    graded = grade(lines, "--timeout", "2", "--processes", "2")
+    graded = grade(lines, "timeout=2", "processes=2")
     assert len(graded) == len(lines)
     assert graded[0] == {**lines[0], "correct": True, "extracted": "2"}
     reasons = {n: row.get("reason") for n, row in enumerate(graded)}

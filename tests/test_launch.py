@@ -62,7 +62,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             '\'critic.endpoints=["http://[::1]:8000/v1","http://h/v1"]\'',
         ),
         ("seed=1,2", "seed: a part of `1,2` is read as grammar: commas, "),
-        ("tiny", "tiny: arguments are key=value, or +group=name"),
+        ("tiny", "tiny: arguments are key=value"),
         ("data.kind=math data.path=~/none.jsonl", f"data.path: there is no file {Path.home()}/none.jsonl; pass"),
         (
             "cluster.address=127.0.0.1:9",

@@ -91,14 +91,10 @@ def test_a_place_that_takes_nothing_is_told_before_anything_is_done(tmp_path: Pa
 def test_revote_leaves_what_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(write_run(tmp_path / "run"))
     assert revote.main([run, "vote=union", "out=/dev/full"]) == 1
-    assert capsys.readouterr().err == (
-        "python -m capo_ray.revote: out: /dev/full cannot be written: No space left on device\n"
-    )
+    assert capsys.readouterr().err == ("error: out: /dev/full cannot be written: No space left on device\n")
     assert Path("/dev/full").is_char_device()
     assert revote.main([run, "vote=union", f"out={tmp_path}"]) == 2
-    assert capsys.readouterr().err == (
-        f"python -m capo_ray.revote: out: {tmp_path} cannot be written: Is a directory\n"
-    )
+    assert capsys.readouterr().err == (f"error: out: {tmp_path} cannot be written: Is a directory\n")
 
 
 @pytest.mark.slow
@@ -111,8 +107,8 @@ def test_a_run_directory_that_is_a_link_to_itself(tmp_path: Path) -> None:
 
 GROUP = {"id": 1, "responses": [{"text": "a", "outcome": 1, "critiques": []}, {"text": "b", "outcome": 0}]}
 PROGRAMS = {
-    "grade": (["capo_ray.grade", "--processes", "1"], {"gold": "4", "answer": "4"}),
-    "credit": (["capo_ray.credit", "--tokenizer", str(ROOT / "capo_ray/assets/tiny_policy")], GROUP),
+    "grade": (["capo_ray.grade", "processes=1"], {"gold": "4", "answer": "4"}),
+    "credit": (["capo_ray.credit", f"tokenizer={ROOT}/capo_ray/assets/tiny_policy"], GROUP),
     "revote": (["capo_ray.revote", "{run}", "vote=union"], {}),
     "launch": (["capo_ray.launch", "+experiment=tiny_cpu", "dry_run=true"], {}),
 }

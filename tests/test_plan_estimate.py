@@ -78,7 +78,7 @@ def test_a_run_gives_its_own_speeds(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["gpu=tpu"], "error: gpu: 'tpu' is not in the table of hardware; there are h100, h200, a100"),
-        (["gpus=none"], "error: gpus: a number of GPUs, got 'none'"),
+        (["gpus=none"], "error: gpus: must be a whole number, got 'none'"),
         (["profile=/nowhere"], "error: profile: /nowhere is no run's directory (FileNotFoundError"),
     ],
 )

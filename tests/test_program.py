@@ -26,7 +26,7 @@ def outside():
 def work(arguments):
     {waits}
 
-sys.exit(run_program(work, ["a=1"], "usage", afterwards="It goes on from here."))
+sys.exit(run_program(work, ["a=1"], "usage", settings=str, afterwards="It goes on from here."))
 """
 
 
@@ -64,7 +64,7 @@ def work(arguments):
         print("asked", flush=True)
         time.sleep(60)
 
-sys.exit(run_program(work, ["a=1"], "usage"))
+sys.exit(run_program(work, ["a=1"], "usage", settings=str))
 """
 
 

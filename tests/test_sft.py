@@ -148,7 +148,7 @@ def test_settings_are_checked(tmp_path: Path) -> None:
         ("data.kind=arithmetic", "`path` would not be read: `kind` arithmetic makes its own problems"),
         ("+experiment=x_sft", "Could not find 'experiment/x_sft'"),
         ("+experiment=tiny_cpu", "+experiment=tiny_cpu is no supervised training: the names of those end in _sft"),
-        ("loud", "arguments are key=value, got loud"),
+        ("loud", "loud: arguments are key=value"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             parse([*given, more])

@@ -92,7 +92,7 @@ def test_verbose_is_no_argument_of_a_program(given: list[str], verbose: bool, lo
         seen.extend([arguments, log.isEnabledFor(logging.INFO)])
         return 0
 
-    assert run_program(work, ["a=1", *given, "b=2"], "usage") == 0
+    assert run_program(work, ["a=1", *given, "b=2"], "usage", settings=str) == 0
     assert seen == [["a=1", "b=2"], verbose]
 
 

@@ -29,7 +29,7 @@ def serving(run_dir: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = view(run_dir, "--port", port)
+    process = view(run_dir, f"port={port}")
     try:
         assert process.stdout
         line = process.stdout.readline()

@@ -88,7 +88,7 @@ def limited(message: str) -> str:
     return text if len(text) <= 10 * LONGEST else f"{text[: 9 * LONGEST]} ... ({len(text):,} characters)"
 
 
-def line(fault: Mapping[str, Any], top: type[BaseModel], place: str = "", see: str = "docs/configuration.md") -> str:
+def line(fault: Mapping[str, Any], top: type[BaseModel], place: str = "", see: str = "--help") -> str:
     """One fault of pydantic's, of a block of type `top` that stands at `place`, in one line."""
     parts = [str(part) for part in fault["loc"] if not str(part).endswith("]")]
     path = limited(".".join([*([place] if place else []), *(part[:LONGEST] for part in parts)])) or "configuration"

@@ -153,7 +153,7 @@ def refuse_unreadable(override: str) -> None:
 
     key, equals, value = override.removeprefix("++").partition("=")
     if not equals and not override.startswith("~"):
-        raise ConfigError(f"{limited(key)}: arguments are key=value, or +group=name")
+        raise ConfigError(f"{limited(key)}: arguments are key=value")
     try:
         if not _parsed(override).is_sweep_override():
             return

@@ -29,7 +29,7 @@ class Sensible(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_nonsense(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = _kinds(cls, str(info.field_name))
+        kinds = kinds_of(cls, str(info.field_name))
         if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
             return value  # whose own fields are looked at
         for one in value if isinstance(value, list | tuple) else (value,):
@@ -53,7 +53,7 @@ class Sensible(BaseModel):
 
 
 @lru_cache(maxsize=1024)
-def _kinds(block: type[BaseModel], name: str) -> set[Any]:
+def kinds_of(block: type[BaseModel], name: str) -> set[Any]:
     """The plain types that a field may have."""
     return set(_leaves(block.model_fields[name].annotation))
 

@@ -10,7 +10,6 @@ alone, its advantages are 0. A bad line is reported on standard error and skippe
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -18,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, get_args
 
-from capo_ray.arguments import KeyValues, number, whole
+from capo_ray.arguments import Setting, asks_for_help, listed, number, one_of, read, text, whole
 from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
 from capo_ray.credit.group import GroupScore, Member, Scheme, Unjudged, score_group
 from capo_ray.credit.recorded import Tokens, read_response, short
@@ -101,42 +100,53 @@ def run(
     return code
 
 
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = KeyValues(
-        prog="python -m capo_ray.credit", description="Steps, votes, token rewards, advantages of recorded responses."
-    )
-    weight = number(0, 1e15)
-    add = parser.add_argument
-    add("--tokenizer", type=Path, required=True, help="tokenizer.json (or .gz), or the folder that holds it")
-    add("--vote", default="intersection", help=f"{', '.join(get_args(Vote))}, or module:name of your own")
-    add("--outcome-weight", type=weight, default=2.0, metavar="C", help="what a right answer is worth")
-    add("--process-weight", type=weight, default=1.0, metavar="P", help="what a wrong step costs each of its tokens")
-    add("--segmenter", choices=get_args(SegmenterKind), default="blank_line", help="what stands between two steps")
-    add("--segmenter-pattern", metavar="REGEX", help="what stands between two steps (segmenter regex)")
-    add("--advantage", default="capo", help=f"{', '.join(ALGORITHMS)}, or module:name of your own")
-    add("--min-valid-critiques", type=whole(1, 1000), default=1, metavar="N", help="fewer: the response is unjudged")
-    add("--unjudged", choices=get_args(Unjudged), default="drop", help="what becomes of a response that is unjudged")
-    return parser.parse_args(argv)  # type: ignore[no-any-return]
+WEIGHT = number(0, 1e15)
+SETTINGS = {
+    "tokenizer": Setting("path", text, "tokenizer.json (or .gz), or the folder that holds it", required=True),
+    "vote": Setting(
+        f"{' | '.join(get_args(Vote))} | module:name", text, "how critiques become a verdict", "intersection"
+    ),
+    "outcome_weight": Setting("number >= 0", WEIGHT, "what a right answer is worth", 2.0),
+    "process_weight": Setting("number >= 0", WEIGHT, "what a wrong step costs each of its tokens", 1.0),
+    "segmenter": Setting(
+        " | ".join(get_args(SegmenterKind)),
+        one_of(get_args(SegmenterKind)),
+        "what stands between two steps",
+        "blank_line",
+    ),
+    "segmenter_pattern": Setting("regular expression", text, "what stands between two steps (segmenter=regex)"),
+    "advantage": Setting(f"{' | '.join(ALGORITHMS)} | module:name", text, "how rewards become advantages", "capo"),
+    "min_valid_critiques": Setting("integer >= 1", whole(1, 1000), "a response with fewer is unjudged", 1),
+    "unjudged": Setting(
+        " | ".join(get_args(Unjudged)),
+        one_of(get_args(Unjudged)),
+        "what becomes of a response that is unjudged",
+        "drop",
+    ),
+}
+USAGE = f"""usage: python -m capo_ray.credit tokenizer=FOLDER [key=value ...] < GROUPS.jsonl
+
+Steps, votes, token rewards and advantages of recorded responses.{(__doc__ or "").partition("engine.")[2].rstrip()}
+
+  python -m capo_ray.credit tokenizer=FOLDER vote=majority < groups.jsonl > responses.jsonl
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments(argv)
+    asked = sys.argv[1:] if argv is None else argv
+    if asks_for_help(asked) or not asked:
+        print(f"{USAGE}\n{listed(SETTINGS)}" if asked else f"{USAGE}\n--help lists the settings")
+        return 0 if asked else 2
     try:
-        tokens = Tokens(args.tokenizer)
-        between = delimiter(args.segmenter, args.segmenter_pattern)
-        algorithm_of(args.advantage)
-        check_weight(args.vote, TRIED) if is_own(args.vote) else weight_of(args.vote)
+        given = read(SETTINGS, asked)
+        tokens = Tokens(Path(given.pop("tokenizer")))
+        between = delimiter(given.pop("segmenter"), given.pop("segmenter_pattern"))
+        algorithm_of(given["advantage"])
+        check_weight(given["vote"], TRIED) if is_own(given["vote"]) else weight_of(given["vote"])
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    scheme = Scheme(
-        vote=args.vote,
-        outcome_weight=args.outcome_weight,
-        process_weight=args.process_weight,
-        advantage=args.advantage,
-        min_valid_critiques=args.min_valid_critiques,
-        unjudged=args.unjudged,
-    )
+    scheme = Scheme(**given)
     return to_stdout(
         lambda: run(sys.stdin.buffer, sys.stdout, sys.stderr, tokens=tokens, scheme=scheme, between=between)
     )

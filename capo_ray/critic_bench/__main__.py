@@ -13,11 +13,13 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Literal
 
-from capo_ray.config.listing import of_a_run
+from capo_ray.config.blocks import setting
+from capo_ray.config.listing import beside_run
+from capo_ray.config.own_settings import AnyPath, BesideRun, read_own
 from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.credit.template import PromptTemplate
 from capo_ray.critic_bench.engines import critics_and_prompt, critics_of, sample
@@ -29,65 +31,51 @@ from capo_ray.critics.service import CriticsFailed
 from capo_ray.data.problem import DataError
 from capo_ray.options import check_options
 from capo_ray.planning.bundles import critics_here
-from capo_ray.program import GOES_ON, leave, need, own_keys, run_program
+from capo_ray.program import GOES_ON, leave, need, run_program
 from capo_ray.resumable import claim, progress
 from capo_ray.types import JsonDict
 
-USAGE = """usage: python -m capo_ray.critic_bench critic=NAME data=processbench path=FILE_OR_FOLDER k=8 out=DIR
-       python -m capo_ray.critic_bench critic=tiny data=arithmetic count=500 k=8 out=DIR
-       python -m capo_ray.critic_bench --replay DIR [out=DIR]   (DIR of before, or its replies.jsonl: without a critic)
+USAGE = """usage: python -m capo_ray.critic_bench critic=NAME data=KIND path=FILE_OR_FOLDER out=DIR [key=value ...]
 
-  critic=http 'critic.endpoints=[http://HOST:8000/v1]' critic.served_model=NAME  servers
-  critic=paper cluster=gpu                                                       an engine here
-  count=N        the first N responses (arithmetic: how many are sampled, 500)
-  +experiment=X  where all other configuration comes from (tiny_cpu); KEY=VALUE sets any of it
+What a critic is worth on responses whose steps have known labels, and which vote of its critiques to take. The same
+command goes on where it was stopped.
+
+  python -m capo_ray.critic_bench critic=tiny data=arithmetic count=500 out=bench-tiny
+  python -m capo_ray.critic_bench replay=bench-tiny     all figures again, without a critic
+  +experiment=NAME           where all other configuration comes from (tiny_cpu)
+  critic=paper cluster=gpu   an engine here; or servers:
+  critic=http 'critic.endpoints=[http://HOST:8000/v1]' critic.served_model=NAME
 """
-OWN = ("data", "path", "k", "out", "replay", "count")
 SAMPLED = 500
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    data: str = ""
-    path: Path | None = None
-    k: int = 8
-    out: Path | None = None
-    replay: Path | None = None
-    count: int | None = None
-    overrides: tuple[str, ...] = ()
+class Options(BesideRun):
+    """Of this program."""
+
+    data: Literal["processbench", "arithmetic"] | None = setting(
+        "whose steps are judged; arithmetic: the tiny world", None
+    )
+    path: AnyPath | None = setting("a file of ProcessBench or a folder of them; arithmetic: a file of responses", None)
+    k: int = setting("critiques per response", 8, ge=1)
+    out: AnyPath | None = setting("folder of replies and figures", None)
+    replay: AnyPath | None = setting("folder of before, or its replies.jsonl, whose figures are made again", None)
+    count: int | None = setting(f"the first so many responses; null: all, of those sampled {SAMPLED}", None, ge=1)
 
 
 def options_of(arguments: Sequence[str]) -> Options:
     """Raises ConfigError."""
-    own, rest = own_keys(arguments, OWN)
-    paths = {name: Path(own[name]).expanduser() for name in ("path", "out", "replay") if name in own}
-    options = Options(
-        data=own.get("data", ""),
-        k=_number(own, "k", 8) or 8,
-        count=_number(own, "count", None),
-        overrides=tuple(rest),
-        **paths,
-    )
+    options = read_own(Options, arguments)
     if (replay := options.replay) is not None:
-        if rest or options.data:
+        if options.overrides or options.data:
             raise ConfigError("replay: it takes no other key than `out`: the replies say what was judged and by whom")
-        return replace(options, replay=replay / "replies.jsonl" if replay.is_dir() else replay)
-    if options.data not in ("processbench", "arithmetic"):
-        raise ConfigError(f"data: must be processbench or arithmetic, got {options.data!r}")
+        return options.model_copy(update={"replay": replay / "replies.jsonl" if replay.is_dir() else replay})
+    if options.data is None:
+        raise ConfigError("data: must be processbench or arithmetic; it is not given")
     if options.data == "processbench" and options.path is None:
         raise ConfigError("path: must name a ProcessBench file, or a folder of them, when data is processbench")
     if options.out is None:
         raise ConfigError("out: must name a folder for the replies and the figures")
     return options
-
-
-def _number(own: dict[str, str], name: str, default: int | None) -> int | None:
-    value = own.get(name)
-    if value is None:
-        return default
-    if not value.isdigit() or not int(value):
-        raise ConfigError(f"{name}: must be a whole number above 0, got {value!r}")
-    return int(value)
 
 
 def configuration(options: Options) -> Config:
@@ -187,7 +175,7 @@ def work(arguments: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     failures = (CriticsFailed, ExceptionGroup)
-    return run_program(work, argv, USAGE, settings=of_a_run, failures=failures, afterwards=GOES_ON)
+    return run_program(work, argv, USAGE, settings=beside_run(Options), failures=failures, afterwards=GOES_ON)
 
 
 if __name__ == "__main__":

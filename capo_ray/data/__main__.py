@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.chat import conversation
-from capo_ray.config.blocks import Data, Model, Source
-from capo_ray.config.listing import of_a_run
+from capo_ray.config.blocks import Data, Model, Source, setting
+from capo_ray.config.listing import beside_run
+from capo_ray.config.own_settings import AnyPath, BesideRun, read_own
 from capo_ray.config.run import Config, ConfigError, compose, conf_dir
 from capo_ray.data.check import Found, Overlap, duplicates_of, lengths_of, most_common, overlap, sort_rows, too_long
 from capo_ray.data.columns import named
@@ -26,29 +27,37 @@ from capo_ray.data.problem import DataError, Problem, question_of, why_unanswere
 from capo_ray.data.read import problems, rows
 from capo_ray.models import folder_here, shown, tokenizer_in
 from capo_ray.output import check_output, output_file
-from capo_ray.program import own_keys, run_program
+from capo_ray.program import run_program
 
 USAGE = """usage: python -m capo_ray.data check [key=value ...]
 
-  data=plain data.path=FILE     questions and answers under their usual names: jsonl, json, csv, parquet
+What a run would make of a data set, before it does. Starts nothing and changes nothing.
+
+  python -m capo_ray.data check data=plain data.path=FILE against=math500,FILE.jsonl
   data=gsm8k data.path=FILE     a data set of conf/data, and where it is
   data.path=FILE data.question_field=q data.answer_field=a     your own columns
   policy.tokenizer=FOLDER       lengths in tokens, where the policy's own tokenizer is not on this machine
-  against=math500,FILE.jsonl    evaluation sets: names of conf/suite, or files; without it those of the paper
-  show=2                        examples to show
-  out=FILE.json                 all figures
   +experiment=NAME              where all other configuration comes from (llama3b_intersection)
 
 Exit code 1: there are rows that a run would refuse, or none that it could use.
 2: the data set cannot be read, or a key is wrong.
 """
-OWN = ("against", "show", "out")
 EVALUATION = ("paper",)
 NOT_REACHED = "no way to the Hugging Face hub; name a file of it"
 HELD_OUT = "held out"
 REFUSES = 1
 WIDTH = 100
 Measure = Callable[[Sequence[str]], list[int]]
+
+
+class Settings(BesideRun):
+    """Of this program."""
+
+    against: tuple[str, ...] = setting(
+        "evaluation sets that the data must not overlap: of conf/suite, or files", EVALUATION
+    )
+    show: int = setting("examples to show", 2, ge=0)
+    out: AnyPath | None = setting("file for all figures (JSON); null: none", None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,22 +70,14 @@ class Options:
 
 def options_of(arguments: Sequence[str]) -> Options:
     """Raises ConfigError."""
-    own, rest = own_keys(arguments, OWN)
+    given = read_own(Settings, arguments)
+    rest = given.overrides
     named = any(argument.startswith("+experiment=") for argument in rest)
     # held-out problems are those of `against`, unless an experiment or the user names some
     config = compose(rest if named else ["+experiment=llama3b_intersection", "data.evaluation=null", *rest])
     if config.data.kind == "arithmetic":
         raise ConfigError(f"data.kind: {config.data.kind} is made up, there is nothing to check; name a set with data=")
-    show = own.get("show", "2")
-    if not show.isdigit():
-        raise ConfigError(f"show: must be a number of examples, got {show!r}")
-    against = own["against"].strip("[]").split(",") if "against" in own else EVALUATION
-    return Options(
-        config=config,
-        against=tuple(name.strip() for name in against if name.strip()),
-        show=int(show),
-        out=Path(own["out"]).expanduser() if "out" in own else None,
-    )
+    return Options(config=config, against=given.against, show=given.show, out=given.out)
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
@@ -304,7 +305,7 @@ def _some(ids: Sequence[str]) -> str:
 
 def work(arguments: list[str]) -> int:
     if arguments[0] != "check":
-        raise ConfigError(f"{arguments[0]!r} is no command of this program; there is: check")
+        raise ConfigError(f"{arguments[0]!r} is no command; there is: python -m capo_ray.data check")
     options = options_of(arguments[1:])
     if options.out is not None:
         check_output(options.out)
@@ -317,7 +318,7 @@ def work(arguments: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_program(work, argv, USAGE, settings=of_a_run)
+    return run_program(work, argv, USAGE, settings=beside_run(Settings))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from capo_ray.config.listing import of_a_run
+from capo_ray.config.blocks import setting
+from capo_ray.config.listing import beside_run
+from capo_ray.config.own_settings import AnyPath, BesideRun, read_own
 from capo_ray.config.run import Config, compose
 from capo_ray.doctor import gpus, host, software, wanted
 from capo_ray.doctor.cluster import cluster
@@ -24,41 +26,49 @@ from capo_ray.doctor.finding import Finding
 from capo_ray.output import check_output, output_file
 from capo_ray.planning.machine import GIB, Machine, shape_of, this_machine
 from capo_ray.planning.plan import experiments_that_fit
-from capo_ray.program import FAILED, own_keys, run_program
+from capo_ray.program import FAILED, run_program
 
 DEFAULT = "+experiment=tiny_cpu"
-USAGE = """usage: python -m capo_ray.doctor [+experiment=NAME] [out=FILE.json] [key=value ...]
+USAGE = """usage: python -m capo_ray.doctor [+experiment=NAME] [key=value ...]
 
-Can it run here? Looks at software, machine and what the run asks for, and says what to mend.
+Can it run here? Looks at software, machine and what the run asks for (tiny_cpu unless given), and says what to mend.
 
-  +experiment=NAME       tiny_cpu unless given; further keys as for capo_ray.launch
+  python -m capo_ray.doctor +experiment=llama3b_intersection
   cluster.address=auto   look at that cluster and every node of it too (auto or HOST:PORT)
-  out=FILE.json          the same as JSON
 
-Exit code 0 when nothing fails, 1 when something does, 2 when the configuration itself is wrong."""
+Exit code 0 when nothing fails, 1 when something does, 2 when the configuration itself is wrong.
+"""
+
+
+class Settings(BesideRun):
+    """Of this program."""
+
+    out: AnyPath | None = setting("file for the same as JSON; null: none", None)
+
+
 COLOURS = {"ok": "32", "warn": "33", "fail": "31"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_program(work, completed(sys.argv[1:] if argv is None else argv), USAGE, settings=of_a_run)
+    return run_program(work, argv, USAGE, settings=beside_run(Settings), bare=True)
 
 
-def completed(arguments: Sequence[str]) -> list[str]:
-    """With the usual experiment where none is named."""
-    named = any(argument.lstrip("+").startswith(("experiment=", "paper=")) for argument in arguments)
-    return [*arguments] if named else [*arguments, DEFAULT]
+def asked(arguments: Sequence[str]) -> tuple[Settings, Config]:
+    """With the usual experiment where none is named. Raises ConfigError."""
+    given = read_own(Settings, arguments)
+    named = any(argument.lstrip("+").startswith(("experiment=", "paper=")) for argument in given.overrides)
+    return given, compose(given.overrides if named else [*given.overrides, DEFAULT])
 
 
 def work(arguments: list[str]) -> int:
-    own, overrides = own_keys(arguments, ("out",))
-    config = compose(overrides)
-    if "out" in own:
-        check_output(Path(own["out"]))
+    given, config = asked(arguments)
+    if given.out is not None:
+        check_output(given.out)
     machine, findings = examine(config)
     fitting = experiments_that_fit(machine) if machine else []
     failed = any(finding.state == "fail" for finding in findings)
-    if "out" in own:
-        write(Path(own["out"]), config, machine, findings, fitting)
+    if given.out is not None:
+        write(given.out, config, machine, findings, fitting)
     print(table(findings, colour=sys.stdout.isatty()))
     print(summary(config, findings, fitting))
     return FAILED if failed else 0

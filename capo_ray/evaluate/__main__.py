@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capo_ray.build import sampling_of
-from capo_ray.config.listing import of_a_run
+from capo_ray.config.listing import beside_run
 from capo_ray.config.run import Config, ConfigError
 from capo_ray.credit.steps import delimiter, segment
 from capo_ray.credit.template import PromptTemplate
@@ -44,15 +44,12 @@ from capo_ray.types import JsonDict, Sampling
 
 USAGE = """usage: python -m capo_ray.evaluate model=FOLDER_OR_ID suite=SUITE_OR_FILE [key=value ...]
 
-  model=RUN_DIR/policy    what a run exported, with that run's prompt and engine; or a Hugging Face id, or a folder
-  suite=paper             or math, one benchmark such as gsm8k, arithmetic (the tiny world), or FILE.jsonl
+How good a model is, on benchmarks and any jsonl. The same command goes on where it was stopped.
+
+  python -m capo_ray.evaluate model=runs/first/policy suite=math runs=1
   suite.NAME.KEY=VALUE    of a benchmark: suite.FILE.data.question_field=problem
-  data_dir=FOLDER         where NAME.jsonl or NAME.parquet of benchmarks are, so that nothing is downloaded
-  runs=3 k=0              greedy responses per problem, and sampled ones: avg@k, pass@k, maj@k
   critic=NAME             critics judge the steps of every response: process accuracy
-  count=N                 the first N problems of each benchmark
-  out=DIR                 where everything is kept (evaluations/MODEL-SUITE); replay=DIR shows its figures again
-  +experiment=X           where all other configuration comes from; KEY=VALUE sets any of it
+  +experiment=NAME        where all other configuration comes from
 """
 RESPONSES, CRITIQUES = "responses.jsonl", "critiques.jsonl"
 ABOUT, CRITICS = "evaluation.json", "critics.json"
@@ -75,7 +72,7 @@ async def run(options: Options, config: Config) -> None:
     """Ask and judge what is not there yet. Raises ConfigError, DataError, CriticsFailed."""
     out = options.folder
     template = find_template(config.critic) if options.judged and config.critic else None
-    suite = find_suite(options.suite, options.suite_overrides)
+    suite = find_suite(options.suite or "", options.suite_overrides)
     asked = find(options, config, suite)
     claim(out / ABOUT, about_of(options, config, suite, asked.policy), "another evaluation")
     if template:
@@ -255,7 +252,7 @@ def work(arguments: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     failures = (CriticsFailed, RuntimeError, ConnectionError, ExceptionGroup)
-    return run_program(work, argv, USAGE, settings=of_a_run, failures=failures, afterwards=GOES_ON)
+    return run_program(work, argv, USAGE, settings=beside_run(Options), failures=failures, afterwards=GOES_ON)
 
 
 if __name__ == "__main__":

@@ -7,103 +7,90 @@ else of the run that made the model, else the usual. Leaves out the benchmarks (
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from capo_ray.config.blocks import setting
+from capo_ray.config.own_settings import AnyPath, BesideRun, read_own
 from capo_ray.config.run import Config, ConfigError, compose, conf_dir, validate
 from capo_ray.config.sources import exported
 from capo_ray.planning.machine import gpu_sizes
-from capo_ray.program import own_keys
 from capo_ray.types import JsonDict
 
-OWN = ("model", "suite", "runs", "k", "count", "data_dir", "out", "replay")
-RUNS = 3
 UNUSED = f"trainer.tokens_per_micro_batch={10**9}"
 """Nothing is trained, so no response is too long for a trainer."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    model: str = ""
-    suite: str = ""
-    runs: int = RUNS
-    """Greedy responses per problem."""
-    k: int = 0
-    """Sampled responses per problem."""
-    count: int | None = None
-    data_dir: Path | None = None
-    out: Path | None = None
-    replay: Path | None = None
-    suite_overrides: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()
+class Options(BesideRun):
+    """Of this program."""
+
+    model: str | None = setting("folder, Hugging Face id, or RUN_DIR/policy: with that run's prompt and engine", None)
+    suite: str | None = setting(
+        "of conf/suite, one benchmark such as gsm8k, arithmetic (the tiny world), or a file", None
+    )
+    runs: int = setting("greedy responses per problem", 3, ge=0)
+    k: int = setting("sampled responses per problem: avg@k, pass@k, maj@k", 0, ge=0)
+    count: int | None = setting("the first so many problems of each benchmark; null: all", None, ge=1)
+    data_dir: AnyPath | None = setting("where NAME.jsonl or NAME.parquet of benchmarks are; null: downloaded", None)
+    out: AnyPath | None = setting("folder of everything; null: evaluations/MODEL-SUITE", None)
+    replay: AnyPath | None = setting("folder of before, whose figures are shown again", None)
+
+    @property
+    def suite_overrides(self) -> tuple[str, ...]:
+        """`suite.NAME.KEY=VALUE`: of a benchmark."""
+        return tuple(given for given in self.overrides if given.lstrip("+").startswith("suite."))
+
+    @property
+    def configured(self) -> tuple[str, ...]:
+        """What is given of a run's configuration."""
+        return tuple(given for given in self.overrides if not given.lstrip("+").startswith("suite."))
 
     @property
     def judged(self) -> bool:
         """Whether critics are asked: where one is named."""
-        return any(given.startswith("critic=") and given != "critic=null" for given in self.overrides)
+        return any(given.startswith("critic=") and given != "critic=null" for given in self.configured)
 
     @property
     def folder(self) -> Path:
         """Where everything is kept; the same for the same model and suite, so that the same command goes on."""
         if self.out is not None:
             return self.out
-        name = "-".join(part for part in self.model.removeprefix("asset:").split("/") if part)[-80:].lstrip("-.")
-        return Path("evaluations") / f"{name}-{Path(self.suite).name.split('.')[0]}"
+        name = "-".join(part for part in (self.model or "").removeprefix("asset:").split("/") if part)[-80:].lstrip(
+            "-."
+        )
+        return Path("evaluations") / f"{name}-{Path(self.suite or '').name.split('.')[0]}"
 
 
 def options_of(arguments: Sequence[str]) -> Options:
     """Raises ConfigError."""
-    own, rest = own_keys(arguments, OWN)
-    if bare := [argument for argument in rest if "=" not in argument and not argument.startswith("~")]:
-        raise ConfigError(f"arguments are key=value, got {' '.join(bare)}")
-    paths = {name: Path(own[name]).expanduser() for name in ("data_dir", "out", "replay") if name in own}
-    options = Options(
-        model=exported(own.get("model", "")),
-        suite=own.get("suite", ""),
-        runs=_number(own, "runs", RUNS, least=0) or 0,
-        k=_number(own, "k", 0, least=0) or 0,
-        count=_number(own, "count", None, least=1),
-        suite_overrides=tuple(given for given in rest if given.lstrip("+").startswith("suite.")),
-        overrides=tuple(given for given in rest if not given.lstrip("+").startswith("suite.")),
-        **paths,
-    )
+    options = read_own(Options, arguments)
     if options.replay is not None:
-        if rest or set(own) - {"replay", "out"}:
+        if options.overrides or options.model_fields_set - {"replay", "out", "overrides"}:
             raise ConfigError("replay: it takes no other key than `out`: the folder says what was asked, and of whom")
         return options
-    for name in ("model", "suite"):
-        if not own.get(name):
-            raise ConfigError(f"{name}: must be given; see python -m capo_ray.evaluate --help")
+    if options.model is None or options.suite is None:
+        missing = "suite" if options.model else "model"
+        raise ConfigError(f"{missing}: must be given; see python -m capo_ray.evaluate --help")
     if not options.runs and not options.k:
         raise ConfigError("runs, k: both are 0, so there is nothing to ask")
-    return options
-
-
-def _number(own: JsonDict, name: str, default: int | None, *, least: int) -> int | None:
-    value = own.get(name)
-    if value is None:
-        return default
-    if not value.isdigit() or int(value) < least:
-        raise ConfigError(f"{name}: must be a whole number of at least {least}, got {value!r}")
-    return int(value)
+    return options.model_copy(update={"model": exported(options.model)})
 
 
 def configuration(options: Options) -> Config:
     """Raises ConfigError."""
     model = (f"policy.path='{options.model}'", UNUSED)
-    if any(given.startswith("+experiment=") for given in options.overrides):
-        return compose(["policy.tokenizer=null", *model, *options.overrides])
-    if options.model.startswith("asset:"):
-        return compose(["+experiment=tiny_cpu", *model, *options.overrides])
+    if any(given.startswith("+experiment=") for given in options.configured):
+        return compose(["policy.tokenizer=null", *model, *options.configured])
+    if (options.model or "").startswith("asset:"):
+        return compose(["+experiment=tiny_cpu", *model, *options.configured])
     base = ["+evaluation=default", *model]
-    placed = any(given.startswith(("cluster=", "cluster.address=")) for given in options.overrides)
+    placed = any(given.startswith(("cluster=", "cluster.address=")) for given in options.configured)
     if not placed and not gpu_sizes():
         base.append("cluster=cpu")
-    for folder in Path(options.model).expanduser().parents[:2]:  # RUN_DIR/policy, RUN_DIR/exports/step_000400
+    for folder in Path(options.model or "").expanduser().parents[:2]:  # RUN_DIR/policy, RUN_DIR/exports/step_000400
         if (run := folder / "config.yaml").is_file():
             return _of_run(run, base, options)
-    return compose([*base, *options.overrides])
+    return compose([*base, *options.configured])
 
 
 def _of_run(path: Path, base: Sequence[str], options: Options) -> Config:
@@ -117,8 +104,8 @@ def _of_run(path: Path, base: Sequence[str], options: Options) -> Config:
     groups = {group.name for group in conf_dir().iterdir() if group.is_dir()}
     kind = theirs["data"]["kind"]  # some critics know one kind alone
     world = [f"data.kind={kind}", *(["data.path=null"] if kind == "arithmetic" else [])]
-    ours = compose([*base, *world, *options.overrides]).model_dump(mode="json")
-    keys = [given.lstrip("+").split("=", 1)[0] for given in options.overrides]
+    ours = compose([*base, *world, *options.configured]).model_dump(mode="json")
+    keys = [given.lstrip("+").split("=", 1)[0] for given in options.configured]
     for key in ["policy.path", "policy.tokenizer", "cluster.address", UNUSED.split("=")[0], *keys]:
         _copy(ours, theirs, key.split("@")[-1].split(".") if key not in groups else [key])
     if theirs["cluster"]["weight_transfer"] == "ipc":  # no trainer shares a GPU with the engines here

@@ -15,24 +15,26 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 
+from capo_ray.config.blocks import Block, setting
+from capo_ray.config.listing import listing
+from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.config.run import ConfigError
 from capo_ray.doctor.gpus import gpus_here
 from capo_ray.gpu_check.notes import Device
 from capo_ray.gpu_check.report import as_json, good, measured_gpu, nothing_measured, paragraph, table
 from capo_ray.gpu_check.watching import Outcome, Part, not_reached, run_part
-from capo_ray.program import FAILED, own_keys, run_program
+from capo_ray.program import FAILED, run_program
 
-USAGE = """usage: python -m capo_ray.gpu_check [device=gpu|cpu] [parts=NAME,NAME] [out=DIR] [minutes=N]
+USAGE = """usage: python -m capo_ray.gpu_check [key=value ...]
 
-Does it work on this card, and how fast? Ten minutes at most, no network, no model to download.
+Does it work on this card, and how fast? Ten minutes at most, no network, no model to download. `out` gets report.json,
+report.md and a folder with a log for each part.
 
-  parts=here,ipc   these alone, in this order: {parts}
-  out=DIR          report.json, report.md and a folder with a log for each part; gpu_check-DATE-TIME unless given
-  minutes=10       what is not begun by then is not begun; 10 on a GPU, 60 on a CPU
-  device=cpu       the same code with tiny shapes where there is no GPU: a trial that measures none
+  python -m capo_ray.gpu_check parts=here,ipc
+  python -m capo_ray.gpu_check device=cpu     the same code with tiny shapes: a trial that measures no GPU
 
-Exit code 0 when every part is ok or cannot be done here, 1 when one is not, 2 when there is no GPU."""
-KEYS = ("device", "parts", "out", "minutes")
+Exit code 0 when every part is ok or cannot be done here, 1 when one is not, 2 when there is no GPU.
+"""
 MINUTES = {"gpu": 10.0, "cpu": 60.0}
 CPU_PATIENCE = 4.0
 """A limit on CPU is so many times that on a GPU: two cores start vLLM in a minute."""
@@ -57,6 +59,17 @@ PARTS = (
 """In the order in which they are worth most if time runs out."""
 
 
+class Settings(Block):
+    """Of this program."""
+
+    device: Device = setting("where there is no GPU, cpu tries the same code with tiny shapes", "gpu")
+    parts: tuple[str, ...] | None = setting(
+        f"these alone, in this order; null: {', '.join(part.name for part in PARTS)}", None
+    )
+    out: AnyPath | None = setting("folder of the report; null: gpu_check-DATE-TIME", None)
+    minutes: float | None = setting("what is not begun by then is not begun; null: 10, on a CPU 60", None, gt=0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     device: Device
@@ -66,37 +79,24 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    usage = USAGE.format(parts=", ".join(part.name for part in PARTS))
-    return run_program(work, arguments or ["device=gpu"], usage)
+    return run_program(work, argv, USAGE, settings=lambda: listing(Settings), bare=True)
 
 
 def options_of(arguments: Sequence[str]) -> Options:
     """Raises ConfigError for what is none."""
-    own, rest = own_keys(arguments, KEYS)
-    if rest:
-        raise ConfigError(f"{rest[0]}: there are {', '.join(f'{key}=' for key in KEYS)} and no others")
-    device = own.get("device", "gpu")
-    if device not in ("cpu", "gpu"):
-        raise ConfigError(f"device must be gpu or cpu, got {device!r}")
+    given = read_own(Settings, arguments)
     known = {part.name: part for part in PARTS}
-    names = own["parts"].split(",") if "parts" in own else list(known)
+    names = known if given.parts is None else given.parts
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"parts: there is no {unknown[0]!r}; there are {', '.join(known)}")
-    try:
-        minutes = float(own.get("minutes", MINUTES[device]))
-    except ValueError:
-        minutes = 0.0
-    if not 0 < minutes < float("inf"):
-        raise ConfigError(f"minutes must be a number above 0, got {own['minutes']!r}")
-    out = Path(own.get("out", f"gpu_check-{datetime.now():%Y%m%d-%H%M%S}")).expanduser().resolve()
+    out = (given.out or Path(f"gpu_check-{datetime.now():%Y%m%d-%H%M%S}")).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out: {out} exists and is not an empty folder; name another")
     return Options(
-        device="gpu" if device == "gpu" else "cpu",
+        device=given.device,
         parts=tuple(known[name] for name in dict.fromkeys(names)),
         out=out,
-        minutes=minutes,
+        minutes=given.minutes or MINUTES[given.device],
     )
 
 

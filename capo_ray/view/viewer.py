@@ -75,7 +75,7 @@ class Viewer:
             said.append(f"{len(broken)} of {self.index.num_files} files are not shown: {first}")
         if code := sorted(getattr(self.index.source, "replaced", ())):
             said.append(
-                f"{', '.join(code)} is code of the run's author, which is not run (view --trust runs it): votes and "
+                f"{', '.join(code)} is code of the run's author, which is not run (trust=true runs it): votes and "
                 "credit are those of a majority and of CAPO"
             )
         return "; ".join(filter(None, said))

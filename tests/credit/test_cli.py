@@ -43,7 +43,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def credit(tokenizer: Path, lines: list[Any], *options: str) -> tuple[list[dict[str, Any]], str, int]:
     """Rows out, standard error and exit code; lines that are no bytes are written as JSON."""
     source = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
-    command = [sys.executable, "-m", "capo_ray.credit", "--tokenizer", str(tokenizer), *options]
+    command = [sys.executable, "-m", "capo_ray.credit", f"tokenizer={tokenizer}", *options]
     done = subprocess.run(command, input=source, capture_output=True, cwd=ROOT, check=False, timeout=60)
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr.decode(), done.returncode
 
@@ -87,12 +87,12 @@ def test_golden_group(tokenizer: Path) -> None:
 
 
 def test_choices(tokenizer: Path) -> None:
-    rows, _, _ = credit(tokenizer, [GOLDEN], "--process-weight", "5", "--vote", "union", "--outcome-weight", "4")
+    rows, _, _ = credit(tokenizer, [GOLDEN], "process_weight=5", "vote=union", "outcome_weight=4")
     assert rows[0]["token_rewards"] == [4, 4, -1, -1]
-    rows, _, _ = credit(tokenizer, [GOLDEN], "--advantage", "grpo")
+    rows, _, _ = credit(tokenizer, [GOLDEN], "advantage=grpo")
     assert [row["token_rewards"] for row in rows] == [[2] * 4, [0] * 6]
     assert [[round(a, 4) for a in row["advantages"]] for row in rows] == [[1] * 4, [-1] * 6]
-    rows, _, _ = credit(tokenizer, [GOLDEN], "--segmenter", "regex", "--segmenter-pattern", "c")
+    rows, _, _ = credit(tokenizer, [GOLDEN], "segmenter=regex", "segmenter_pattern=c")
     assert [len(row["steps"]) for row in rows] == [1, 2]
 
 
@@ -127,7 +127,7 @@ def test_unjudged_responses_say_so(tokenizer: Path) -> None:
     unjudged = rows[2]
     assert (unjudged["kept"], unjudged["valid"], unjudged["invalid"], unjudged["wrong_steps"]) == (False, 0, 1, [])
     assert (unjudged["token_rewards"], unjudged["advantages"]) == ([2, 2], [0, 0])
-    rows, _, _ = credit(tokenizer, [lines], "--unjudged", "outcome_only")
+    rows, _, _ = credit(tokenizer, [lines], "unjudged=outcome_only")
     assert [row["token_rewards"] for row in rows] == [[2] * 4, [0] * 6, [2] * 2]
 
 
@@ -163,7 +163,7 @@ def test_bad_lines_are_reported_and_skipped(tokenizer: Path) -> None:
 
 
 def test_greedy_takes_one_critique(tokenizer: Path) -> None:
-    rows, err, code = credit(tokenizer, [GOLDEN, group()], "--vote", "greedy")
+    rows, err, code = credit(tokenizer, [GOLDEN, group()], "vote=greedy")
     assert (code, [row["id"] for row in rows]) == (1, ["g"])
     assert err == "line 1: the greedy vote takes one critique, got 4\n"
 
@@ -171,10 +171,10 @@ def test_greedy_takes_one_critique(tokenizer: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--segmenter", "regex"], "needs a pattern"),
-        (["--segmenter-pattern", "x"], "goes with the segmenter regex"),
-        (["--vote", "most"], "'most' is none of intersection, majority"),
-        (["--process-weight", "nan"], "must be a number from 0 to 1e+15, got 'nan'"),
+        (["segmenter=regex"], "needs a pattern"),
+        (["segmenter_pattern=x"], "goes with the segmenter regex"),
+        (["vote=most"], "'most' is none of intersection, majority"),
+        (["process_weight=nan"], "must be a number from 0 to 1e+15, got 'nan'"),
     ],
 )
 def test_bad_options(tokenizer: Path, options: list[str], message: str) -> None:

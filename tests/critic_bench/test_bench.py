@@ -106,7 +106,7 @@ def test_processbench_math_to_four_digits(test_data: Path, tmp_path: Path, capsy
     assert figures["summary"]["responses_per_s"] > 0
     assert (tmp_path / "out" / "precision_recall.svg").read_text().endswith("</svg>\n")
 
-    assert main(["--replay", str(tmp_path / "out"), f"out={tmp_path / 'again'}"]) == 0
+    assert main([f"replay={tmp_path / 'out'}", f"out={tmp_path / 'again'}"]) == 0
     assert json.loads((tmp_path / "again" / "scores.json").read_text()) == figures
     assert capsys.readouterr().out == table
 
@@ -237,10 +237,10 @@ def test_bad_files(tmp_path: Path, content: str | None, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("data=gsm8k out=o", "data: must be processbench or arithmetic, got 'gsm8k'"),
+        ("data=gsm8k out=o", "data: must be one of processbench, arithmetic, got 'gsm8k'"),
         ("data=processbench out=o", "path: must name a ProcessBench file"),
         ("data=arithmetic", "out: must name a folder"),
-        ("data=arithmetic out=o k=0", "k: must be a whole number above 0, got '0'"),
+        ("data=arithmetic out=o k=0", "k: must be at least 1, got '0'"),
         ("replay=none.jsonl", "replay: there is no file none.jsonl"),
         ("replay=none.jsonl critic=tiny", "replay: it takes no other key than `out`"),
         ("data=arithmetic out=o critic=nope", "critic: there is no 'nope' in conf/critic; there are"),

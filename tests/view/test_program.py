@@ -46,7 +46,7 @@ def test_a_run_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     process = view(tmp_path / "none")
     out, error = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
-    assert error == f"{tmp_path / 'none'} is not a directory: name the run_dir of a run, such as runs/NAME\n"
+    assert error == f"error: {tmp_path / 'none'} is not a directory: name the run_dir of a run, such as runs/NAME\n"
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        process = view(write_run(tmp_path), "--port", port)
+        process = view(write_run(tmp_path), f"port={port}")
         out, error = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
-    assert error == f"cannot listen on 127.0.0.1:{port} (Address already in use): try another --port\n"
+    assert error == f"error: cannot listen on 127.0.0.1:{port} (Address already in use): try another port=N\n"

@@ -187,7 +187,7 @@ def test_code_that_the_run_names_is_not_run(tmp_path: Path, monkeypatch: pytest.
     viewer.look(60)
     responses = viewer.responses(viewer.index.entries)
     assert len(responses) == 6 and {response.vote for response in responses} == {"majority"}
-    assert viewer.problem.startswith("evil_viewed:vote is code of the run's author, which is not run (view --trust")
+    assert viewer.problem.startswith("evil_viewed:vote is code of the run's author, which is not run (trust=true")
     assert not (tmp_path / "ran").exists()
     trusting = Viewer(run_dir, trust=True)
     trusting.look(60)

@@ -7,15 +7,19 @@ plain transformers: slow, and independent of the engines.
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from capo_ray.config.blocks import Block, setting
+from capo_ray.config.listing import listing
+from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.credit.reply import parse
+from capo_ray.program import run_program
 from capo_ray.tasks.arithmetic.lessons import Conversation, critic_prompt, policy_prompt
 from capo_ray.tasks.arithmetic.world import Problem, check, problems
 
@@ -159,17 +163,34 @@ def _of(found: Quality) -> dict[str, float]:
     return {"precision": round(found.precision, 4), "recall": round(found.recall, 4)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--policy", type=Path, default=ASSETS / "tiny_policy")
-    parser.add_argument("--critic", type=Path, default=ASSETS / "tiny_critic")
-    parser.add_argument("--count", type=int, default=1000, help="held-out problems, one response each")
-    parser.add_argument("--votes", type=int, default=4, help="critiques per response")
-    parser.add_argument("--top-p", type=float, default=1.0, help="of the critic")
-    given = parser.parse_args()
+USAGE = """usage: python -m capo_ray.tasks.arithmetic.measure [key=value ...]
+
+What the tiny models can do, measured with the exact checker on held-out problems.
+
+  python -m capo_ray.tasks.arithmetic.measure count=200
+"""
+
+
+class Settings(Block):
+    """Of this program."""
+
+    policy: AnyPath = setting("folder of the policy", ASSETS / "tiny_policy")
+    critic: AnyPath = setting("folder of the critic", ASSETS / "tiny_critic")
+    count: int = setting("held-out problems, one response each", 1000, ge=1)
+    votes: int = setting("critiques per response", 4, ge=1)
+    top_p: float = setting("of the critic", 1.0, gt=0, le=1)
+
+
+def work(arguments: list[str]) -> int:
+    given = read_own(Settings, arguments)
     found = measure(given.policy, given.critic, count=given.count, votes=given.votes, top_p=given.top_p)
     print(json.dumps(found, indent=2))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(work, argv, USAGE, settings=lambda: listing(Settings), bare=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,20 +8,23 @@ lessons are (see `lessons`) and how good the models are (see `measure`).
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from capo_ray.config.blocks import Block, setting
+from capo_ray.config.listing import listing
+from capo_ray.config.own_settings import AnyPath, read_own
+from capo_ray.program import run_program
 from capo_ray.tasks.arithmetic import measure, tokenizer
 from capo_ray.tasks.arithmetic.flaws import Rates
 from capo_ray.tasks.arithmetic.lessons import (
@@ -274,13 +277,25 @@ def _product(numbers: Iterable[int]) -> int:
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=measure.ASSETS, help="folder that gets a folder per model")
-    parser.add_argument("--work", type=Path, default=Path("runs/tiny_models"), help="lessons, logs and stages")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the training steps; below 1 for a quick try")
-    parser.add_argument("--count", type=int, default=1000, help="held-out problems to measure on")
-    given = parser.parse_args()
+USAGE = """usage: python -m capo_ray.tasks.arithmetic.models [key=value ...]
+
+Makes the shipped tiny models again: over an hour of two cores.
+
+  python -m capo_ray.tasks.arithmetic.models scale=0.01 out=/tmp/models
+"""
+
+
+class Settings(Block):
+    """Of this program."""
+
+    out: AnyPath = setting("folder that gets a folder per model", measure.ASSETS)
+    work: AnyPath = setting("lessons, logs and stages", Path("runs/tiny_models"))
+    scale: float = setting("share of the training steps; below 1 for a quick try", 1.0, gt=0)
+    count: int = setting("held-out problems to measure on", 1000, ge=1)
+
+
+def work(arguments: list[str]) -> int:
+    given = read_own(Settings, arguments)
     given.work.mkdir(parents=True, exist_ok=True)
     print(f"tokenizer: {make_tokenizer(given.work / 'tokenizer')} entries", flush=True)
     made = recipes(given.scale)
@@ -291,7 +306,12 @@ def main() -> None:
     print(json.dumps(measured, indent=2))
     for recipe, folder in zip(made, folders, strict=True):
         ship(folder, given.work / "tokenizer", given.out / recipe.name, card(recipe, folder, measured))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(work, argv, USAGE, settings=lambda: listing(Settings), bare=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
