@@ -31,7 +31,7 @@ from capo_ray.config.method import Algorithm, Reward
 from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.credit.advantage import algorithm_of
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
-from capo_ray.credit.vote import sealed, weight_of
+from capo_ray.credit.vote import check_vote, sealed
 from capo_ray.learn.batch import centre_and_spread
 from capo_ray.ledger import LedgerError, RecordedGroup, read
 from capo_ray.output import check_output, output_file
@@ -49,7 +49,7 @@ What another vote, other rewards or another advantage would have made of a run, 
 
 Exit code 0, 1 where the result cannot be written, 2 where the run or a key cannot be used.
 """
-OWN: dict[str, Callable[[str], object]] = {"advantage": algorithm_of, "vote": weight_of}
+OWN: dict[str, Callable[[str], object]] = {"advantage": algorithm_of, "vote": check_vote}
 """Keys that take `module:name` too, and what finds it."""
 CHOICES = [name for name in get_type_hints(Scheme) if name != "outcome"]
 """What of a scheme can be given."""
@@ -237,6 +237,10 @@ def _after(recorded: RecordedScheme, given: Mapping[str, Any], groups: Sequence[
             f"the run's {missing} is {recorded.replaced[missing]}, code of its author's, which is "
             f"not run: give another {missing}=NAME, or pass trust=true where you trust it and it is at hand"
         )
+    try:
+        check_vote(recorded.scheme.vote)
+    except ValueError as error:
+        raise BadArgument(f"the run's vote is {error}") from None
     after = replace(recorded.scheme, **given)
     most = max((len(member.critiques) for group in groups for member in group.members), default=0)
     if after.vote == "greedy" and most > 1:

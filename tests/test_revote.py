@@ -199,6 +199,7 @@ def test_steps_are_shown_in_ten_ranges_at_most() -> None:
             ["{run}", "vote=most"],
             "vote: must be one of intersection, majority, strict_majority, union, average, greedy, or module:name of",
         ),
+        (["{run}", "vote=os:getcwd"], "vote=os:getcwd: os:getcwd: it cannot be called with (flags, valid critiques): "),
         (["{run}", "advantage=ppo"], "advantage: must be one of capo, capo_mean, "),
         (["{run}", "vote=not_here_at_all:vote"], "vote=not_here_at_all:vote: "),
         (["{run}", "votes=union"], "votes: no such key; did you mean vote?"),
@@ -269,6 +270,13 @@ def test_code_that_a_run_names_is_not_run(
 
     trusted = table(capsys, run, "vote=majority", "trust=true")
     assert trusted[1]["flagged before"] == "25.0%" and (tmp_path / "ran").exists()
+
+
+def test_trusted_code_that_is_no_vote_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = record(tmp_path, GROUP, scheme=Scheme(vote="os:getcwd"))
+    assert main([str(run), "vote=majority", "trust=true"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "the run's vote is os:getcwd: it cannot be called with (flags, valid cr" in said
 
 
 def test_trusted_code_that_is_not_at_hand_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,13 +22,9 @@ from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
 from capo_ray.credit.group import GroupScore, Member, Scheme, Unjudged, score_group
 from capo_ray.credit.recorded import Tokens, read_response, short
 from capo_ray.credit.steps import SegmenterKind, delimiter
-from capo_ray.credit.vote import Vote, check_weight, weight_of
-from capo_ray.extension import is_own
+from capo_ray.credit.vote import Vote, check_vote
 from capo_ray.output import to_stdout
 from capo_ray.types import FAILED_OUTCOMES
-
-TRIED = 4
-"""Critiques that a vote of the user's own is tried out with."""
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -142,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokens = Tokens(Path(given.pop("tokenizer")))
         between = delimiter(given.pop("segmenter"), given.pop("segmenter_pattern"))
         algorithm_of(given["advantage"])
-        check_weight(given["vote"], TRIED) if is_own(given["vote"]) else weight_of(given["vote"])
+        check_vote(given["vote"])
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

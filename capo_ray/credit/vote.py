@@ -56,6 +56,15 @@ def check_weight(how: str, most: int) -> None:
             )
 
 
+TRIED = 4
+"""Critiques that a vote of a user's own is tried out with where no run says how many there are."""
+
+
+def check_vote(how: str) -> None:
+    """Raises ValueError where `how` names no vote, or one of a user's own that is none when it is tried out."""
+    check_weight(how, TRIED) if extension.is_own(how) else weight_of(how)
+
+
 def vote(critiques: Sequence[Critique], num_steps: int, how: str) -> Verdict:
     """`how` is a `Vote` or `module:name`. Raises ValueError for a greedy vote of more than one critique."""
     if how == "greedy" and len(critiques) > 1:
