@@ -77,6 +77,7 @@ def _policy(config: Config, look: Look) -> Encode | None:
     encode = None
     with look.noting():
         if policy := look.files(config.policy, "policy"):
+            look.trains(config.policy, "policy", policy)
             policy.check_window("the policy", lengths)
             encode = policy.encoder(config.policy.system_prompt, config.policy.chat_template)
     for place, voter in critics_here(config):

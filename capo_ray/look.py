@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from capo_ray.config.blocks import Model, Source
 from capo_ray.config.run import ConfigError
 from capo_ray.data.problem import DataError
 from capo_ray.data.read import is_here
-from capo_ray.models import ModelFiles, find_model, folder_here, is_hub_id
+from capo_ray.models import ModelFiles, check_trained, find_model, folder_here, is_hub_id
 from capo_ray.run_dir import RunDirError
 
 HUB = "of the Hugging Face hub"
@@ -56,6 +57,15 @@ class Look:
             self.unseen.append(f"{key} {name}: no folder here; it must be one where the run is")
         return is_hub_id(name) or self.elsewhere
 
+    def trains(self, model: Model, field: str, files: ModelFiles) -> None:
+        """Raises ConfigError where the trainer could not make the model that has these files."""
+        if model.path == "random":
+            return
+        if find_spec("transformers") is None:
+            self.unseen.append(f"whether {field} can be trained: transformers is not installed here")
+            return
+        check_trained(files.folder, field)
+
     def files(self, model: Model, field: str) -> ModelFiles | None:
         """The files of a model that are all here; None where some are away. Raises ConfigError where they do not fit,
         or are nowhere."""
@@ -66,6 +76,8 @@ class Look:
         away = [self.is_away(key, name) for key, name in missing.items()]
         if away and all(away):
             return None
+        if find_spec("numpy") is None:
+            self.unseen.append(f"the numbers in the weights of {field}: numpy is not installed here")
         here = {"path": str(folder_here(model.path)) if is_hub_id(model.path) else model.path}
         if model.tokenizer and folder_here(model.tokenizer).is_dir():
             here["tokenizer"] = str(folder_here(model.tokenizer))

@@ -1,8 +1,8 @@
 """What the files of a model's folder say: the decoder that config.json describes, the tensors in its safetensors files.
 
-JSON and headers alone; where config.json leaves to transformers what it means (Gemma 3), transformers is asked. Raises
-ConfigError that names the file, the field and what to do. Leaves out where a model is (see `models`), tokenizers
-(`credit.tokens`) and chat templates (`chat`).
+JSON and headers, and for `check_finite` the numbers; where config.json leaves to transformers what it means (Gemma 3),
+transformers is asked. Raises ConfigError that names the file, the field and what to do. Leaves out where a model is
+(see `models`), tokenizers (`credit.tokens`) and chat templates (`chat`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,16 +95,24 @@ def _as_transformers_fills(folder: Path) -> dict[str, Any]:
     return {name: getattr(config, name, None) for name in (*_NUMBERS, *_OPTIONAL)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tensor:
+    kind: str
+    """Of its numbers, in the words of safetensors."""
+    shape: list[int]
+    begin: int
+    end: int
+    """Where in the file its bytes begin and end."""
+
+
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     """Name and shape of every tensor in the safetensors files of `folder`, from their headers. Raises ConfigError where
     a file is not whole."""
-    shapes: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        shapes |= _header(path)
-    return shapes
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor.shape for path in files for name, tensor in _tensors(path).items()}
 
 
-def _header(path: Path) -> dict[str, list[int]]:
+def _tensors(path: Path) -> dict[str, _Tensor]:
     try:
         there = path.stat().st_size
         with path.open("rb") as file:
@@ -111,10 +120,17 @@ def _header(path: Path) -> dict[str, list[int]]:
             if not 2 <= size <= there - 8:
                 raise ValueError("it is no safetensors file, or the beginning of one")
             header = json.loads(file.read(size))
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        ends = [entry["data_offsets"][1] for entry in tensors.values()]
-        shapes = {name: [int(length) for length in entry["shape"]] for name, entry in tensors.items()}
-        if (whole := 8 + size + max(ends, default=0)) != there:
+        tensors = {
+            name: _Tensor(
+                kind=str(entry["dtype"]),
+                shape=[int(length) for length in entry["shape"]],
+                begin=8 + size + int(entry["data_offsets"][0]),
+                end=8 + size + int(entry["data_offsets"][1]),
+            )
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+        if (whole := max((tensor.end for tensor in tensors.values()), default=8 + size)) != there:
             raise ValueError(f"it has {there:,} bytes of {whole:,}")
     except (
         OSError,
@@ -127,7 +143,7 @@ def _header(path: Path) -> dict[str, list[int]]:
         RecursionError,
     ) as error:
         raise ConfigError(f"{path} is not whole ({error}): get it again") from error
-    return shapes
+    return tensors
 
 
 def count_weights(folder: Path) -> int:
@@ -182,3 +198,43 @@ def _check_index(index: Path) -> None:
             f"{index} names {missing[0]!r}, which is not there ({len(missing)} of {len(set(files.values()))} files are "
             f"missing): {_AGAIN}"
         )
+
+
+_EXPONENT = {
+    "F64": ("<u8", 0x7FF << 52),
+    "F32": ("<u4", 0x7F80_0000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F8_E5M2": ("<u1", 0x7C),
+    "F8_E4M3": ("<u1", 0x7F),
+}
+"""Kind of number -> numpy's whole numbers of that size, and the bits that are all set where it is not finite."""
+_FILES_AT_ONCE, _BYTES_AT_ONCE = 4, 16 << 20
+
+
+def check_finite(folder: Path) -> None:
+    """Raises ConfigError where a number in the safetensors files of `folder` is not finite. Reads each file once,
+    several at a time; needs numpy."""
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        try:
+            for _ in pool.map(_check_numbers, sorted(folder.glob("*.safetensors"))):
+                pass
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _check_numbers(path: Path) -> None:
+    import numpy as np
+
+    with path.open("rb") as file:
+        for name, tensor in _tensors(path).items():
+            if tensor.kind not in _EXPONENT:  # whole numbers, of quantized weights for one
+                continue
+            whole_number, exponent = _EXPONENT[tensor.kind]
+            file.seek(tensor.begin)
+            for start in range(tensor.begin, tensor.end, _BYTES_AT_ONCE):
+                numbers = np.frombuffer(file.read(min(_BYTES_AT_ONCE, tensor.end - start)), whole_number)
+                if numbers.size and (numbers & exponent).max() == exponent:
+                    raise ConfigError(
+                        f"{path.parent}: its tensor {name} holds numbers that are not finite: get it again"
+                    )

@@ -10,13 +10,14 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capo_ray.chat import Encode, check_marks, conversation, read_json, render, template_in
 from capo_ray.config.blocks import Model
 from capo_ray.config.run import ConfigError, conf_dir
-from capo_ray.model_files import check_weights, read_decoder, tensor_shapes
+from capo_ray.model_files import check_finite, check_weights, read_decoder, tensor_shapes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -156,7 +157,17 @@ def find_model(model: Model, field: str, run_dir: Path, *, seed: int) -> ModelFi
         check_marks(model.chat_template, tokens, field)
     with _fault_of(f"{field}.path", folder / "config.json"):
         check_weights(folder, decoder)
+        if find_spec("numpy"):  # whatever loads weights has it
+            check_finite(folder)
     return ModelFiles(folder=folder, tokenizer=tokenizer, window=decoder.window, vocabulary=decoder.vocabulary)
+
+
+def check_trained(path: Path, field: str) -> None:
+    """Raises ConfigError where the trainer cannot make the model of that folder, or of that config.json."""
+    from capo_ray.engines.causal_model import check_class
+
+    with _fault_of(f"{field}.path", path if path.suffix == ".json" else path / "config.json"):
+        check_class(str(path))
 
 
 def check_fit(tokenizer: Path, vocabulary: int, field: str) -> set[str]:

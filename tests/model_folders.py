@@ -135,6 +135,14 @@ FAMILIES = {
         inside={"model_type": "gemma3_text"},
     ),
     "mistral": Family(MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), metaspace=True, config={"model_type": "mistral"}),
+    "mistral 3": Family(
+        MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), metaspace=True,
+        config={
+            "model_type": "mistral3", "architectures": ["Mistral3ForConditionalGeneration"],
+            "vision_config": {"model_type": "pixtral", "hidden_size": 4, "num_hidden_layers": 3},
+        },
+        inside={"model_type": "mistral"},
+    ),
     "phi 4": Family(
         PHI_4, ("<|endoftext|>", "<|im_end|>", "<|im_start|>", "<|im_sep|>"), config={"model_type": "phi3"}
     ),

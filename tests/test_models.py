@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from capo_ray.config.blocks import Model
 from capo_ray.config.run import ConfigError, compose
@@ -141,3 +143,35 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
             f"policy.path: the checkpoint {tmp_path} is of another model than {POLICY}: {fault}. Resume with the model "
             "that the run began with"
         )
+
+
+KINDS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn]
+
+
+def _with(folder: Path, tensor: torch.Tensor) -> None:
+    """A second file of weights, after the model's own."""
+    quantized = torch.full((4,), -1, dtype=torch.int32)  # all bits are set, and it is a number
+    save_file({"scale": tensor, "packed": quantized}, folder / "more.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_critic_whose_weights_are_no_numbers(
+    tmp_path: Path, copy: Path, kind: torch.dtype, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the last place of several pieces; the largest number there is is one."""
+    monkeypatch.setattr("capo_ray.model_files._BYTES_AT_ONCE", 64)
+    numbers = torch.ones(100)
+    largest = torch.full((1,), torch.finfo(kind).max, dtype=torch.float64)
+    sound = torch.cat([numbers.double(), -largest, largest]).to(kind)
+    _with(copy, sound)
+    find_model(Model(path=str(copy)), "critic.model", tmp_path / "run", seed=0)
+    broken = torch.cat([sound.double(), torch.full((1,), value, dtype=torch.float64)]).to(kind)
+    if kind == torch.float8_e4m3fn:  # it has no infinity
+        broken[-1] = float("nan")
+    _with(copy, broken)
+    with pytest.raises(ConfigError) as error:
+        find_model(Model(path=str(copy)), "critic.model", tmp_path / "run", seed=0)
+    assert str(error.value) == (
+        f"critic.model.path: {copy}: its tensor scale holds numbers that are not finite: get it again"
+    )

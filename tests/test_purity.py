@@ -71,7 +71,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "chat_template": (),
     "chat": ("chat_template", "config"),
     "model_files": ("chat", "config"),
-    "models": ("chat", "config", "credit", "engines.random_model", "model_files"),
+    "models": ("chat", "config", "credit", "engines.causal_model", "engines.random_model", "model_files"),
     "planning": ("config", "model_files", "models"),
     "tasks": ("config", "credit", "engines.protocols", "extension", "tally", "types"),
     "data": ("chat", "config", "models", "tasks", "types"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,38 @@ def make(
     random = isinstance(source, Mapping) or source.endswith(".json")
     with nullcontext() if zero_three is None or random else _partitioned(dtype, zero_three):
         model = _load(source, dtype)
-    text = model.config.get_text_config()
-    extras = [name for name in _HEAD_EXTRAS if getattr(text, name, None) not in (None, 1, 1.0)]
-    if extras:
+    _check_head(model.config)
+    return without_dropout(model)
+
+
+def check_class(source: str) -> None:
+    """Raises ValueError unless the config.json at `source`, a folder or the file itself, is of a model that `make` can
+    make. Reads no weights."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # it raises errors of many kinds for files that are odd
+        raise ValueError(
+            f"transformers {version('transformers')} does not know what it describes "
+            f"({' '.join(str(error).split())[:100]}): name a model of a kind that it knows, whose code is not its own"
+        ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        named = (getattr(config, "architectures", None) or [f"a model of type {config.model_type}"])[0]
+        raise ValueError(
+            f"it names {named}, which is no language model of text alone: transformers' "
+            "AutoModelForCausalLM, by which models are trained, does not load it. Take the family's model for text, or "
+            "write the language model that is in it to a folder of its own"
+        )
+    _check_head(config)
+
+
+def _check_head(config: Any) -> None:
+    text = config.get_text_config()
+    if extras := [name for name in _HEAD_EXTRAS if getattr(text, name, None) not in (None, 1, 1.0)]:
         raise ValueError(
             f"models whose config sets {', '.join(extras)} are not supported: their logits are not the head's"
         )
-    return without_dropout(model)
 
 
 def _load(source: str | Mapping[str, Any], dtype: torch.dtype) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from capo_ray.config.run import ConfigError
 from capo_ray.conversations import encode, length, read, tokenizer_of
 from capo_ray.model_files import read_decoder
-from capo_ray.models import check_fit, find_folder, find_model
+from capo_ray.models import check_fit, check_trained, find_folder, find_model
 from capo_ray.sft.settings import Sft
 from capo_ray.types import TrainSequence
 
@@ -37,6 +37,7 @@ def located(config: Sft) -> Sft:
     else:
         files = find_model(config.model, "model", Path(config.out), seed=config.seed)
         found = {"path": str(files.folder), "tokenizer": str(files.tokenizer)}
+    check_trained(Path(found["path"]), "model")
     return config.model_copy(update={"model": config.model.model_copy(update=found)})
 
 

@@ -62,6 +62,7 @@ def _located(config: Sft, look: Look) -> Sft | None:
     files = look.files(model, "model")
     if files is None:
         return None
+    look.trains(model, "model", files)
     path = model.path if model.path == "random" else str(files.folder)
     found = {"path": path, "tokenizer": str(files.tokenizer)}
     return config.model_copy(update={"model": model.model_copy(update=found)})
