@@ -9,19 +9,26 @@ that cannot be verified in time.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
 import os
+import select
 import sys
-from collections.abc import Sequence
-from typing import Any, BinaryIO, TextIO
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 from capo_ray.config.blocks import Block, setting
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import read_own
-from capo_ray.program import run_program
+from capo_ray.program import leave, run_program
 from capo_ray.tasks.verify import Verifier
 from capo_ray.types import JsonDict
+
+T = TypeVar("T")
 
 
 class BadLine(ValueError):
@@ -94,22 +101,55 @@ def _finite(value: Any) -> Any:
 
 
 async def grade(source: BinaryIO, out: TextIO, *, processes: int, timeout_s: float) -> None:
-    """Grade lines as they come, several at a time, and write them in order."""
+    """Grade lines as they come, several at a time, and write them in order. Raises BrokenPipeError as soon as nobody
+    reads `out` any more, whether another line comes or not."""
     verifier = Verifier(processes=processes, timeout_s=timeout_s)
     ahead: asyncio.Queue[asyncio.Task[JsonDict] | None] = asyncio.Queue(maxsize=8 * processes)
 
     async def read() -> None:
-        while line := await asyncio.to_thread(source.readline):
+        while line := await _waited_for(source.readline):
             await ahead.put(asyncio.create_task(grade_line(line, verifier)))
         await ahead.put(None)
+
+    async def watch() -> None:
+        await _waited_for(partial(_until_closed, out))
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(read())
+            watching = tasks.create_task(watch())
             while (graded := await ahead.get()) is not None:
                 print(_written(await graded), file=out, flush=True)
+            watching.cancel()
     finally:
         await verifier.close()
+
+
+def _waited_for(call: Callable[[], T]) -> asyncio.Future[T]:
+    """What `call` returns or raises, in a thread that no end of the loop waits for."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def tell(done: Callable[[Any], None], value: Any) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(lambda: None if result.done() else done(value))
+
+    def work() -> None:
+        try:
+            tell(result.set_result, call())
+        except OSError as error:
+            tell(result.set_exception, error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return result
+
+
+def _until_closed(pipe: TextIO) -> None:
+    """Wait until nobody reads a pipe any more; for ever where it is a file."""
+    poll = select.poll()
+    poll.register(pipe, 0)  # errors alone
+    poll.poll()
 
 
 USAGE = f"""usage: python -m capo_ray.grade [key=value ...] < FILE.jsonl
@@ -141,4 +181,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())  # any other end would wait for a thread that still waits for input

@@ -133,7 +133,7 @@ def test_a_replay_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "replies.jsonl, line 1: no reply of a critic (UnicodeDecodeError: " in capsys.readouterr().err
 
 
-def test_graded_lines_are_json_whatever_the_line_was() -> None:
+def test_graded_lines_are_json_whatever_the_line_was(tmp_path: Path) -> None:
     deep = "[" * 985 + "]" * 985
     lines = [
         '{"gold": "7", "answer": "7", "x": NaN}',
@@ -142,13 +142,13 @@ def test_graded_lines_are_json_whatever_the_line_was() -> None:
         f'{{"gold": "7", "answer": "7", "x": {deep}}}',
         '{"gold": "7", "answer": "7", "y": 1}',
     ]
-    out = io.StringIO()
-    asyncio.run(grade.grade(io.BytesIO("\n".join(lines).encode()), out, processes=1, timeout_s=5))
+    with (tmp_path / "graded").open("w") as out:
+        asyncio.run(grade.grade(io.BytesIO("\n".join(lines).encode()), out, processes=1, timeout_s=5))
 
     def refuse(constant: str) -> object:
         raise AssertionError(constant)
 
-    rows = [json.loads(line, parse_constant=refuse) for line in out.getvalue().splitlines()]
+    rows = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "graded").read_text().splitlines()]
     assert [row["correct"] for row in rows] == [True, None, None, rows[3]["correct"], True]
     assert rows[0]["x"] is None and rows[1]["reason"] == "field 'gold' must be a text or a number, is NaN"
 

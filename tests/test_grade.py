@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,27 @@ def test_integers_need_no_child(response: str, answer: str, reason: str | None) 
 def test_several_boxes_answer_a_list_together() -> None:
     assert judge("1,-2", "x is \\boxed{-2} and \\boxed{1}").answer == "correct"
     assert judge("3", "x is \\boxed{3} and \\boxed{1}").answer == "wrong"
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_it_ends_when_nobody_reads_it_any_more(count: int) -> None:
+    """As with `| head -1`, though its input goes on: whether another line is under way or none will ever come."""
+    grader = subprocess.Popen(
+        [sys.executable, "-m", "capo_ray.grade", "processes=1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert grader.stdin and grader.stdout and grader.stderr
+    try:
+        grader.stdin.write(json.dumps({"gold": "2", "answer": "2"}).encode() + b"\n")
+        grader.stdin.flush()
+        assert json.loads(grader.stdout.readline())["correct"] is True
+        grader.stdout.close()
+        with suppress(BrokenPipeError):
+            grader.stdin.write((json.dumps({"gold": "2", "answer": "3"}).encode() + b"\n") * (count - 1))
+            grader.stdin.flush()
+        assert grader.wait(30) == 1
+        assert grader.stderr.read() == b""
+    finally:
+        grader.kill()
