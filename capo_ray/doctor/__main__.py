@@ -122,6 +122,8 @@ def of_run(config: Config, machine: Machine | None, where: str, run_dir: Path) -
         yield wanted.model_files(place, model, wanted.ask_hub, cache_free_gib=room_of(cache)[1])
     for source in wanted.sources(config):
         yield wanted.data(source, lambda name: wanted.ask_hub(name, kind="dataset"))
+    if config.epochs is not None:
+        yield wanted.epochs(config)
     yield wanted.critic_servers(config)
     yield wanted.wandb(config.tracking)
     if config.run_dir is not None:

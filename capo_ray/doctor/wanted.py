@@ -14,6 +14,9 @@ from pathlib import Path
 
 from capo_ray.config.blocks import Model, Source, Tracking
 from capo_ray.config.run import Config, ConfigError, conf_dir
+from capo_ray.data.epochs import in_steps
+from capo_ray.data.problem import DataError
+from capo_ray.data.read import is_here
 from capo_ray.doctor.finding import Finding, fail, listed, ok, warn
 from capo_ray.models import ASSETS, LEFT_OUT, folder_here, is_hub_id
 from capo_ray.planning.bundles import critics_here
@@ -155,6 +158,22 @@ def data(source: Source, ask_hub: Callable[[str], str]) -> Finding:
             f"elsewhere: hf download --repo-type dataset {name} --local-dir FOLDER; then {place}.path=FOLDER",
         )
     return ok(place, f"{name} on the Hugging Face hub")
+
+
+def epochs(config: Config) -> Finding:
+    """How many steps the run's epochs are, where the problems are here to be counted."""
+    passes = f"{config.epochs:g} passes over the problems"
+    if config.data.kind != "arithmetic" and not is_here(config.data):
+        return warn(
+            "epochs",
+            f"{passes} of {config.data.path} are counted when the run starts: they are not here",
+            "steps=N in place of epochs, where the length must be known beforehand",
+        )
+    try:
+        steps = in_steps(config).steps
+    except DataError as error:
+        return fail("epochs", str(error), "python -m capo_ray.data check says what is wrong with the rows")
+    return ok("epochs", f"{passes} are {steps:,} steps")
 
 
 def critic_servers(config: Config) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -49,6 +50,32 @@ def files(model: Model, ask: Callable[[str], str] = never, free: float = 1000) -
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return Path(shutil.copytree(ASSETS / "tiny_policy", tmp_path / "model"))
+
+
+def test_epochs_are_as_many_steps_as_the_run_would_take(tmp_path: Path) -> None:
+    def found(*given: str) -> Finding:
+        return wanted.epochs(compose(["+experiment=tiny_cpu", *given]))
+
+    file = tmp_path / "x.jsonl"
+    file.write_text(
+        "".join(json.dumps({"problem": f"{n}+1?", "solution": f"\\boxed{{{n}}}"}) + "\n" for n in range(20))
+    )
+    config = compose(["+experiment=tiny_cpu", "data=math", f"data.path={file}", "epochs=2"])
+    steps = math.ceil(40 / config.prompts_per_step)
+    assert wanted.epochs(config) == ok("epochs", f"2 passes over the problems are {steps} steps")
+    assert wanted.epochs(config) in program.examine(config)[1]
+    assert found("epochs=0.01", "data.limit=1000") == ok(
+        "epochs", f"0.01 passes over the problems are {math.ceil(10 / config.prompts_per_step)} steps"
+    )
+    broken = found("data=math", "data.path=/none.jsonl", "epochs=1")
+    assert broken.state == "fail" and broken.found.startswith(
+        "data.path: there is no file /none.jsonl; pass data.path="
+    )
+    away = found("data=math", "epochs=1")
+    assert away.state == "warn" and away.found == (
+        "1 passes over the problems of DigitalLearningGmbH/MATH-lighteval are counted when the run starts: they are "
+        "not here"
+    )
 
 
 def test_room() -> None:
