@@ -150,6 +150,15 @@ class Running:
                         found.add(f"{process.name()} at {one.laddr.ip}")
         return found
 
+    def temporary_files(self) -> dict[str, bytes]:
+        """What the files of its temporary folder hold by now, Ray's session among them."""
+        found = {}
+        for path in folder_of(self.mark).rglob("*"):
+            with suppress(OSError):  # some are gone by now, and some are sockets
+                if path.is_file() and not path.is_symlink():
+                    found[str(path)] = path.read_bytes()
+        return found
+
     def freeze(self, *names: str) -> None:
         """Stop the innermost of what `find` finds, as a hang would."""
         self.find(*names)[-1].suspend()

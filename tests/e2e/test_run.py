@@ -248,6 +248,7 @@ def test_two_of_everything_one_step_behind_until_ctrl_c(tmp_path: Path, monkeypa
         with Running(tmp_path / "run", *settings) as running:
             running.read_until("step   4/400")
             watch(running, tmp_path)
+            live = running.temporary_files()
             ran = running.interrupt(signal.SIGINT)
     assert [line["staleness"] for line in ran.steps[:4]] == [0, 1, 1, 1]
     assert [line["critic/over_budget_share"] for line in ran.steps[:2]] == [0.5, 0.5]
@@ -261,6 +262,8 @@ def test_two_of_everything_one_step_behind_until_ctrl_c(tmp_path: Path, monkeypa
         assert here in ("critic-0", "critic-1") and [c["critic"] for c in critiques] == [here, server] * 2
         assert [c["wrong_steps"] for c in critiques][1::2] == [[0], [0]]
     assert keys == {f"Bearer {KEY}"}
+    assert any(path.endswith("/logs/raylet.out") for path in live)
+    assert [path for path, content in live.items() if KEY.encode() in content] == []
     written = [path.read_bytes() for path in ran.run_dir.rglob("*") if path.is_file()]
     assert not any(KEY.encode() in content for content in [*written, ran.output.encode()])
 
