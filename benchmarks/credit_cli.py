@@ -1,14 +1,13 @@
 """Responses per second of `python -m capo_ray.credit` on one core, ids given.
 
-    python benchmarks/credit_cli.py [--groups 200] [--tokens 600] [--tokenizer FOLDER_OR_FILE]
+    python benchmarks/credit_cli.py groups=200 tokens=600 tokenizer=FOLDER_OR_FILE
 
-Groups of 16 responses with 4 critiques each, made from a fixed seed; without `--tokenizer`, over a byte-level
+Groups of 16 responses with 4 critiques each, made from a fixed seed; without `tokenizer`, over a byte-level
 vocabulary made here. Prints the whole process's time by the clock and on the core, start-up included, and both rates.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import resource
@@ -18,7 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from capo_ray.config.blocks import Block, setting
+from capo_ray.config.listing import listing
+from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.credit.tokens import TokenTable
+from capo_ray.program import run_program
 
 WORDS = ["so", "the", "sum", "of", "two", "and", "three", "is", "five", "therefore", "we", "get", "x", "12"]
 
@@ -47,12 +50,16 @@ def write_groups(path: Path, table: TokenTable, num_groups: int, num_tokens: int
             file.write(json.dumps({"id": g, "responses": responses}) + "\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--groups", type=int, default=200)
-    parser.add_argument("--tokens", type=int, default=600, help="tokens per response")
-    parser.add_argument("--tokenizer", type=Path)
-    args = parser.parse_args()
+class Settings(Block):
+    """Of this program."""
+
+    groups: int = setting("groups of 16 responses", 200, ge=1)
+    tokens: int = setting("tokens per response", 600, ge=1)
+    tokenizer: AnyPath | None = setting("file or folder; null: a vocabulary made here", None)
+
+
+def work(arguments: list[str]) -> int:
+    args = read_own(Settings, arguments)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = args.tokenizer or Path(folder, "tokenizer.json")
         if args.tokenizer is None:
@@ -71,7 +78,8 @@ def main() -> None:
     print(f"{num_responses} responses of {args.tokens} tokens")
     for what, spent in (("by the clock", seconds), ("on the core", core_seconds)):
         print(f"{what}: {spent:.2f} s, {num_responses / spent:.0f} responses/s")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(work, None, __doc__ or "", settings=lambda: listing(Settings), bare=True))

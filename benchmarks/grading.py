@@ -1,6 +1,6 @@
 """Right respellings and wrong variants of every gold answer of the test data, and answers graded a second.
 
-`python benchmarks/grading.py [FOLDER] [--seed 0] [--sample N]`: for each gold answer up to 20 spellings that are right
+`python benchmarks/grading.py FOLDER seed=0 sample=500`: for each gold answer up to 20 spellings that are right
 and 20 that are wrong (a digit, the sign, times and by 100, letters in another order, the base dropped, an exponent, a
 bound opened, an element missing). Prints, by kind, how many wrong ones are paid, which has to be none, and how many
 right ones are not. Tests take a sample of it. Speed is of one process, without the child that hanging answers need.
@@ -8,17 +8,21 @@ right ones are not. Tests take a sample of it. Speed is of one process, without 
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import random
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from capo_ray.config.blocks import Block, setting
+from capo_ray.config.listing import listing
+from capo_ray.config.own_settings import AnyPath, read_own
+from capo_ray.program import run_program
 from capo_ray.tasks.answers.equality import equal
 from capo_ray.tasks.answers.kinds import Based, Items, Matrix, Named, Quantity, Ratio, Reals, Relation, Words
 from capo_ray.tasks.answers.reading import read
@@ -287,13 +291,17 @@ def speed(answers: Sequence[str], seconds: float = 3.0) -> float:
     return count / spent
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", default="../shared/data", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sample", type=int, default=None, help="so many different gold answers only")
-    parser.add_argument("--show", type=int, default=20, help="failures to print of each sort")
-    options = parser.parse_args()
+class Settings(Block):
+    """Of this program."""
+
+    folder: AnyPath = setting("test data; FOLDER alone is it too", Path("../shared/data"))
+    seed: int = setting("of the variants", 0)
+    sample: int | None = setting("so many different gold answers only; null: all", None, ge=1)
+    show: int = setting("failures to print of each sort", 20, ge=0)
+
+
+def work(arguments: list[str]) -> int:
+    options = read_own(Settings, arguments, place="folder")
     answers = sorted(set(golds(options.folder)))
     if options.sample is not None:
         answers = random.Random(options.seed).sample(answers, min(options.sample, len(answers)))
@@ -306,7 +314,8 @@ def main() -> None:
     whole = [gold for gold in golds(options.folder) if INTEGER.fullmatch(gold)]
     real = [gold for gold in golds(options.folder) if not INTEGER.fullmatch(gold)]
     print(f"a second on one core: {speed(whole):,.0f} integer answers, {speed(real):,.0f} others")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(work, None, __doc__ or "", settings=lambda: listing(Settings), bare=True))

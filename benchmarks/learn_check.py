@@ -1,39 +1,48 @@
 """Does `tiny_cpu` learn? The whole run with several seeds; fails unless each of them does.
 
-    python benchmarks/learn_check.py [--seeds 0 1 2] [--points 15] [key=value ...]
+    python benchmarks/learn_check.py seeds=0,1,2 points=15 steps=100
 
 Each run evaluates the same held-out problems before and after, with the exact checker of the arithmetic world. What
-must rise is the share of responses whose answer and whose every step are right. Other arguments go to the run.
+must rise is the share of responses whose answer and whose every step are right. Other keys go to the run.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from capo_ray.config.blocks import setting
+from capo_ray.config.listing import beside_run
+from capo_ray.config.own_settings import BesideRun, read_own
+from capo_ray.program import run_program
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARE = "evaluation/truth/right_answer_and_process"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--points", type=float, default=15.0, help="percentage points that the share must rise by")
-    options, overrides = parser.parse_known_args()
+class Settings(BesideRun):
+    """Of this program."""
+
+    seeds: tuple[int, ...] = setting("a run for each", (0, 1, 2))
+    points: float = setting("percentage points that the share must rise by", 15.0)
+
+
+def work(arguments: list[str]) -> int:
+    given = read_own(Settings, arguments)
     with tempfile.TemporaryDirectory(prefix="learn-check-") as folder:
-        rises = [run(seed, overrides, Path(folder) / f"seed-{seed}") for seed in options.seeds]
-    failed = [seed for seed, rise in zip(options.seeds, rises, strict=True) if rise < options.points]
+        rises = [run(seed, given.overrides, Path(folder) / f"seed-{seed}") for seed in given.seeds]
+    failed = [seed for seed, rise in zip(given.seeds, rises, strict=True) if rise < given.points]
     verdict = f"seeds {failed} rose by less" if failed else "every seed did"
-    print(f"rise of at least {options.points:g} points: {verdict}")
+    print(f"rise of at least {given.points:g} points: {verdict}")
     return 1 if failed else 0
 
 
-def run(seed: int, overrides: list[str], run_dir: Path) -> float:
+def run(seed: int, overrides: Sequence[str], run_dir: Path) -> float:
     """Percentage points that the share rose by."""
     began = time.monotonic()
     command = [sys.executable, "-m", "capo_ray.launch", "+experiment=tiny_cpu", f"seed={seed}", f"run_dir={run_dir}"]
@@ -50,4 +59,4 @@ def run(seed: int, overrides: list[str], run_dir: Path) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(work, None, __doc__ or "", settings=beside_run(Settings), bare=True))

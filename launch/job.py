@@ -10,7 +10,8 @@
     python launch/job.py resume JOB [key=value ...]
     python launch/job.py list
 
-RAY_ADDRESS, or --address, names the cluster's dashboard (http://127.0.0.1:8265 when unset). Needs `ray[default]` alone.
+Flags are this program's own, as `ray job` has them; key=value is handed to the program that the job runs. RAY_ADDRESS,
+or --address, names the cluster's dashboard (http://127.0.0.1:8265 when unset). Needs `ray[default]` alone.
 This checkout is sent along, so the nodes need the environment of requirements/gpu.lock and not this package; what is
 written must be on storage that every node sees. Ends with the exit code of the run. Leaves out starting clusters.
 """
@@ -29,7 +30,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -294,10 +295,15 @@ def environment_of(names: Sequence[str]) -> dict[str, str]:
     return {name: os.environ[name] for name in names}
 
 
+class Parser(argparse.ArgumentParser):
+    """Whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise JobError(f"{message}; {self.prog} --help says more")
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="launch/job.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="launch/job.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("RAY_ADDRESS") or "http://127.0.0.1:8265"
     parser.add_argument("--address", default=default, help="the cluster's dashboard; else RAY_ADDRESS")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -54,7 +54,11 @@ def listens(address: str) -> bool:
 
 
 def main() -> int:
-    address, wanted, patience_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    try:
+        address, wanted, patience_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    except (IndexError, ValueError):
+        print("usage: python wait_for_nodes.py ADDRESS NODES SECONDS, as in: auto 2 600", file=sys.stderr)
+        return 2
     there = wait(address, wanted, patience_s)
     if there >= wanted:
         return 0

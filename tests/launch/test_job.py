@@ -149,6 +149,22 @@ def test_a_program_that_is_none(job: ModuleType, capsys: pytest.CaptureFixture[s
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "the following arguments are required: command; "),
+        (["stpo"], "argument command: invalid choice: 'stpo'"),
+        (["submit", "--gpus", "x", "a=b"], "argument --gpus: invalid int value: 'x'; "),
+    ],
+)
+def test_flags_that_are_none(
+    job: ModuleType, given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job.main(given) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {message}") and told.count("\n") == 1 and " --help says more" in told
+
+
 def test_no_dashboard(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert job.main(["--address", "http://127.0.0.1:9", "list"]) == 2
     told = capsys.readouterr().err
