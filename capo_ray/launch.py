@@ -37,9 +37,7 @@ Trains a policy by CAPO or another of the algorithms.
   -v                                say more: every actor's speed, what is resumed
   run_dir=DIR resume=true           continue a run from its last checkpoint
 """
-NEXT = """Look inside it: python -m capo_ray.view {run_dir}
-Then try reward=intersection, or algorithm=grpo with critic=null to see what the critiques were worth; make it yours:
-docs/tutorial.md."""
+GUIDE = Path("docs/tutorial.md")
 
 MIB = 1 << 20
 
@@ -83,7 +81,7 @@ def launch(config: Config) -> int:
         return FAILED
     finally:
         mine.release()
-    print(f"\nEverything of this run: {run_dir}\n{NEXT.format(run_dir=run_dir)}")
+    print(f"\nEverything of this run: {run_dir}\n{_what_next(config, run_dir)}")
     return 0
 
 
@@ -100,6 +98,17 @@ def run_dir_of(config: Config) -> Path:
     if config.resume:
         raise ConfigError("resume: name the run to resume with run_dir=DIR")
     return Path.cwd() / "runs" / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _what_next(config: Config, run_dir: Path) -> str:
+    """Of this run and this place: another vote than its own, no critic only where it had one, a page that is here."""
+    lines = [f"Look inside it: python -m capo_ray.view {run_dir}"]
+    if config.critic is not None and config.critic.critiques > 1:
+        other = "majority" if config.reward.vote == "intersection" else "intersection"
+        lines.append(f"Then try reward={other}, or algorithm=grpo critic=null to see what the critiques were worth.")
+    if config.data.kind == "arithmetic" and GUIDE.is_file():
+        lines.append(f"With problems of your own: {GUIDE}")
+    return "\n".join(lines)
 
 
 def _full(run_dir: Path) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from capo_ray import launch
+from capo_ray.config.run import compose
 from capo_ray.launch import _keep_story, main
 from capo_ray.models import ASSETS
 from capo_ray.program import BAD_INPUT
@@ -132,3 +134,15 @@ def test_a_weight_of_critiques_above_that_of_outcomes_is_warned_of(
     (warning,) = [m for m in caplog.messages if "reward.process_weight" in m]
     assert warning.startswith("reward.process_weight P = 3 >= reward.outcome_weight C = 2: ")
     assert warning.endswith("Use P < C.")
+
+
+def test_what_to_do_next_fits_the_run_and_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    assert launch._what_next(compose(["+experiment=tiny_cpu", "reward=intersection"]), tmp_path) == (
+        f"Look inside it: python -m capo_ray.view {tmp_path}\n"
+        "Then try reward=majority, or algorithm=grpo critic=null to see what the critiques were worth.\n"
+        "With problems of your own: docs/tutorial.md"
+    )
+    monkeypatch.chdir(tmp_path)
+    alone = compose(["+experiment=tiny_cpu", "algorithm=grpo", "critic=null"])
+    assert launch._what_next(alone, tmp_path) == f"Look inside it: python -m capo_ray.view {tmp_path}"

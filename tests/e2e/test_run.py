@@ -32,7 +32,7 @@ SECRETS = ("JUDGE_KEY", "HF_TOKEN", "WANDB_API_KEY", "HUGGING_FACE_HUB_TOKEN", "
 """Variables that hold one."""
 OWN_LINES = re.compile(
     r"W waiting for |W checkpoint step_000005 is broken: |step +\d+/|evaluation after |Held-out problems |[┏┃┡│└]"
-    r"|Everything of this run: |Look inside it: |Then try |docs/tutorial|\s*$"
+    r"|Everything of this run: |Look inside it: |Then try |With problems of your own: |\s*$"
 )
 """How the lines begin that a run prints when nothing is amiss and nobody asked for more."""
 
