@@ -57,8 +57,12 @@ def work(arguments: list[str]) -> int:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported: no GPU is needed
     from capo_ray.engines.exported import write_policy
 
-    write_policy(checkpoint / "trainer", partial)
-    move_into_place(partial, out)
+    try:
+        write_policy(checkpoint / "trainer", partial)
+        move_into_place(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     print(f"{out}: transformers and vLLM load it, and python -m capo_ray.evaluate model={out}")
     return 0
 

@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -123,6 +124,8 @@ def _keep_story(error: BaseException, run_dir: Path) -> str:
     try:
         log_file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except OSError as unwritten:
+        with suppress(OSError):
+            log_file.unlink()  # a part of it, or none
         return f"{log_file} cannot be written ({unwritten.strerror}); the processes' own logs are in {run_dir / 'logs'}"
     return f"The whole story: {log_file}, and the processes' own logs in {run_dir / 'logs'}"
 

@@ -7,12 +7,14 @@ what the results are.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from capo_ray.config.run import ConfigError
+from capo_ray.output import CannotWrite, first_of
 
 
 def claim(path: Path, mine: Mapping[str, Any], what: str) -> None:
@@ -37,6 +39,29 @@ def cut_to_whole_lines(path: Path) -> None:
     if whole < len(content):
         with path.open("r+b") as file:
             file.truncate(whole)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[Callable[[str], None]]:
+    """What appends a line to `path`, at once and whole: on a full disk what was there before stays. Raises CannotWrite,
+    out of task groups too."""
+    with path.open("ab", buffering=0) as file:
+
+        def append(line: str) -> None:
+            left, before = line.encode(), os.fstat(file.fileno()).st_size
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError as error:
+                file.truncate(before)
+                raise CannotWrite(f"{path} cannot be written: {error.strerror}") from error
+
+        try:
+            yield append
+        except BaseExceptionGroup as group:
+            if isinstance(first := first_of(group), CannotWrite):
+                raise first from group
+            raise
 
 
 @contextmanager

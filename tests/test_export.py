@@ -1,12 +1,14 @@
 """`python -m capo_ray.export`: which checkpoint, where to, and what is refused. The weights: tests/engines."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from capo_ray.checkpoint import Checkpoints
 from capo_ray.export import main
-from capo_ray.program import BAD_INPUT
+from capo_ray.program import BAD_INPUT, FAILED
 
 
 @pytest.fixture
@@ -48,3 +50,16 @@ def test_no_checkpoint_and_a_broken_one(
         f"error: {run_dir}/checkpoints/step_000008 is broken: trainer/weights has other bytes than were written. Take "
         "another: step=N\n"
     )
+
+
+def test_an_export_that_does_not_fit_leaves_nothing(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def half(trainer: Path, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    monkeypatch.setattr("capo_ray.engines.exported.write_policy", half)
+    assert main([str(run_dir), f"out={run_dir}/exports/p"]) == FAILED
+    assert capsys.readouterr().err == f"error: {run_dir}/exports/.p.partial: No space left on device\n"
+    assert list((run_dir / "exports").iterdir()) == []

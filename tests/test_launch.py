@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_disk import little_room
 
 from capo_ray import launch
 from capo_ray.config.run import compose
@@ -125,6 +126,11 @@ def test_an_error_that_cannot_be_written_down_is_told(tmp_path: Path) -> None:
     (tmp_path / "error.log").mkdir()
     said = _keep_story(ValueError("the cause"), tmp_path)
     assert said.startswith(f"{tmp_path / 'error.log'} cannot be written (Is a directory); the processes' own logs are")
+    full = tmp_path / "full"
+    full.mkdir()
+    with little_room():
+        said = _keep_story(ValueError("x" * 5000), full)
+    assert said.startswith(f"{full / 'error.log'} cannot be written (File too large); ") and list(full.iterdir()) == []
 
 
 def test_a_weight_of_critiques_above_that_of_outcomes_is_warned_of(

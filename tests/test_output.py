@@ -1,32 +1,21 @@
 """Places that take no output: one line, exit code 1 or 2, and what was there stays as it was."""
 
+import asyncio
 import json
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from small_disk import little_room
 from view_run import write_run
 
 from capo_ray import revote
 from capo_ray.output import BadOutput, CannotWrite, check_output, output_file
+from capo_ray.resumable import appending
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@contextmanager
-def little_room() -> Iterator[None]:
-    """Files end at 4 KiB, as on a disk that is full there."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def put(path: Path, text: str) -> None:
@@ -135,3 +124,21 @@ def test_standard_output_that_is_full_or_closed(name: str, tmp_path: Path) -> No
     os.close(closing)
     assert said["full"] == (1, "error: standard output cannot be written: No space left on device\n")
     assert said["closed"] == (1, "")
+
+
+def test_a_line_that_does_not_fit_costs_no_other(tmp_path: Path) -> None:
+    """Responses of an evaluation and replies of critics, appended by many tasks at a time."""
+    path = tmp_path / "responses.jsonl"
+
+    async def fill() -> None:
+        async def one(number: int) -> None:
+            append(f"{number:0100}\n")
+
+        with appending(path) as append:
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(50):
+                    tasks.create_task(one(number))
+
+    with little_room(), pytest.raises(CannotWrite, match=f"^{path} cannot be written: File too large$"):
+        asyncio.run(fill())
+    assert path.read_text() == "".join(f"{number:0100}\n" for number in range(40))

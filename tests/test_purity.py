@@ -78,7 +78,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "conversations": ("chat", "config", "data", "types"),
     "look": ("config", "data", "models", "run_dir"),
     "options": ("config",),
-    "resumable": ("config",),
+    "resumable": ("config", "output"),
     "program": ("arguments", "config", "data", "output", "run_dir"),
     "evaluate.metrics": (),
     "evaluate.choices": ("credit", "tasks", "types"),

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TextIO
 
 from capo_ray.credit.critique import ReferenceKind
 from capo_ray.credit.reply import parse
@@ -21,7 +20,7 @@ from capo_ray.critic_bench.scores import Judged
 from capo_ray.critics.labelled import Item
 from capo_ray.critics.service import Critics
 from capo_ray.data.problem import DataError
-from capo_ray.resumable import cut_to_whole_lines
+from capo_ray.resumable import appending, cut_to_whole_lines
 from capo_ray.seeds import seed_of
 from capo_ray.types import REPLIED_OUTCOMES, Critique, JsonDict
 
@@ -123,21 +122,20 @@ async def ask(
     session = max((reply.session for reply in done.values()), default=-1) + 1
     start = monotonic()
 
-    async def one(item: Item, file: TextIO) -> None:
+    async def one(item: Item, append: Callable[[str], None]) -> None:
         critiques = await item.judged_by(critics, reference=reference, seed=seed_of(seed, "critic_bench", item.id))
         reply = Reply(item, critiques, session, round(monotonic() - start, 3))
-        file.write(reply.line())
-        file.flush()
+        append(reply.line())
         done[item.id] = reply
         progress()
 
-    with path.open("a", encoding="utf-8") as file:
+    with appending(path) as append:
         async with asyncio.TaskGroup() as tasks:
             for item in items:
                 if item.id in done and not done[item.id].failed:
                     progress()
                 else:
-                    tasks.create_task(one(item, file))
+                    tasks.create_task(one(item, append))
     return [done[item.id] for item in items]
 
 

@@ -6,6 +6,7 @@ Leaves out: optimisation and ranks (see `train_deepspeed`).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -181,10 +182,23 @@ def shape_of(parameter: Tensor) -> tuple[int, ...]:
 
 def write_pretrained(model: Any, weights: dict[str, Tensor], path: str, tokenizer: str | None) -> None:
     """A folder that transformers and vLLM load; `tokenizer` names the folder whose files are copied beside it."""
-    from huggingface_hub import save_torch_state_dict
-
     write_description(model, path, tokenizer)
-    save_torch_state_dict(weights, path)
+    save_weights(weights, path)
+
+
+def save_weights(weights: dict[str, Tensor], folder: str) -> None:
+    """As safetensors files. Raises OSError where the disk takes no more, which safetensors tells as an error of its
+    own."""
+    from huggingface_hub import save_torch_state_dict
+    from safetensors import SafetensorError
+
+    try:
+        save_torch_state_dict(weights, folder)
+    except SafetensorError as error:
+        if (number := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), folder) from error
 
 
 def write_description(model: Any, path: str, tokenizer: str | None) -> None:

@@ -12,9 +12,9 @@ from io import StringIO
 from pathlib import Path
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
+from capo_ray.engines.causal_model import save_weights
 from capo_ray.engines.trainer_state import DESCRIPTION, TAG, data_alone, read_state
 
 _WRAPPED = "model."
@@ -23,7 +23,8 @@ _WRAPPED = "model."
 
 def write_policy(trainer: Path, folder: Path) -> None:
     """From `trainer`, what a rank's `save` was given, to `folder`, which transformers and vLLM load then. Needs memory
-    for the weights in float32. Raises ValueError where a parameter is missing."""
+    for the weights in float32. Raises ValueError where a parameter is missing, OSError
+    where the disk takes no more."""
     state = read_state(str(trainer))
     dtype = getattr(torch, state.dtype.removeprefix("torch."))
     with data_alone(str(trainer)), redirect_stdout(StringIO()):  # DeepSpeed says how it goes about it
@@ -31,9 +32,10 @@ def write_policy(trainer: Path, folder: Path) -> None:
     missing = [name for name in state.shapes if f"{_WRAPPED}{name}" not in found]
     if missing:
         raise ValueError(f"the checkpoint {trainer} lacks {len(missing)} parameters, first {missing[0]}")
-    shutil.copytree(trainer / DESCRIPTION, folder, dirs_exist_ok=True)
+    for file in (trainer / DESCRIPTION).iterdir():
+        shutil.copy(file, folder)
     weights = {name: found[f"{_WRAPPED}{name}"].to(dtype, copy=True) for name in state.shapes}  # views of one
-    save_torch_state_dict(weights, str(folder))
+    save_weights(weights, str(folder))
 
 
 def _of_ranks(trainer: Path) -> Mapping[str, Tensor]:

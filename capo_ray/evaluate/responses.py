@@ -11,13 +11,13 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TextIO
+from typing import Literal, Protocol
 
 from capo_ray.chat import Encode
 from capo_ray.data.problem import DataError
 from capo_ray.evaluate.grading import Grader
 from capo_ray.evaluate.suites import Question
-from capo_ray.resumable import cut_to_whole_lines
+from capo_ray.resumable import appending, cut_to_whole_lines
 from capo_ray.seeds import seed_of
 from capo_ray.types import Answer, Finish, Prompt, Rollout, Sampling
 
@@ -121,7 +121,7 @@ async def ask(
     """Have the tasks answered, `at_once` responses at a time, and append each response to `path` as it comes."""
     free = asyncio.Semaphore(at_once)
 
-    async def one(task: Task, mode: Mode, index: int, file: TextIO) -> None:
+    async def one(task: Task, mode: Mode, index: int, append: Callable[[str], None]) -> None:
         problem = task.question.problem
         async with free:
             seeds = {index: seed_of(seed, "evaluation", task.benchmark, problem.id, mode, index)}
@@ -141,13 +141,12 @@ async def ask(
             extracted=found.extracted,
             reason=found.reason,
         )
-        file.write(json.dumps(asdict(response), ensure_ascii=False) + "\n")
-        file.flush()
+        append(json.dumps(asdict(response), ensure_ascii=False) + "\n")
         progress()
 
-    with path.open("a", encoding="utf-8") as file:
+    with appending(path) as append:
         async with asyncio.TaskGroup() as group:
             for task in tasks:
                 for mode, indices in task.indices.items():
                     for index in indices:
-                        group.create_task(one(task, mode, index, file))
+                        group.create_task(one(task, mode, index, append))

@@ -1,5 +1,6 @@
 """Weights that are not a model's own, or are no numbers, are refused: transformers makes them up with a warning."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_disk import little_room
 
-from capo_ray.engines.causal_model import make
+from capo_ray.engines.causal_model import make, save_weights
 from capo_ray.models import ASSETS
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -54,6 +56,12 @@ def test_numbers_that_are_not_finite(folder: Path, value: float) -> None:
 def test_a_tensor_that_is_not_there(folder: Path) -> None:
     _change(folder, lambda tensors: tensors.pop(UP))
     assert fault(folder).startswith(f"{folder}: its weights lack 1 tensor, {UP}: a download that ended early")
+
+
+def test_weights_that_the_disk_does_not_take(tmp_path: Path) -> None:
+    with little_room(), pytest.raises(OSError) as error:
+        save_weights({"a": torch.ones(2000)}, str(tmp_path))
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(tmp_path))
 
 
 def _change(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
