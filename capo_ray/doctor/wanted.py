@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,7 +214,4 @@ def run_dir(config: Config, folder: Path) -> Finding:
         check_claim(folder, resume=config.resume)
     except RunDirError as error:
         return fail("run_dir", str(error), "resume=true, or another run_dir")
-    parent = next(path for path in (folder, *folder.parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        return fail("run_dir", f"{parent} cannot be written to", "set run_dir to a folder that you can write to")
     return ok("run_dir", str(folder))

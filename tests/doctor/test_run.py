@@ -237,7 +237,9 @@ def test_the_directory_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     taken = wanted.run_dir(TINY, tmp_path)
     assert taken.found.startswith(f"the run directory {tmp_path} exists and is not empty")
-    assert wanted.run_dir(TINY, tmp_path / "file" / "run").found == f"{tmp_path / 'file'} cannot be written to"
+    assert wanted.run_dir(TINY, tmp_path / "file" / "run").found == (
+        f"the run directory {tmp_path}/file/run cannot be written: {tmp_path}/file is a file; pass another run_dir"
+    )
 
 
 def node(**changes: object) -> cluster.Node:
