@@ -16,6 +16,7 @@ from capo_ray.data.epochs import in_steps
 from capo_ray.data.example import prompt_example
 from capo_ray.data.prompts import TRAIN_PROBLEMS, load_prompts
 from capo_ray.data.read import is_here
+from capo_ray.files.run_dir import check_claim, check_place
 from capo_ray.look import HUB, Look
 from capo_ray.options import check_options
 from capo_ray.planning.bundles import critics_here
@@ -23,7 +24,6 @@ from capo_ray.planning.estimate import estimate
 from capo_ray.planning.machine import this_machine
 from capo_ray.planning.plan import describe, fits, plan_here
 from capo_ray.program import OF_A_RUN, need
-from capo_ray.run_dir import check_claim, check_place
 
 
 def dry_run(config: Config) -> bool:

@@ -17,13 +17,13 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from capo_ray.checkpoint import Checkpoints
 from capo_ray.config.listing import of_a_run
 from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.data.problem import DataError
+from capo_ray.files.checkpoint import Checkpoints
+from capo_ray.files.run_dir import RunDirError, claim
 from capo_ray.program import BAD_INPUT, FAILED, INTERRUPTED, OF_A_RUN, leave, need, run_program
 from capo_ray.run import Stopped, run
-from capo_ray.run_dir import RunDirError, claim
 
 USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
 

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from capo_ray.durable import write_text
 from capo_ray.engines.protocols import UpdateBatch
-from capo_ray.run_dir import RunDirError
+from capo_ray.files.durable import write_text
+from capo_ray.files.run_dir import RunDirError
 from capo_ray.types import JsonDict, Metrics, TrainSequence
 
 FOLDER = "nonfinite"

@@ -22,8 +22,8 @@ from typing import NoReturn
 from capo_ray.arguments import BadArgument, asks_for_help, refuse_flags
 from capo_ray.config.run import ConfigError
 from capo_ray.data.problem import DataError
-from capo_ray.output import PLACES, BadOutput, CannotWrite, first_of, is_loop, to_stdout
-from capo_ray.run_dir import RunDirError
+from capo_ray.files.output import PLACES, BadOutput, CannotWrite, first_of, is_loop, to_stdout
+from capo_ray.files.run_dir import RunDirError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 """Exit codes: something went wrong on the way, what was asked for cannot be done, Ctrl-C."""

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from capo_ray import nonfinite
-from capo_ray.checkpoint import Checkpoints, fault_of
 from capo_ray.config.blocks import Block, setting
 from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.config.run import Config, validate
 from capo_ray.engines.protocols import UpdateBatch
+from capo_ray.files.checkpoint import Checkpoints, fault_of
+from capo_ray.files.run_dir import RunDirError
 from capo_ray.program import leave, run_program
-from capo_ray.run_dir import RunDirError
 from capo_ray.types import Metrics, TrainSequence
 
 USAGE = """usage: python -m capo_ray.replay PATH [key=value ...]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.config.run import ConfigError
-from capo_ray.output import CannotWrite, first_of
+from capo_ray.files.output import CannotWrite, first_of
 
 
 def claim(path: Path, mine: Mapping[str, Any], what: str) -> None:

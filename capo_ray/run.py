@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capo_ray.checkpoint import Checkpoints
 from capo_ray.config.run import Config
-from capo_ray.durable import write_text
+from capo_ray.files.checkpoint import Checkpoints
+from capo_ray.files.durable import write_text
 from capo_ray.program import on_interrupt
 
 if TYPE_CHECKING:

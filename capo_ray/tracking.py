@@ -23,12 +23,12 @@ from statistics import fmean
 from time import time
 from typing import TYPE_CHECKING
 
-from capo_ray.checkpoint import Checkpoints, read_state
 from capo_ray.config.blocks import Tracking
 from capo_ray.config.critic import Canaries
 from capo_ray.config.run import Config
-from capo_ray.durable import sync_one, write_text
-from capo_ray.run_dir import RunDirError
+from capo_ray.files.checkpoint import Checkpoints, read_state
+from capo_ray.files.durable import sync_one, write_text
+from capo_ray.files.run_dir import RunDirError
 from capo_ray.terminal import display, table_rows
 from capo_ray.tracking_sinks import Beside, Sink, TensorBoard, start_wandb
 from capo_ray.types import JsonDict, Metrics

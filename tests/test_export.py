@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.checkpoint import Checkpoints
 from capo_ray.export import main
+from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.program import BAD_INPUT, FAILED
 
 

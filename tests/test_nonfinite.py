@@ -12,7 +12,7 @@ import pytest
 
 from capo_ray import nonfinite
 from capo_ray.engines.protocols import UpdateBatch
-from capo_ray.run_dir import RunDirError
+from capo_ray.files.run_dir import RunDirError
 from capo_ray.types import TrainSequence
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from capo_ray import tracking_sinks
-from capo_ray.checkpoint import Checkpoints
 from capo_ray.config.blocks import Tracking
 from capo_ray.config.critic import Canaries
 from capo_ray.config.run import Config, compose
-from capo_ray.run_dir import RunDirError
+from capo_ray.files.checkpoint import Checkpoints
+from capo_ray.files.run_dir import RunDirError
 from capo_ray.terminal import progress, short, table_rows
 from capo_ray.tracking import Tracker
 from capo_ray.tracking_sinks import Beside, Wandb, wandb_mode
@@ -607,6 +607,6 @@ def test_opened_again_without_a_checkpoint(tmp_path: Path) -> None:
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('wandb', 'tensorboard', 'rich', 'torch', 'ray')));"
-        "import capo_ray.tracking, capo_ray.checkpoint, capo_ray.tally, capo_ray.driver"
+        "import capo_ray.tracking, capo_ray.files.checkpoint, capo_ray.tally, capo_ray.driver"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

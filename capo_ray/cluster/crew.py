@@ -17,7 +17,6 @@ from time import monotonic
 from typing import Any
 
 from capo_ray import nonfinite
-from capo_ray.checkpoint import Checkpoints, read_state
 from capo_ray.cluster.acceptance import Acceptance
 from capo_ray.cluster.ahead import Groups, ScoreAhead
 from capo_ray.cluster.evaluation import measured
@@ -29,7 +28,8 @@ from capo_ray.cluster.trainer_group import TrainerGroup
 from capo_ray.critics.budget import CriticBudget, Sampled
 from capo_ray.critics.canaries import Canary
 from capo_ray.critics.failures import FailureLimit
-from capo_ray.durable import replace_folder
+from capo_ray.files.checkpoint import Checkpoints, read_state
+from capo_ray.files.durable import replace_folder
 from capo_ray.gate import Gate
 from capo_ray.seeds import seed_of
 from capo_ray.tally import add, rates

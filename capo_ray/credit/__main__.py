@@ -23,7 +23,7 @@ from capo_ray.credit.group import GroupScore, Member, Scheme, Unjudged, score_gr
 from capo_ray.credit.recorded import Tokens, read_response, short
 from capo_ray.credit.steps import SegmenterKind, delimiter
 from capo_ray.credit.vote import Vote, check_vote
-from capo_ray.output import to_stdout
+from capo_ray.files.output import to_stdout
 from capo_ray.types import FAILED_OUTCOMES
 
 

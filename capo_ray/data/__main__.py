@@ -25,8 +25,8 @@ from capo_ray.data.columns import named
 from capo_ray.data.gold import ENOUGH, look_at
 from capo_ray.data.problem import DataError, Problem, question_of, why_unanswered
 from capo_ray.data.read import problems, rows
+from capo_ray.files.output import check_output, output_file
 from capo_ray.models import folder_here, shown, tokenizer_in
-from capo_ray.output import check_output, output_file
 from capo_ray.program import run_program
 
 USAGE = """usage: python -m capo_ray.data check [key=value ...]

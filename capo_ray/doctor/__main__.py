@@ -23,7 +23,7 @@ from capo_ray.config.run import Config, compose
 from capo_ray.doctor import gpus, host, software, wanted
 from capo_ray.doctor.cluster import cluster
 from capo_ray.doctor.finding import Finding
-from capo_ray.output import check_output, output_file
+from capo_ray.files.output import check_output, output_file
 from capo_ray.planning.machine import GIB, Machine, shape_of, this_machine
 from capo_ray.planning.plan import experiments_that_fit
 from capo_ray.program import FAILED, run_program

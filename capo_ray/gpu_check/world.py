@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from capo_ray.checkpoint import Checkpoints
+from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.gpu_check.here import want_weight_sync
 from capo_ray.gpu_check.notes import Notes
 from capo_ray.gpu_check.watching import end_marked

@@ -17,12 +17,12 @@ import pytest
 from ray.exceptions import ObjectLostError
 
 from capo_ray import nonfinite
-from capo_ray.checkpoint import Checkpoints
 from capo_ray.cluster.acceptance import TooManyDropped
 from capo_ray.cluster.crew import CrewSettings, RayCrew
 from capo_ray.cluster.evaluation import over_problems
 from capo_ray.config.blocks import Tracking
 from capo_ray.engines.protocols import UpdateBatch
+from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.tracking import Tracker
 from capo_ray.types import Batch, GroupSummary, Metrics, Prompt, Sampling, Update
 

@@ -15,9 +15,9 @@ import pytest
 from engines.trainer_ranks import Ranks, sequences
 
 from capo_ray import nonfinite
-from capo_ray.checkpoint import Checkpoints
 from capo_ray.config.run import Config, compose
 from capo_ray.engines.protocols import UpdateBatch
+from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.program import BAD_INPUT
 from capo_ray.replay import Task, main, replayed
 from capo_ray.run import write_config

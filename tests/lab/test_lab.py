@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from capo_ray.config.run import Config, ConfigError
+from capo_ray.files.run_dir import RunDirError
 from capo_ray.lab import __main__ as program
 from capo_ray.lab.design import Arm, Design, designs, load
 from capo_ray.lab.intervals import interval, paired
 from capo_ray.lab.report import curves, every_run, page
 from capo_ray.lab.runs import Result, read, results, run_all
 from capo_ray.run import write_config
-from capo_ray.run_dir import RunDirError
 
 ROOT = Path(__file__).resolve().parents[2]
 DESIGN = Design(

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from capo_ray.durable import move_into_place
+from capo_ray.files.durable import move_into_place
 
 PLACES = frozenset(
     {

@@ -12,10 +12,10 @@ from small_disk import little_room
 from view_run import write_run
 
 from capo_ray import revote
-from capo_ray.output import BadOutput, CannotWrite, check_output, output_file
+from capo_ray.files.output import BadOutput, CannotWrite, check_output, output_file
 from capo_ray.resumable import appending
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def put(path: Path, text: str) -> None:

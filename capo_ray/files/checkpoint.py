@@ -23,8 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from capo_ray.durable import move_into_place, write_text
-from capo_ray.run_dir import RunDirError
+from capo_ray.files.durable import move_into_place, write_text
+from capo_ray.files.run_dir import RunDirError
 from capo_ray.types import JsonDict
 
 log = logging.getLogger(__name__)

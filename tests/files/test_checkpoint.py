@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.checkpoint import Checkpoints, check_trainers, read_state
-from capo_ray.run_dir import RunDirError, claim
+from capo_ray.files.checkpoint import Checkpoints, check_trainers, read_state
+from capo_ray.files.run_dir import RunDirError, claim
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(checkpoints: Checkpoints, step: int, **state: object) -> Path:
@@ -99,7 +99,7 @@ def test_a_place_that_cannot_hold_a_run(tmp_path: Path, place: str) -> None:
 
 
 HOLD = """
-import sys; from pathlib import Path; from capo_ray.run_dir import claim
+import sys; from pathlib import Path; from capo_ray.files.run_dir import claim
 mine = claim(Path(sys.argv[1]), resume=True); print("mine", flush=True); sys.stdin.read()
 """
 
