@@ -28,7 +28,7 @@ import browser
 
 from capo_ray.credit.group import Member, Scheme
 from capo_ray.credit.steps import steps_of
-from capo_ray.ledger import Ledger
+from capo_ray.records.ledger import Ledger
 from capo_ray.types import Critique, Prompt, Rollout, Sampling
 
 TOKEN = re.compile(r"\s?\w{1,6}|\s?[^\w\s]|\s")

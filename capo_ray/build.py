@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from capo_ray.cluster.trainer_group import TrainerGroup
     from capo_ray.credit.template import PromptTemplate
     from capo_ray.critics.canaries import Canary
-    from capo_ray.tracking import Tracker
+    from capo_ray.records.tracking import Tracker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +180,7 @@ def make_aggregator(
     from capo_ray.credit.group import Scheme
     from capo_ray.credit.reward import Outcome
     from capo_ray.credit.steps import delimiter
-    from capo_ray.ledger import Ledger
+    from capo_ray.records.ledger import Ledger
     from capo_ray.tasks.registry import task_of
 
     _must_see(samples.parent)

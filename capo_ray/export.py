@@ -18,7 +18,8 @@ from capo_ray.config.run import ConfigError
 from capo_ray.files.checkpoint import Checkpoints, fault_of
 from capo_ray.files.durable import move_into_place
 from capo_ray.files.run_dir import RunDirError
-from capo_ray.program import leave, run_program
+from capo_ray.leaving import leave
+from capo_ray.program import run_program
 
 USAGE = """usage: python -m capo_ray.export RUN_DIR [key=value ...]
 

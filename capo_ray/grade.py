@@ -24,7 +24,8 @@ from typing import Any, BinaryIO, TextIO, TypeVar
 from capo_ray.config.blocks import Block, setting
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import read_own
-from capo_ray.program import leave, run_program
+from capo_ray.leaving import leave
+from capo_ray.program import run_program
 from capo_ray.tasks.verify import Verifier
 from capo_ray.types import JsonDict
 

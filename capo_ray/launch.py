@@ -22,7 +22,8 @@ from capo_ray.config.run import Config, ConfigError, compose
 from capo_ray.data.problem import DataError
 from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.files.run_dir import RunDirError, claim
-from capo_ray.program import BAD_INPUT, FAILED, INTERRUPTED, OF_A_RUN, leave, need, run_program
+from capo_ray.leaving import leave
+from capo_ray.program import BAD_INPUT, FAILED, INTERRUPTED, OF_A_RUN, need, run_program
 from capo_ray.run import Stopped, run
 
 USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]

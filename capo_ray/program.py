@@ -1,29 +1,22 @@
 """What the programs of this package have in common: help, keys of the form key=value, and an exit code with one line of
 error instead of a traceback.
 
-Leaves out what each program does, and a run's own ending (see `launch`).
+Leaves out what each program does, how a process ends (leaving), and a run's own ending (launch).
 """
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from capo_ray.arguments import BadArgument, asks_for_help, refuse_flags
 from capo_ray.config.run import ConfigError
 from capo_ray.data.problem import DataError
 from capo_ray.files.output import PLACES, BadOutput, CannotWrite, first_of, is_loop, to_stdout
 from capo_ray.files.run_dir import RunDirError
+from capo_ray.leaving import sigterm_as_ctrl_c
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 """Exit codes: something went wrong on the way, what was asked for cannot be done, Ctrl-C."""
@@ -92,42 +85,6 @@ def run_program(
         return BAD_INPUT
 
 
-@contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Job schedulers end programs by SIGTERM, which Python does not turn into an exception by itself."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        handler = signal.getsignal(signal.SIGINT)
-        if not callable(handler):  # a shell's background jobs ignore Ctrl-C
-            raise KeyboardInterrupt
-        handler(signal.SIGINT, frame)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def on_interrupt(call: Callable[[], object]) -> Iterator[None]:
-    """The first Ctrl-C, or SIGTERM, in here is a `call` and nothing else; the next one does what it did before."""
-    if threading.current_thread() is not threading.main_thread():  # which alone is told of signals
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def first(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        call()
-
-    signal.signal(signal.SIGINT, first)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 OF_A_RUN = ("ray", "vllm", "deepspeed", "torch", "transformers", "numpy", "pyarrow", "rich")
 """What a run imports and the core install has not."""
 OPTIONAL = {*OF_A_RUN, "aiohttp", "datasets", "matplotlib", "nicegui", "psutil", "safetensors", "tensorboard", "wandb"}
@@ -144,31 +101,3 @@ def _not_installed(missing: Sequence[str]) -> str:
         f"this needs {', '.join(missing)}, which the core install (pip install .) does not have: make setup in a "
         "checkout, or pip install --no-deps -r requirements/gpu.lock"
     )
-
-
-_LAST: list[Callable[[], object]] = []
-
-
-def before_leaving(call: Callable[[], object]) -> None:
-    """Have `call` done when this process ends, by `leave` too, which leaves out what libraries have to do then."""
-    _LAST.append(call)
-    atexit.register(call)
-
-
-def leave(code: int) -> NoReturn:
-    """End this process now, with all engines closed: vLLM's finalizers would print a traceback below the last line, and
-    Ray's would wait for a head that is gone. What this process started and that still lives, frozen or not, ends too.
-    """
-    for call in _LAST:
-        call()
-    for child in _children():
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _children() -> list[int]:
-    """Process ids; none where the system has no /proc."""
-    return [int(pid) for listed in Path("/proc/self/task").glob("*/children") for pid in listed.read_text().split()]

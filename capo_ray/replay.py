@@ -28,7 +28,8 @@ from capo_ray.config.run import Config, validate
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.files.checkpoint import Checkpoints, fault_of
 from capo_ray.files.run_dir import RunDirError
-from capo_ray.program import leave, run_program
+from capo_ray.leaving import leave
+from capo_ray.program import run_program
 from capo_ray.types import Metrics, TrainSequence
 
 USAGE = """usage: python -m capo_ray.replay PATH [key=value ...]

@@ -34,11 +34,11 @@ from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.vote import check_vote, sealed
 from capo_ray.files.output import check_output, output_file
 from capo_ray.learn.batch import centre_and_spread
-from capo_ray.ledger import LedgerError, RecordedGroup, read
 from capo_ray.program import run_program
-from capo_ray.recorded_scheme import RecordedScheme
+from capo_ray.records.ledger import LedgerError, RecordedGroup, read
+from capo_ray.records.scheme import RecordedScheme
+from capo_ray.records.tally import count_group
 from capo_ray.revote_table import Change, rows_of, show
-from capo_ray.tally import count_group
 
 USAGE = """usage: python -m capo_ray.revote RUN_DIR [key=value ...]
 

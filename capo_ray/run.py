@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from capo_ray.config.run import Config
 from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.files.durable import write_text
-from capo_ray.program import on_interrupt
+from capo_ray.leaving import on_interrupt
 
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import RayCrew
@@ -41,7 +41,7 @@ async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None)
     from capo_ray.cluster.restarts import outlive
     from capo_ray.cluster.session import ray_session
     from capo_ray.data.epochs import in_steps
-    from capo_ray.tracking import Tracker
+    from capo_ray.records.tracking import Tracker
 
     config = in_steps(config)
 

@@ -22,7 +22,7 @@ from commands import CHECKS
 from capo_ray import config_docs
 from capo_ray.config.run import Config, compose, conf_dir
 from capo_ray.data import __main__ as data_check
-from capo_ray.tally import RATES
+from capo_ray.records.tally import RATES
 from capo_ray.types import CritiqueOutcome
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -53,7 +53,8 @@ def test_an_interruption_is_told_in_one_line(waits: str, sent: signal.Signals, b
 
 TOLD = """
 import sys, time
-from capo_ray.program import on_interrupt, run_program
+from capo_ray.program import run_program
+from capo_ray.leaving import on_interrupt
 
 def work(arguments):
     asked = []

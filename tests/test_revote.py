@@ -10,7 +10,7 @@ from responses import response
 
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
-from capo_ray.ledger import Ledger
+from capo_ray.records.ledger import Ledger
 from capo_ray.revote import Settings, main
 from capo_ray.revote_table import COLUMNS, rows_of
 from capo_ray.revote_table import Change as Sums

@@ -10,7 +10,7 @@ from responses import response
 
 from capo_ray.credit.group import Member, Scheme
 from capo_ray.credit.steps import steps_of
-from capo_ray.ledger import Ledger
+from capo_ray.records.ledger import Ledger
 from capo_ray.types import Answer, Critique, Prompt, Sampling
 
 SCHEME = Scheme(vote="majority")

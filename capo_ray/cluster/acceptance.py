@@ -13,7 +13,7 @@ from typing import Any
 
 from capo_ray.critics.failures import FailureLimit
 from capo_ray.critics.service import CriticsFailed
-from capo_ray.tally import add
+from capo_ray.records.tally import add
 from capo_ray.types import Batch
 
 log = logging.getLogger(__name__)

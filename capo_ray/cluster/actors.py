@@ -16,13 +16,13 @@ from typing import Any
 import ray
 
 from capo_ray import nonfinite
-from capo_ray.busy import Busy
 from capo_ray.cluster.gauges import Badge, publish_always
 from capo_ray.cluster.lifeline import Lifeline
 from capo_ray.cluster.pulse import Heart, Pulse
 from capo_ray.critics.budget import Sampled
 from capo_ray.critics.canaries import Canary
 from capo_ray.engines.protocols import Message, Replies, Stage, UpdateBatch, WeightReceipt
+from capo_ray.records.busy import Busy
 from capo_ray.types import GroupSummary, Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
 
 FETCH_S = 60.0

@@ -16,16 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from capo_ray.busy import Busy
 from capo_ray.credit.critique import ReferenceKind, reference_of, shorter_reference
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
 from capo_ray.critics.budget import Sampled
 from capo_ray.critics.canaries import Canary, CanaryJudge
 from capo_ray.critics.service import Critics
-from capo_ray.ledger import Ledger
+from capo_ray.records.busy import Busy
+from capo_ray.records.ledger import Ledger
+from capo_ray.records.tally import Truth, count_group, count_response
 from capo_ray.seeds import seed_of
-from capo_ray.tally import Truth, count_group, count_response
 from capo_ray.types import (
     Critique,
     GroupSummary,

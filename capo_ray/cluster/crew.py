@@ -31,9 +31,9 @@ from capo_ray.critics.failures import FailureLimit
 from capo_ray.files.checkpoint import Checkpoints, read_state
 from capo_ray.files.durable import replace_folder
 from capo_ray.gate import Gate
+from capo_ray.records.tally import add, rates
+from capo_ray.records.tracking import Tracker
 from capo_ray.seeds import seed_of
-from capo_ray.tally import add, rates
-from capo_ray.tracking import Tracker
 from capo_ray.types import Batch, GroupSummary, JsonDict, Metrics, Prompt, Sampling, Update
 
 log = logging.getLogger(__name__)

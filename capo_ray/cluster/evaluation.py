@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
-from capo_ray.evaluate.metrics import estimate
+from capo_ray.records.estimates import estimate
+from capo_ray.records.tally import add, rates
 from capo_ray.seeds import seed_of
-from capo_ray.tally import add, rates
 from capo_ray.types import Metrics, Prompt
 
 Generate = Callable[[Prompt, Mapping[int, int], Callable[[Any], Awaitable[int]]], Awaitable[None]]

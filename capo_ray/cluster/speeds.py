@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayActorError
 
-from capo_ray.tally import add
+from capo_ray.records.tally import add
 from capo_ray.types import Metrics
 
 if TYPE_CHECKING:

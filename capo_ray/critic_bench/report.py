@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from capo_ray import plots
 from capo_ray.credit.vote import Vote
 from capo_ray.critic_bench.replies import Reply, seconds_of
 from capo_ray.critic_bench.scores import SIZES, VOTES, advise, score, summary
+from capo_ray.records import plots
 from capo_ray.types import JsonDict
 
 if TYPE_CHECKING:

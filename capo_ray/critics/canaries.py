@@ -24,8 +24,8 @@ from capo_ray.credit.flags import FlagCounts, flags
 from capo_ray.critics.labelled import Item, arithmetic, processbench
 from capo_ray.critics.service import Critics, CriticsFailed
 from capo_ray.data.problem import DataError
+from capo_ray.records.tally import add
 from capo_ray.seeds import seed_of
-from capo_ray.tally import add
 from capo_ray.types import FAILED_OUTCOMES, Critique, Metrics, Prompt
 
 log = logging.getLogger(__name__)

@@ -194,7 +194,7 @@ def wandb(tracking: Tracking) -> Finding:
         return ok("wandb", "off")
     if importlib.util.find_spec("wandb") is None:
         return warn("wandb", "not installed; the run goes on without it", "pip install wandb, or tracking.wandb=off")
-    from capo_ray.tracking_sinks import has_key, wandb_mode
+    from capo_ray.records.sinks import has_key, wandb_mode
 
     mode, key = wandb_mode(tracking), has_key()
     if mode == "online" and not key:

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from capo_ray.busy import Busy
 from capo_ray.credit.reply import storable
 from capo_ray.engines.chat_answers import (
     CHARACTERS_PER_TOKEN,
@@ -33,6 +32,7 @@ from capo_ray.engines.chat_answers import (
 )
 from capo_ray.engines.protocols import EngineBusy, Message, PromptTooLong, Replies, RequestRejected
 from capo_ray.engines.secret import Secret
+from capo_ray.records.busy import Busy
 from capo_ray.types import Metrics, Sampling
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from capo_ray.busy import Busy
 from capo_ray.engines.vllm_options import as_vllm_takes
+from capo_ray.records.busy import Busy
 from capo_ray.types import Metrics, Sampling
 
 BATCHED_TOKENS = 8192

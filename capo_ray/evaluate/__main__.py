@@ -33,11 +33,12 @@ from capo_ray.evaluate.report import accuracies, figures, lengths, name_of, proc
 from capo_ray.evaluate.responses import Mode, Response, Task, ask, kept, read_responses, tasks_of
 from capo_ray.evaluate.settings import Options, configuration, options_of
 from capo_ray.evaluate.suites import Question, Suite, find_suite, questions
+from capo_ray.leaving import leave
 from capo_ray.models import ModelFiles, find_model
 from capo_ray.options import check_options
 from capo_ray.planning.machine import gpu_sizes
 from capo_ray.planning.plan import refuse_silent
-from capo_ray.program import GOES_ON, leave, need, run_program
+from capo_ray.program import GOES_ON, need, run_program
 from capo_ray.resumable import claim, progress
 from capo_ray.tasks.verify import Verifier
 from capo_ray.types import JsonDict, Sampling

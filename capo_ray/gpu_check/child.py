@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from capo_ray.gpu_check.notes import Cannot, Notes, first_line
-from capo_ray.program import leave
+from capo_ray.leaving import leave
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -20,7 +20,8 @@ from capo_ray.config.run import ConfigError
 from capo_ray.lab.design import Design, designs, load
 from capo_ray.lab.report import curves, every_run, figure_of, page
 from capo_ray.lab.runs import RunFailed, matters, results, run_all
-from capo_ray.program import GOES_ON, OF_A_RUN, leave, need, run_program
+from capo_ray.leaving import leave
+from capo_ray.program import GOES_ON, OF_A_RUN, need, run_program
 
 USAGE = """usage: python -m capo_ray.lab run=NAME [key=value ...]
 

@@ -14,10 +14,10 @@ from dataclasses import replace
 from math import inf, isnan, nan, sqrt
 from statistics import fmean, stdev
 
-from capo_ray import plots
 from capo_ray.lab.design import Design
 from capo_ray.lab.intervals import Interval, interval, paired
 from capo_ray.lab.runs import Result
+from capo_ray.records import plots
 
 BOTH = "truth/right_answer_and_process"
 OUTCOME = "outcome/accuracy"

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from capo_ray import tracking
 from capo_ray.config.run import Config, ConfigError
 from capo_ray.data.problem import DataError
 from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.files.run_dir import RunDirError, claim, hold
 from capo_ray.lab.design import Design
 from capo_ray.planning.plan import refuse_unfit
+from capo_ray.records import tracking
 from capo_ray.types import JsonDict, Metrics
 
 if TYPE_CHECKING:

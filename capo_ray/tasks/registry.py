@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from capo_ray import extension
 from capo_ray.config.run import Config
-from capo_ray.tally import Truth
+from capo_ray.records.tally import Truth
 from capo_ray.types import Prompt, Verification, Verify
 
 

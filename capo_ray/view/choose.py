@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from urllib.parse import urlencode
 
-from capo_ray.ledger import LedgerError
+from capo_ray.records.ledger import LedgerError
 from capo_ray.types import Span
 from capo_ray.view.index import Index
 from capo_ray.view.records import Entry

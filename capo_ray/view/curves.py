@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from capo_ray.plots import COLOURS
-from capo_ray.tracking import PREFIX
+from capo_ray.records.plots import COLOURS
+from capo_ray.records.tracking import PREFIX
 from capo_ray.types import JsonDict
 
 MOST_POINTS = 400

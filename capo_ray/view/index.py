@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from time import monotonic
 
-from capo_ray.ledger import LedgerError
-from capo_ray.ledger_columns import RESPONSES
+from capo_ray.records.ledger import LedgerError
+from capo_ray.records.ledger_columns import RESPONSES
 from capo_ray.view.records import Entry
 from capo_ray.view.sources import source_of
 
@@ -34,7 +34,7 @@ class Index:
     """All responses of a run, newest step first. One thread may refresh it while others read."""
 
     def __init__(self, run_dir: Path, *, trust: bool = False) -> None:
-        """`trust`: see `recorded_scheme`."""
+        """`trust`: see `records.scheme`."""
         self.run_dir = run_dir
         self._trust = trust
         self.source = source_of(run_dir, trust=trust)

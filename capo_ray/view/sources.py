@@ -17,11 +17,11 @@ from capo_ray.credit.advantage import algorithm_of
 from capo_ray.credit.group import GroupScore, Scheme, score_group
 from capo_ray.credit.vote import vote
 from capo_ray.learn.batch import centre_and_spread
-from capo_ray.ledger import RecordedGroup, read_group, reading, scheme_in
-from capo_ray.ledger_columns import CRITIQUES, RESPONSES
-from capo_ray.recorded_scheme import RecordedScheme, scheme_from_json
-from capo_ray.tally import count_group
-from capo_ray.tracking import STEP_FILE
+from capo_ray.records.ledger import RecordedGroup, read_group, reading, scheme_in
+from capo_ray.records.ledger_columns import CRITIQUES, RESPONSES
+from capo_ray.records.scheme import RecordedScheme, scheme_from_json
+from capo_ray.records.tally import count_group
+from capo_ray.records.tracking import STEP_FILE
 from capo_ray.types import FAILED_OUTCOMES, Critique, JsonDict, Span
 from capo_ray.view.records import Entry, Response, Source
 
@@ -29,7 +29,7 @@ ScoredGroup = tuple[Scheme, RecordedGroup, GroupScore]
 
 
 def source_of(run_dir: Path, *, trust: bool = False) -> Source:
-    """The ledger where there is one, or where nothing is yet. `trust`: see `recorded_scheme`."""
+    """The ledger where there is one, or where nothing is yet. `trust`: see `records.scheme`."""
     samples = Samples(run_dir)
     return samples if samples.files() and not (run_dir / RESPONSES).is_dir() else Ledger(run_dir, trust)
 

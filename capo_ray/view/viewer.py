@@ -14,7 +14,7 @@ from time import monotonic, time
 
 import yaml
 
-from capo_ray.ledger import LedgerError
+from capo_ray.records.ledger import LedgerError
 from capo_ray.types import JsonDict
 from capo_ray.view.choose import Filter, Written, choose, most_flagged
 from capo_ray.view.curves import Metrics
@@ -35,7 +35,7 @@ class Viewer:
     """One run, for as many readers as there are."""
 
     def __init__(self, run_dir: Path, *, trust: bool = False) -> None:
-        """`trust`: see `recorded_scheme`."""
+        """`trust`: see `records.scheme`."""
         self.run_dir = run_dir
         self.index = Index(run_dir, trust=trust)
         self.metrics = Metrics(run_dir)

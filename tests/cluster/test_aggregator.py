@@ -19,9 +19,9 @@ from capo_ray.critics.budget import Sampled
 from capo_ray.critics.service import Critics
 from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.protocols import Completion, Message, Replies
-from capo_ray.ledger import Ledger, read
+from capo_ray.records.ledger import Ledger, read
+from capo_ray.records.tally import Truth
 from capo_ray.seeds import seed_of
-from capo_ray.tally import Truth
 from capo_ray.types import Answer, GroupSummary, Metrics, Prompt, Rollout, Sampling, Verification
 
 PROMPT = Prompt(id="p@3", question="What is 6 x 7?", token_ids=(5, 6, 7), answer="42", solution="6 x 7 = 42.")

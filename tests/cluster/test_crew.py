@@ -23,7 +23,7 @@ from capo_ray.cluster.evaluation import over_problems
 from capo_ray.config.blocks import Tracking
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.files.checkpoint import Checkpoints
-from capo_ray.tracking import Tracker
+from capo_ray.records.tracking import Tracker
 from capo_ray.types import Batch, GroupSummary, Metrics, Prompt, Sampling, Update
 
 PROMPT = Prompt(id="held-out-0", question="q", token_ids=(1,), answer="a")

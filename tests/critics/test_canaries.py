@@ -20,7 +20,7 @@ from capo_ray.critics.service import Critics
 from capo_ray.critics.settings import CriticSettings
 from capo_ray.data.problem import DataError
 from capo_ray.engines.protocols import Completion, Message, Replies
-from capo_ray.tally import rates
+from capo_ray.records.tally import rates
 from capo_ray.types import Metrics, Prompt, Sampling
 
 STEPS = ("one", "two", "three", "four")

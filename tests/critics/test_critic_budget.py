@@ -19,7 +19,7 @@ from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.critics.budget import WINDOW, CriticBudget, Sampled
 from capo_ray.critics.service import Critics
 from capo_ray.critics.settings import CriticSettings
-from capo_ray.tally import count_group
+from capo_ray.records.tally import count_group
 from capo_ray.types import Answer, Batch, Critique, GroupSummary, Metrics, Prompt, Sampling, Step
 
 ANSWERS: dict[str, Answer] = {"r": "correct", "w": "wrong", "?": "unverifiable"}

@@ -16,7 +16,7 @@ from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
 from capo_ray.critics.failures import FailureLimit
 from capo_ray.critics.service import CriticsFailed
-from capo_ray.tally import count_group
+from capo_ray.records.tally import count_group
 from capo_ray.types import Batch, Critique, CritiqueOutcome, GroupSummary, Metrics, Rollout, Sampling, Update
 
 OUTCOMES: list[CritiqueOutcome] = ["ok", "unreadable", "truncated", "timeout", "refused", "not_asked"]

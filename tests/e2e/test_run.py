@@ -271,7 +271,7 @@ def test_two_of_everything_one_step_behind_until_ctrl_c(tmp_path: Path, monkeypa
 def test_the_ledger_scores_as_the_run_did(whole: Ran) -> None:
     """To the last bit, for every response that is in the samples too."""
     from capo_ray.credit.group import score_group
-    from capo_ray.ledger import read
+    from capo_ray.records.ledger import read
 
     scored = {}
     for scheme, groups in read(whole.run_dir):

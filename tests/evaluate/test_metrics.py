@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capo_ray.evaluate.metrics import avg_at_k, estimate, maj_at_k, mean_of, pass_at_k
+from capo_ray.records.estimates import avg_at_k, estimate, maj_at_k, mean_of, pass_at_k
 
 
 def cases(test_data: Path, name: str) -> list[dict]:

@@ -15,7 +15,7 @@ from capo_ray.credit.reply import parse
 from capo_ray.credit.steps import steps_of
 from capo_ray.engines.critic_http import HttpCritic, HttpCriticError, HttpSettings, _Answered
 from capo_ray.engines.protocols import MOST_TOKENS, EngineBusy, PromptTooLong, Replies, RequestRejected
-from capo_ray.ledger import Ledger, read
+from capo_ray.records.ledger import Ledger, read
 from capo_ray.types import Critique, Prompt, Sampling
 
 KEY = "sk-0123456789abcdef0123456789abcdef"

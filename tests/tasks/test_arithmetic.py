@@ -13,7 +13,7 @@ import pytest
 
 from capo_ray.credit.reply import parse as parse_reply
 from capo_ray.credit.tokens import TokenTable
-from capo_ray.tally import Truth
+from capo_ray.records.tally import Truth
 from capo_ray.tasks.arithmetic import flaws, lessons, measure
 from capo_ray.tasks.arithmetic.flaws import Rates, write
 from capo_ray.tasks.arithmetic.world import (

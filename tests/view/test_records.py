@@ -11,7 +11,7 @@ from view_run import SCHEME, ok, prompt, write_run, write_step
 from capo_ray.cluster.aggregator import Aggregator, AggregatorParts
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.steps import delimiter, steps_of
-from capo_ray.ledger import Ledger, read
+from capo_ray.records.ledger import Ledger, read
 from capo_ray.types import Sampling
 from capo_ray.view.choose import verdict_of
 from capo_ray.view.index import Index, NoRun, check_run

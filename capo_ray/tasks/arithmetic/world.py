@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from capo_ray.credit.steps import segment
-from capo_ray.tally import Truth
+from capo_ray.records.tally import Truth
 from capo_ray.types import Verification
 
 Split = Literal["train", "held_out"]

@@ -14,18 +14,18 @@ from typing import Any
 
 import pytest
 
-from capo_ray import tracking_sinks
 from capo_ray.config.blocks import Tracking
 from capo_ray.config.critic import Canaries
 from capo_ray.config.run import Config, compose
 from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.files.run_dir import RunDirError
-from capo_ray.terminal import progress, short, table_rows
-from capo_ray.tracking import Tracker
-from capo_ray.tracking_sinks import Beside, Wandb, wandb_mode
-from capo_ray.watch import Diverged
+from capo_ray.records import sinks
+from capo_ray.records.sinks import Beside, Wandb, wandb_mode
+from capo_ray.records.terminal import progress, short, table_rows
+from capo_ray.records.tracking import Tracker
+from capo_ray.records.watch import Diverged
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 QUIET = Tracking(wandb="off", tensorboard=False)
 METRICS = {
     "reward/mean_token_reward": 0.4,
@@ -387,7 +387,7 @@ def test_a_sink_that_stands_still_holds_nothing_up(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a frozen wandb does once its socket is full."""
-    monkeypatch.setattr(tracking_sinks, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(sinks, "PATIENCE_S", 0.2)
     thawed = threading.Event()
     sink = Beside("wandb", Scripted(lambda call: void(thawed.wait(60))), where=Path("w"), stuck_s=0.2)
     sink.write(0, {})
@@ -421,8 +421,8 @@ def test_a_program_leaves_none_of_wandbs_folders_and_processes(tmp_path: Path) -
     """Frozen ones neither: what wandb makes for temporary files stands in TMPDIR, and `leave` runs no finalizers."""
     (tmp_path / "tmp").mkdir()
     code = (
-        "import os, signal, sys; from pathlib import Path; from capo_ray import tracking_sinks as s;"
-        "from capo_ray.config.blocks import Tracking; from capo_ray.program import _children, leave;"
+        "import os, signal, sys; from pathlib import Path; from capo_ray.records import sinks as s;"
+        "from capo_ray.config.blocks import Tracking; from capo_ray.leaving import _children, leave;"
         "s.PATIENCE_S = s.ANSWER_S = 1;"
         "run_dir, config = Path(sys.argv[1]), Tracking(wandb='offline');"
         "run = s.start_wandb(run_dir, config, run_id='a', run_name='x', resolved_config={});"
@@ -530,11 +530,11 @@ def test_which_mode(
 UNREACHABLE = """
 import logging, sys
 from pathlib import Path
-from capo_ray import tracking_sinks
+from capo_ray.records import sinks
 from capo_ray.config.blocks import Tracking
 logging.basicConfig(format="%(message)s")
-tracking_sinks.PATIENCE_S = 1
-sink = tracking_sinks.start_wandb(
+sinks.PATIENCE_S = 1
+sink = sinks.start_wandb(
     Path(sys.argv[1]), Tracking(wandb="online"), run_id="abcdefgh", run_name="x", resolved_config={}
 )
 sink.write(0, {"x": 1.0})
@@ -607,6 +607,6 @@ def test_opened_again_without_a_checkpoint(tmp_path: Path) -> None:
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('wandb', 'tensorboard', 'rich', 'torch', 'ray')));"
-        "import capo_ray.tracking, capo_ray.files.checkpoint, capo_ray.tally, capo_ray.driver"
+        "import capo_ray.records.tracking, capo_ray.files.checkpoint, capo_ray.records.tally, capo_ray.driver"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

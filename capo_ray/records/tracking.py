@@ -29,10 +29,18 @@ from capo_ray.config.run import Config
 from capo_ray.files.checkpoint import Checkpoints, read_state
 from capo_ray.files.durable import sync_one, write_text
 from capo_ray.files.run_dir import RunDirError
-from capo_ray.terminal import display, table_rows
-from capo_ray.tracking_sinks import Beside, Sink, TensorBoard, start_wandb
+from capo_ray.records.sinks import Beside, Sink, TensorBoard, start_wandb
+from capo_ray.records.terminal import display, table_rows
+from capo_ray.records.watch import (
+    CanaryGap,
+    CanaryWatch,
+    Diverged,
+    DivergenceWatch,
+    HackingWatch,
+    NonfiniteWatch,
+    Watch,
+)
 from capo_ray.types import JsonDict, Metrics
-from capo_ray.watch import CanaryGap, CanaryWatch, Diverged, DivergenceWatch, HackingWatch, NonfiniteWatch, Watch
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.watch import CanaryGap, CanaryWatch, Diverged, DivergenceWatch, HackingWatch, NonfiniteWatch
+from capo_ray.records.watch import CanaryGap, CanaryWatch, Diverged, DivergenceWatch, HackingWatch, NonfiniteWatch
 
 
 def watched(steps: list[tuple[float, float, float]]) -> list[str | None]:

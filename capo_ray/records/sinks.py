@@ -25,7 +25,7 @@ from typing import Any, Literal, Protocol
 from urllib.parse import urlparse
 
 from capo_ray.config.blocks import Tracking
-from capo_ray.program import before_leaving
+from capo_ray.leaving import before_leaving
 from capo_ray.types import JsonDict, Metrics
 
 log = logging.getLogger(__name__)
@@ -260,7 +260,7 @@ def _started(run_dir: Path, config: Tracking, *, run_id: str, run_name: str, res
 @contextmanager
 def _temporary_files_gone_at_the_end() -> Iterator[None]:
     """wandb makes folders for temporary files when it is imported, and its process sockets; it removes them at an end
-    that a run has not (program.leave). What it makes in here stands in a folder that goes with the program."""
+    that a run has not (leaving.leave). What it makes in here stands in a folder that goes with the program."""
     folder = tempfile.mkdtemp(prefix="capo_ray-wandb-")
     before_leaving(partial(shutil.rmtree, folder, ignore_errors=True))
     before, named = tempfile.tempdir, os.environ.get("TMPDIR")

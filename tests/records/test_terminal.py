@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from capo_ray.program import run_program
-from capo_ray.terminal import InPlace, Lines, display, rows_by_actor, rows_by_role, trend
+from capo_ray.records.terminal import InPlace, Lines, display, rows_by_actor, rows_by_role, trend
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 METRICS = {
     "outcome/accuracy": 0.52,
     "speed/rollout_tokens_per_s": 850.0,
@@ -98,7 +98,7 @@ def test_verbose_is_no_argument_of_a_program(given: list[str], verbose: bool, lo
 
 SHOWN = """
 import logging, sys
-from capo_ray.terminal import display
+from capo_ray.records.terminal import display
 logging.basicConfig(format="W %(message)s", stream=sys.stderr)
 shown = display(4)
 shown.rewind(1)

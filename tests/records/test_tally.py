@@ -5,7 +5,7 @@ from responses import response
 
 from capo_ray.credit.group import GroupScore, Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
-from capo_ray.tally import Truth, add, count_group, count_response, rates
+from capo_ray.records.tally import Truth, add, count_group, count_response, rates
 from capo_ray.types import Answer, Critique, CritiqueOutcome, Finish
 
 

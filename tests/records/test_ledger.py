@@ -18,9 +18,9 @@ from capo_ray.credit.reply import parse
 from capo_ray.credit.reward import Outcome
 from capo_ray.credit.steps import steps_of
 from capo_ray.credit.template import shipped
-from capo_ray.ledger import Ledger, LedgerError, read, read_group
-from capo_ray.recorded_scheme import RecordedScheme, scheme_from_json, scheme_to_json
-from capo_ray.tracking import Tracker
+from capo_ray.records.ledger import Ledger, LedgerError, read, read_group
+from capo_ray.records.scheme import RecordedScheme, scheme_from_json, scheme_to_json
+from capo_ray.records.tracking import Tracker
 from capo_ray.types import Answer, Critique, Prompt, Sampling
 
 SAMPLING = Sampling(max_tokens=64, temperature=0.7, top_p=0.9)

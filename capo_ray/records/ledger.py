@@ -5,7 +5,7 @@
 
 A shard writes both files when a step is written down, each beside its place and then renamed, the responses last:
 where these are there, all is, and nothing is ever changed in them. `scheme` in the metadata of a file is how the run
-itself scored (`recorded_scheme`). `read` gives the groups back as they were before they were scored, so that they can
+itself scored (`scheme`). `read` gives the groups back as they were before they were scored, so that they can
 be scored in another way, `read_group` one of them. Needs pyarrow where something is written or read. Leaves out:
 scoring (see `credit.group`), and cutting a run back to a checkpoint (see `tracking`).
 """
@@ -21,8 +21,8 @@ from itertools import groupby, pairwise
 from pathlib import Path
 
 from capo_ray.credit.group import Member, Scheme
-from capo_ray.ledger_columns import CRITIQUES, PROBLEM, RESPONSES, check_row, schemas
-from capo_ray.recorded_scheme import RecordedScheme, scheme_from_json, scheme_to_json
+from capo_ray.records.ledger_columns import CRITIQUES, PROBLEM, RESPONSES, check_row, schemas
+from capo_ray.records.scheme import RecordedScheme, scheme_from_json, scheme_to_json
 from capo_ray.types import Critique, JsonDict, Prompt, Rollout, Sampling, Step
 
 _NAME = re.compile(r"(\d+)-\d+\.parquet")
@@ -158,7 +158,7 @@ def reading(*paths: Path) -> Iterator[None]:
 
 
 def read(run_dir: Path, *, trust: bool = False) -> Iterator[tuple[RecordedScheme, list[RecordedGroup]]]:
-    """The groups of each step of the run, and how it scored them. `trust`: see `recorded_scheme`. Raises
+    """The groups of each step of the run, and how it scored them. `trust`: see `scheme`. Raises
     LedgerError."""
     folder = run_dir / RESPONSES
     found = {path: int(name[1]) for path in folder.glob("*") if (name := _NAME.fullmatch(path.name))}
@@ -175,7 +175,7 @@ def read(run_dir: Path, *, trust: bool = False) -> Iterator[tuple[RecordedScheme
 def read_group(
     run_dir: Path, name: str, prompt_id: str, *, trust: bool = False
 ) -> tuple[RecordedScheme, RecordedGroup]:
-    """One group of the file `name` (STEP-SHARD.parquet), and how the run scored it. `trust`: see `recorded_scheme`.
+    """One group of the file `name` (STEP-SHARD.parquet), and how the run scored it. `trust`: see `scheme`.
     Raises LedgerError."""
     scheme, groups = _read(run_dir / RESPONSES / name, run_dir / CRITIQUES / name, prompt_id, trust=trust)
     if not groups:

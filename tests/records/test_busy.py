@@ -2,7 +2,7 @@
 
 import pytest
 
-from capo_ray import busy
+from capo_ray.records import busy
 
 
 def test_seconds_in_which_any_request_ran(monkeypatch: pytest.MonkeyPatch) -> None:
