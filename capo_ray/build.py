@@ -23,7 +23,7 @@ from capo_ray.config.critic import Voter
 from capo_ray.config.run import Config
 from capo_ray.critics.prompt import find_template
 from capo_ray.files.checkpoint import Checkpoints, check_trainers
-from capo_ray.models import ModelFiles, check_trained, find_model
+from capo_ray.models.find import ModelFiles, check_trained, find_model
 from capo_ray.options import check_options
 from capo_ray.planning.bundles import critics_here
 from capo_ray.planning.plan import optimizer_steps_per_batch

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from capo_ray.chat import Encode
 from capo_ray.config.run import Config, ConfigError
 from capo_ray.critics.canaries import CanarySet
 from capo_ray.critics.prompt import example, find_template
@@ -18,6 +17,7 @@ from capo_ray.data.prompts import TRAIN_PROBLEMS, load_prompts
 from capo_ray.data.read import is_here
 from capo_ray.files.run_dir import check_claim, check_place
 from capo_ray.look import HUB, Look
+from capo_ray.models.chat import Encode
 from capo_ray.options import check_options
 from capo_ray.planning.bundles import critics_here
 from capo_ray.planning.estimate import estimate

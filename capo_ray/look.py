@@ -16,7 +16,7 @@ from capo_ray.config.run import ConfigError
 from capo_ray.data.problem import DataError
 from capo_ray.data.read import is_here
 from capo_ray.files.run_dir import RunDirError
-from capo_ray.models import ModelFiles, check_trained, find_model, folder_here, is_hub_id
+from capo_ray.models.find import ModelFiles, check_trained, find_model, folder_here, is_hub_id
 
 HUB = "of the Hugging Face hub"
 

@@ -142,7 +142,7 @@ def _weights_of(checkpoint: Path | None, kept: nonfinite.Kept) -> str:
 
 
 def _task(config: Config, kept: nonfinite.Kept, run_dir: Path, checkpoint: Path | None) -> Task:
-    from capo_ray.models import find_model
+    from capo_ray.models.find import find_model
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

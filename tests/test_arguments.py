@@ -24,7 +24,7 @@ from capo_ray.doctor import __main__ as doctor
 from capo_ray.evaluate import __main__ as evaluate
 from capo_ray.gpu_check import __main__ as gpu_check
 from capo_ray.lab import __main__ as lab
-from capo_ray.models import ASSETS
+from capo_ray.models.find import ASSETS
 from capo_ray.sft import __main__ as sft
 from capo_ray.smollm2 import __main__ as smollm2
 from capo_ray.tasks.arithmetic import measure, models

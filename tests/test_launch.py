@@ -11,7 +11,7 @@ from small_disk import little_room
 from capo_ray import launch
 from capo_ray.config.run import compose
 from capo_ray.launch import _keep_story, main
-from capo_ray.models import ASSETS
+from capo_ray.models.find import ASSETS
 from capo_ray.program import BAD_INPUT
 
 TINY = "+experiment=tiny_cpu"

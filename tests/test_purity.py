@@ -78,14 +78,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "records.watch",
     ),
     "records.sinks": ("config", "leaving", "types"),
-    "chat_template": (),
-    "chat": ("chat_template", "config"),
-    "model_files": ("chat", "config"),
-    "models": ("chat", "config", "credit", "engines.causal_model", "engines.random_model", "model_files"),
-    "planning": ("config", "model_files", "models"),
+    "models": ("config", "credit", "engines.random_model"),
+    "planning": ("config", "models"),
     "tasks": ("config", "credit", "engines.protocols", "extension", "records.tally", "types"),
-    "data": ("chat", "config", "models", "tasks", "types"),
-    "conversations": ("chat", "config", "data", "types"),
+    "data": ("config", "models", "tasks", "types"),
+    "conversations": ("models", "config", "data", "types"),
     "look": ("config", "data", "models", "files.run_dir"),
     "options": ("config",),
     "resumable": ("config", "files.output"),
@@ -117,7 +114,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 PROGRAMS_IN_PACKAGES = ("data.__main__", "tasks.arithmetic.models", "tasks.arithmetic.measure")
 """Programs that stand beside what they are about; they may import as programs do."""
 ONLY_IN = {
-    "jinja2": ("chat_template", "credit.template", "credit.template_check"),
+    "jinja2": ("models.template", "credit.template", "credit.template_check"),
     "ray": ("cluster",),
     "vllm": ("engines",),
     "deepspeed": ("engines",),
@@ -193,7 +190,7 @@ def test_learn_imports_with_torch_alone() -> None:
     [
         "config",
         "planning",
-        "chat",
+        "models.chat",
         "data",
         "doctor",
         "grade",

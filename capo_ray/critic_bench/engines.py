@@ -26,7 +26,7 @@ from capo_ray.config.run import Config
 from capo_ray.credit.template import SHIPPED, PromptTemplate
 from capo_ray.critics.service import Critics
 from capo_ray.engines.protocols import CriticEngine
-from capo_ray.models import find_model
+from capo_ray.models.find import find_model
 from capo_ray.planning.bundles import Role, critics_here
 from capo_ray.seeds import seed_of
 from capo_ray.types import JsonDict, Prompt

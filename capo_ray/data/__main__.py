@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from capo_ray.chat import conversation
 from capo_ray.config.blocks import Data, Model, Source, setting
 from capo_ray.config.listing import beside_run
 from capo_ray.config.own_settings import AnyPath, BesideRun, read_own
@@ -26,7 +25,8 @@ from capo_ray.data.gold import ENOUGH, look_at
 from capo_ray.data.problem import DataError, Problem, question_of, why_unanswered
 from capo_ray.data.read import problems, rows
 from capo_ray.files.output import check_output, output_file
-from capo_ray.models import folder_here, shown, tokenizer_in
+from capo_ray.models.chat import conversation
+from capo_ray.models.find import folder_here, shown, tokenizer_in
 from capo_ray.program import run_program
 
 USAGE = """usage: python -m capo_ray.data check [key=value ...]

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from capo_ray.chat import conversation
 from capo_ray.config.run import Config
 from capo_ray.data.problem import DataError, Problem
 from capo_ray.data.prompts import arithmetic_problems
 from capo_ray.data.read import is_here, problems
-from capo_ray.models import shown
+from capo_ray.models.chat import conversation
+from capo_ray.models.find import shown
 
 STAND_IN = Problem(id="stand-in", question="What is $2 + 3$?", answer="5")
 

@@ -13,11 +13,11 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from capo_ray.chat import Encode
 from capo_ray.config.blocks import Data, Source
 from capo_ray.config.run import Config
 from capo_ray.data.problem import DataError, Problem, why_unanswered
 from capo_ray.data.read import problems
+from capo_ray.models.chat import Encode
 from capo_ray.types import Prompt
 
 log = logging.getLogger(__name__)

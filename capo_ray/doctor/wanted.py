@@ -18,7 +18,7 @@ from capo_ray.data.problem import DataError
 from capo_ray.data.read import is_here
 from capo_ray.doctor.finding import Finding, fail, listed, ok, warn
 from capo_ray.files.run_dir import RunDirError, check_claim
-from capo_ray.models import ASSETS, LEFT_OUT, folder_here, is_hub_id
+from capo_ray.models.find import ASSETS, LEFT_OUT, folder_here, is_hub_id
 from capo_ray.planning.bundles import critics_here
 from capo_ray.planning.machine import Machine
 from capo_ray.planning.memory import BYTES, GIB

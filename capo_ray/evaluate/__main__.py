@@ -34,7 +34,7 @@ from capo_ray.evaluate.responses import Mode, Response, Task, ask, kept, read_re
 from capo_ray.evaluate.settings import Options, configuration, options_of
 from capo_ray.evaluate.suites import Question, Suite, find_suite, questions
 from capo_ray.leaving import leave
-from capo_ray.models import ModelFiles, find_model
+from capo_ray.models.find import ModelFiles, find_model
 from capo_ray.options import check_options
 from capo_ray.planning.machine import gpu_sizes
 from capo_ray.planning.plan import refuse_silent

@@ -16,7 +16,7 @@ from capo_ray.build import make_rollout, rollout_settings
 from capo_ray.config.run import Config
 from capo_ray.critic_bench.engines import ENGINE_LOG, prepare, quiet
 from capo_ray.evaluate.responses import Sampler
-from capo_ray.models import ModelFiles
+from capo_ray.models.find import ModelFiles
 
 
 @asynccontextmanager

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from capo_ray.chat import Encode
 from capo_ray.data.problem import DataError
 from capo_ray.evaluate.grading import Grader
 from capo_ray.evaluate.suites import Question
+from capo_ray.models.chat import Encode
 from capo_ray.resumable import appending, cut_to_whole_lines
 from capo_ray.seeds import seed_of
 from capo_ray.types import Answer, Finish, Prompt, Rollout, Sampling

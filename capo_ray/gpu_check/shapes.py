@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from capo_ray.config.blocks import Shape
-from capo_ray.models import ASSETS
+from capo_ray.models.find import ASSETS
 
 Dtype = Literal["float32", "bfloat16"]
 TOKENIZER = str(ASSETS / "tiny_policy")

@@ -26,7 +26,7 @@ from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.gpu_check.here import want_weight_sync
 from capo_ray.gpu_check.notes import Notes
 from capo_ray.gpu_check.watching import end_marked
-from capo_ray.models import ASSETS
+from capo_ray.models.find import ASSETS
 
 MARK = "CAPO_RAY_GPU_CHECK_RUN"
 STEPS, RESUMED_STEPS = 2, 3

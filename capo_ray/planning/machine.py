@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capo_ray.config.blocks import Cluster, Model, Shape
-from capo_ray.model_files import count_weights, read_decoder
-from capo_ray.models import folder_here
+from capo_ray.models.files import count_weights, read_decoder
+from capo_ray.models.find import folder_here
 
 GIB = 1 << 30
 

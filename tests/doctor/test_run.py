@@ -22,7 +22,7 @@ from capo_ray.config.run import compose
 from capo_ray.doctor import __main__ as program
 from capo_ray.doctor import cluster, wanted
 from capo_ray.doctor.finding import Finding, fail, ok, warn
-from capo_ray.models import ASSETS
+from capo_ray.models.find import ASSETS
 from capo_ray.planning.machine import Machine
 
 ROOT = Path(__file__).resolve().parents[2]

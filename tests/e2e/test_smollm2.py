@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from capo_ray.model_files import tensor_shapes
+from capo_ray.models.files import tensor_shapes
 from capo_ray.tasks.math import last_boxed
 
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(2700)]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_disk import little_room
 
 from capo_ray.engines.causal_model import make, save_weights
-from capo_ray.models import ASSETS
+from capo_ray.models.find import ASSETS
 
 UP = "model.layers.1.mlp.up_proj.weight"
 

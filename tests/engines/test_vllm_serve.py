@@ -27,7 +27,7 @@ from capo_ray.critics.service import Critics
 from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.critic_http import HttpCritic, HttpSettings
 from capo_ray.engines.protocols import PromptTooLong
-from capo_ray.models import ASSETS
+from capo_ray.models.find import ASSETS
 from capo_ray.types import Critique, Sampling
 
 pytestmark = pytest.mark.engine

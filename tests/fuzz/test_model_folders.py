@@ -12,7 +12,7 @@ from model_folders import FAMILIES, make
 from capo_ray.config.blocks import Model
 from capo_ray.config.run import ConfigError
 from capo_ray.credit.recorded import Tokens
-from capo_ray.models import find_model, shown
+from capo_ray.models.find import find_model, shown
 from capo_ray.planning.machine import shape_of
 
 TALK = [{"role": "user", "content": "1 + 1?"}]

@@ -14,10 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capo_ray.chat import Encode, check_marks, conversation, read_json, render, template_in
 from capo_ray.config.blocks import Model
 from capo_ray.config.run import ConfigError, conf_dir
-from capo_ray.model_files import check_finite, check_weights, read_decoder, tensor_shapes
+from capo_ray.models.chat import Encode, check_marks, conversation, read_json, render, template_in
+from capo_ray.models.files import check_finite, check_weights, read_decoder, tensor_shapes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 LEFT_OUT = ("*.bin", "*.pth", "*.gguf", "original/*")
 """Files of a repository on the hub that nothing here reads: the same weights once more."""
-ASSETS = Path(__file__).resolve().parent / "assets"
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

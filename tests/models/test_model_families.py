@@ -8,12 +8,12 @@ import pytest
 from model_folders import FAMILIES, make
 
 from capo_ray import launch
-from capo_ray.chat import conversation
 from capo_ray.config.blocks import Model
 from capo_ray.config.run import ConfigError
 from capo_ray.credit.steps import steps_of
 from capo_ray.credit.tokens import TokenTable
-from capo_ray.models import check_trained, find_model, shown
+from capo_ray.models.chat import conversation
+from capo_ray.models.find import check_trained, find_model, shown
 from capo_ray.planning.machine import shape_of
 from capo_ray.sft import __main__ as sft
 from capo_ray.tasks.math import judge

@@ -104,9 +104,9 @@ def _to_json(value: Any, **options: Any) -> str:
 @lru_cache(maxsize=64)
 def _unbounded(template: str, special: tuple[tuple[str, str], ...]) -> str:
     """Which bound it breaks; empty where it keeps to them, whatever else is wrong with it."""
-    here = str(Path(__file__).resolve().parents[1])
+    here = str(Path(__file__).resolve().parents[2])
     child = subprocess.Popen(
-        [sys.executable, "-c", "from capo_ray.chat_template import try_out; try_out()"],
+        [sys.executable, "-c", "from capo_ray.models.template import try_out; try_out()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path[1:]])},
     )  # fmt: skip

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from capo_ray.chat_template import TemplateFault, rendered
 from capo_ray.config.run import ConfigError
+from capo_ray.models.template import TemplateFault, rendered
 
 MARK = re.compile(r"<\|[^|<>\s]+\|>")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.chat import conversation, render, template_in
 from capo_ray.config.blocks import Model
 from capo_ray.config.run import ConfigError, compose, conf_dir
-from capo_ray.models import ASSETS, find_model, shown
+from capo_ray.models.chat import conversation, render, template_in
+from capo_ray.models.find import ASSETS, find_model, shown
 
 TALK = [
     {"role": "user", "content": " 1 + 1? "},

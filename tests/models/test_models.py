@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from capo_ray.config.blocks import Model
 from capo_ray.config.run import ConfigError, compose
-from capo_ray.model_files import tensor_shapes
-from capo_ray.models import ASSETS, find_model
+from capo_ray.models.files import tensor_shapes
+from capo_ray.models.find import ASSETS, find_model
 
 POLICY = ASSETS / "tiny_policy"
 
@@ -160,7 +160,7 @@ def test_a_critic_whose_weights_are_no_numbers(
     tmp_path: Path, copy: Path, kind: torch.dtype, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the last place of several pieces; the largest number there is is one."""
-    monkeypatch.setattr("capo_ray.model_files._BYTES_AT_ONCE", 64)
+    monkeypatch.setattr("capo_ray.models.files._BYTES_AT_ONCE", 64)
     numbers = torch.ones(100)
     largest = torch.full((1,), torch.finfo(kind).max, dtype=torch.float64)
     sound = torch.cat([numbers.double(), -largest, largest]).to(kind)
