@@ -24,7 +24,7 @@ from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.files.run_dir import RunDirError, claim
 from capo_ray.leaving import leave
 from capo_ray.program import BAD_INPUT, FAILED, INTERRUPTED, OF_A_RUN, need, run_program
-from capo_ray.run import Stopped, run
+from capo_ray.training.run import Stopped, run
 
 USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
 
@@ -62,7 +62,7 @@ def launch(config: Config) -> int:
     from capo_ray.planning.plan import refuse_unfit
 
     if config.dry_run:
-        from capo_ray.dry_run import dry_run
+        from capo_ray.training.dry_run import dry_run
 
         return 0 if dry_run(config) else BAD_INPUT
     refuse_unfit(config)

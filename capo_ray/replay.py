@@ -19,7 +19,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Literal
 
-from capo_ray import nonfinite
+from capo_ray.cluster import nonfinite
 from capo_ray.config.blocks import Block, setting
 from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import listing
@@ -215,7 +215,7 @@ def _alone(engine: Any, rank: int, piece: Piece, sequence: TrainSequence) -> Met
 
 def _engine(config: Config, rank: int, task: Task) -> Any:
     """In the state that the update was begun in, as far as the checkpoint goes."""
-    from capo_ray.build import make_trainer
+    from capo_ray.training.build import make_trainer
 
     engine = make_trainer(config, task.model, rank=rank, host="127.0.0.1", port=task.port)
     if task.checkpoint is not None:

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray import build, revote
-from capo_ray.build_critics import make_critics
+from capo_ray import revote
 from capo_ray.cluster.actors import RolloutActor
 from capo_ray.config.run import ConfigError, compose
 from capo_ray.credit.advantage import algorithm_of
@@ -26,6 +25,8 @@ from capo_ray.critics.prompt import find_template
 from capo_ray.engines.protocols import RolloutEngine
 from capo_ray.extension import load
 from capo_ray.tasks.registry import task_of
+from capo_ray.training import build
+from capo_ray.training.build_critics import make_critics
 from capo_ray.types import Critique, Prompt, Rollout, Sampling
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -40,7 +40,7 @@ sys.meta_path.insert(0, Block())
 # import anything but another program, and nothing here may import it.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "types": (),
-    "gate": (),
+    "cluster.gate": (),
     "records.busy": (),
     "seeds": (),
     "extension": (),
@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engines.protocols": ("types",),
     "engines.receivers": ("engines.protocols",),
     "credit": ("arguments", "extension", "files.output", "types"),
-    "nonfinite": ("files.durable", "engines.protocols", "files.run_dir", "types"),
+    "cluster.nonfinite": ("files.durable", "engines.protocols", "files.run_dir", "types"),
     "learn": ("credit", "extension", "types"),
     "records.tally": ("credit", "types"),
     "records.ledger": ("credit", "records.ledger_columns", "records.scheme", "types"),
@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "critics.prompt": ("config", "credit", "types"),
     "critics.labelled": ("credit", "critics", "data", "tasks", "types"),
     "critics.canaries": ("config", "credit", "critics", "data", "seeds", "records.tally", "tasks", "types"),
-    "driver": ("credit", "engines.protocols", "types"),
+    "training.driver": ("credit", "engines.protocols", "types"),
     "engines": ("records.busy", "config", "credit", "learn", "types"),
     "files.durable": (),
     "files.output": ("files.durable",),
@@ -82,9 +82,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "planning": ("config", "models"),
     "tasks": ("config", "credit", "engines.protocols", "extension", "records.tally", "types"),
     "data": ("config", "models", "tasks", "types"),
-    "conversations": ("models", "config", "data", "types"),
-    "look": ("config", "data", "models", "files.run_dir"),
-    "options": ("config",),
+    "sft.conversations": ("models", "config", "data", "types"),
+    "planning.look": ("config", "data", "models", "files.run_dir"),
     "resumable": ("config", "files.output"),
     "program": ("arguments", "config", "data", "files.output", "files.run_dir", "leaving"),
     "records.estimates": (),
@@ -101,9 +100,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "engines.protocols",
         "engines.receivers",
         "records.estimates",
-        "gate",
+        "cluster.gate",
         "learn",
-        "nonfinite",
+        "cluster.nonfinite",
         "planning",
         "seeds",
         "records.tally",
@@ -172,7 +171,17 @@ def of(*prefixes: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["credit", "critics.service", "types", "driver", "gate", "records.tally", "seeds", "records.ledger"]
+    "prefix",
+    [
+        "credit",
+        "critics.service",
+        "types",
+        "training.driver",
+        "cluster.gate",
+        "records.tally",
+        "seeds",
+        "records.ledger",
+    ],
 )
 def test_the_method_imports_without_any_library(prefix: str) -> None:
     """But Jinja, which renders what critics are asked."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from capo_ray import nonfinite
+from capo_ray.cluster import nonfinite
 from capo_ray.cluster.gauges import Badge, publish_always
 from capo_ray.cluster.lifeline import Lifeline
 from capo_ray.cluster.pulse import Heart, Pulse

@@ -16,11 +16,12 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from capo_ray import nonfinite
+from capo_ray.cluster import nonfinite
 from capo_ray.cluster.acceptance import Acceptance
 from capo_ray.cluster.ahead import Groups, ScoreAhead
 from capo_ray.cluster.evaluation import measured
 from capo_ray.cluster.faults import cause_of, is_loss
+from capo_ray.cluster.gate import Gate
 from capo_ray.cluster.patience import when_up
 from capo_ray.cluster.rollout_pool import RolloutPool
 from capo_ray.cluster.speeds import Speeds
@@ -30,7 +31,6 @@ from capo_ray.critics.canaries import Canary
 from capo_ray.critics.failures import FailureLimit
 from capo_ray.files.checkpoint import Checkpoints, read_state
 from capo_ray.files.durable import replace_folder
-from capo_ray.gate import Gate
 from capo_ray.records.tally import add, rates
 from capo_ray.records.tracking import Tracker
 from capo_ray.seeds import seed_of

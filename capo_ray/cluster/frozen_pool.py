@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from capo_ray.cluster.gate import Gate
 from capo_ray.cluster.patience import when_up
 from capo_ray.cluster.placement import Team
 from capo_ray.cluster.rollout_pool import RolloutPool
 from capo_ray.config.run import Config
-from capo_ray.gate import Gate
 from capo_ray.types import Prompt, Rollout, Sampling
 
 

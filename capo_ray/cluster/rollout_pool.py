@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from capo_ray.cluster.faults import cause_of
-from capo_ray.gate import Gate
+from capo_ray.cluster.gate import Gate
 from capo_ray.types import Prompt, Sampling
 
 log = logging.getLogger(__name__)

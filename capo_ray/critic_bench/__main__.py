@@ -29,8 +29,8 @@ from capo_ray.critics.labelled import arithmetic, processbench, read_responses
 from capo_ray.critics.prompt import find_template
 from capo_ray.critics.service import CriticsFailed
 from capo_ray.data.problem import DataError
+from capo_ray.engines.options import check_options
 from capo_ray.leaving import leave
-from capo_ray.options import check_options
 from capo_ray.planning.bundles import critics_here
 from capo_ray.program import GOES_ON, need, run_program
 from capo_ray.resumable import claim, progress

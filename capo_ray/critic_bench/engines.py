@@ -13,14 +13,6 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from capo_ray.build import (
-    critic_engine_settings,
-    make_critic,
-    make_rollout,
-    rollout_settings,
-    sampling_of,
-)
-from capo_ray.build_critics import check_servers, critics_over, critics_without_actors
 from capo_ray.config.critic import Voter
 from capo_ray.config.run import Config
 from capo_ray.credit.template import SHIPPED, PromptTemplate
@@ -29,6 +21,14 @@ from capo_ray.engines.protocols import CriticEngine
 from capo_ray.models.find import find_model
 from capo_ray.planning.bundles import Role, critics_here
 from capo_ray.seeds import seed_of
+from capo_ray.training.build import (
+    critic_engine_settings,
+    make_critic,
+    make_rollout,
+    rollout_settings,
+    sampling_of,
+)
+from capo_ray.training.build_critics import check_servers, critics_over, critics_without_actors
 from capo_ray.types import JsonDict, Prompt
 
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore::FutureWarning"}

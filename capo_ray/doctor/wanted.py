@@ -177,7 +177,7 @@ def epochs(config: Config) -> Finding:
 
 def critic_servers(config: Config) -> Finding:
     """Whether the servers of critics answer and serve what the configuration names."""
-    from capo_ray.build_critics import check_servers
+    from capo_ray.training.build_critics import check_servers
 
     servers = [url for voter in (config.critic.voters if config.critic else ()) for url in voter.endpoints]
     if not servers:

@@ -1,4 +1,4 @@
-"""`python -m capo_ray.engines.check_options`: a program of its own for `capo_ray.options`, which imports no library.
+"""`python -m capo_ray.engines.check_options`: a program of its own for `engines.options`, which imports no library.
 
 Reads {"vllm": {place: options}, "deepspeed": {place: [ZeRO stage, options]}} and writes a list of faults, both as JSON.
 What the libraries write while they are imported goes to stderr.

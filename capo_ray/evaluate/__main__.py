@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from capo_ray.build import sampling_of
 from capo_ray.config.listing import beside_run
 from capo_ray.config.run import Config, ConfigError
 from capo_ray.credit.steps import delimiter, segment
@@ -27,6 +26,7 @@ from capo_ray.critics.labelled import Item
 from capo_ray.critics.prompt import find_template
 from capo_ray.critics.service import CriticsFailed
 from capo_ray.data.problem import DataError
+from capo_ray.engines.options import check_options
 from capo_ray.evaluate.engines import policy_of
 from capo_ray.evaluate.grading import grader, same_answer, steps_right
 from capo_ray.evaluate.report import accuracies, figures, lengths, name_of, process_accuracies, table, with_process
@@ -35,12 +35,12 @@ from capo_ray.evaluate.settings import Options, configuration, options_of
 from capo_ray.evaluate.suites import Question, Suite, find_suite, questions
 from capo_ray.leaving import leave
 from capo_ray.models.find import ModelFiles, find_model
-from capo_ray.options import check_options
 from capo_ray.planning.machine import gpu_sizes
 from capo_ray.planning.plan import refuse_silent
 from capo_ray.program import GOES_ON, need, run_program
 from capo_ray.resumable import claim, progress
 from capo_ray.tasks.verify import Verifier
+from capo_ray.training.build import sampling_of
 from capo_ray.types import JsonDict, Sampling
 
 USAGE = """usage: python -m capo_ray.evaluate model=FOLDER_OR_ID suite=SUITE_OR_FILE [key=value ...]

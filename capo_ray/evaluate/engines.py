@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from capo_ray.build import make_rollout, rollout_settings
 from capo_ray.config.run import Config
 from capo_ray.critic_bench.engines import ENGINE_LOG, prepare, quiet
 from capo_ray.evaluate.responses import Sampler
 from capo_ray.models.find import ModelFiles
+from capo_ray.training.build import make_rollout, rollout_settings
 
 
 @asynccontextmanager

@@ -169,7 +169,7 @@ def _run_dir(config: Config) -> Path:
 
 
 async def _run(config: Config, warm: WarmEngines) -> None:
-    from capo_ray.run import run
+    from capo_ray.training.run import run
 
     run_dir = _run_dir(config)
     resume = Checkpoints(run_dir, keep=1).newest() is not None

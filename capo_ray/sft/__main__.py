@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from capo_ray.config.listing import listing
-from capo_ray.options import check
+from capo_ray.engines.options import check
 from capo_ray.planning.machine import gpu_sizes
 from capo_ray.program import BAD_INPUT, need, run_program
 from capo_ray.sft.examples import located, prepare

@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from capo_ray.config.run import ConfigError
-from capo_ray.conversations import encode, length, read, tokenizer_of
 from capo_ray.models.files import read_decoder
 from capo_ray.models.find import check_fit, check_trained, find_folder, find_model
+from capo_ray.sft.conversations import encode, length, read, tokenizer_of
 from capo_ray.sft.settings import Sft
 from capo_ray.types import TrainSequence
 

@@ -10,11 +10,11 @@ from importlib.util import find_spec
 
 from capo_ray.config.blocks import Cluster
 from capo_ray.config.run import ConfigError
-from capo_ray.conversations import EXAMPLE, read, tokenizer_of
-from capo_ray.look import Look
 from capo_ray.models.find import shown
+from capo_ray.planning.look import Look
 from capo_ray.planning.machine import gpu_sizes, shape_of, this_machine
 from capo_ray.planning.memory import rank_memory
+from capo_ray.sft.conversations import EXAMPLE, read, tokenizer_of
 from capo_ray.sft.examples import located, prepare
 from capo_ray.sft.settings import Sft, check_out
 

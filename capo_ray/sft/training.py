@@ -14,8 +14,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from capo_ray.conversations import length, tokenizer_of, write_tokenizer
 from capo_ray.files.durable import replace_folder
+from capo_ray.sft.conversations import length, tokenizer_of, write_tokenizer
 from capo_ray.sft.examples import Examples, of_step
 from capo_ray.sft.settings import Sft, checkpoint_of
 from capo_ray.types import TrainSequence

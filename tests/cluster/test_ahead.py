@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from capo_ray import nonfinite
-from capo_ray.build import scored_ahead
+from capo_ray.cluster import nonfinite
 from capo_ray.cluster.actors import TrainerActor
 from capo_ray.cluster.ahead import Groups, ScoreAhead
 from capo_ray.cluster.crew import RayCrew
 from capo_ray.cluster.trainer_group import TrainerGroup
 from capo_ray.config.run import compose
 from capo_ray.engines.protocols import UpdateBatch
+from capo_ray.training.build import scored_ahead
 from capo_ray.types import Prompt, Rollout, TrainSequence, Update
 
 PROMPTS = [Prompt(id=name, question="q", token_ids=(number,), answer="a") for number, name in enumerate("ab")]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ObjectLostError
 
-from capo_ray import nonfinite
+from capo_ray.cluster import nonfinite
 from capo_ray.cluster.acceptance import TooManyDropped
 from capo_ray.cluster.crew import CrewSettings, RayCrew
 from capo_ray.cluster.evaluation import over_problems

@@ -25,7 +25,7 @@ RESPONSE = Rollout(
 
 
 def make(config: Config, samples: Path, *, shard: int, put: Any) -> Any:
-    from capo_ray.build import make_aggregator
+    from capo_ray.training.build import make_aggregator
 
     return make_aggregator(config, None, [], samples, shard=shard, put=put)
 

@@ -14,8 +14,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 from capo_ray.cluster.faults import NotEnough, cause_of, is_loss
 from capo_ray.cluster.restarts import outlive
 from capo_ray.critics.service import CriticsFailed
-from capo_ray.driver import StaleSample, train
 from capo_ray.engines.receivers import ReceiverFailed
+from capo_ray.training.driver import StaleSample, train
 from capo_ray.types import Batch, GroupSummary, Metrics, Update
 
 GONE = OwnerDiedError("ab" * 28, "", "")

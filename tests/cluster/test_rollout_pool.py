@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from capo_ray.gate import Gate
+from capo_ray.cluster.gate import Gate
 from capo_ray.types import Prompt, Rollout, Sampling
 
 pytestmark = pytest.mark.ray

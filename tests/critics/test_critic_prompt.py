@@ -132,7 +132,7 @@ def test_other_processes_need_no_file() -> None:
     """What an aggregator's actor is made from holds the text; the file may be gone, or never have been there."""
     import ray.cloudpickle as cloudpickle
 
-    from capo_ray.build import make_aggregator
+    from capo_ray.training.build import make_aggregator
 
     Path("my.jinja").write_text(SHORT)
     config = compose([TINY, "critic=truth", "critic.template=my.jinja"])

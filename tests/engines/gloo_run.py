@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from capo_ray.config.run import compose
-from capo_ray.run import run
+from capo_ray.training.run import run
 
 
 def main(run_dir: str, *overrides: str) -> None:

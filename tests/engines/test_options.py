@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from capo_ray import launch, options
+from capo_ray import launch
 from capo_ray.config.run import ConfigError, compose
+from capo_ray.engines import options
 from capo_ray.sft import __main__ as sft
 
 TINY = "+experiment=tiny_cpu"

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from engines.trainer_ranks import Ranks, sequences
 
-from capo_ray import nonfinite
+from capo_ray.cluster import nonfinite
 from capo_ray.config.run import Config, compose
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.program import BAD_INPUT
 from capo_ray.replay import Task, main, replayed
-from capo_ray.run import write_config
+from capo_ray.training.run import write_config
 from capo_ray.types import TrainSequence
 
 TINY = ("+experiment=tiny_cpu",)
@@ -58,7 +58,7 @@ def saved(rank: int, ranks: int, told: Task, path: str) -> None:
 
     import torch
 
-    from capo_ray.build import make_trainer
+    from capo_ray.training.build import make_trainer
 
     with closing(make_trainer(told.config, told.model, rank=rank, host="", port=told.port)) as engine:
         with torch.no_grad():

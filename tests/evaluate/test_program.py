@@ -22,7 +22,7 @@ from capo_ray.evaluate.__main__ import main
 from capo_ray.evaluate.responses import Response
 from capo_ray.evaluate.settings import configuration, options_of
 from capo_ray.evaluate.suites import Question, find_suite, questions
-from capo_ray.run import write_config
+from capo_ray.training.run import write_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "model=asset:tiny_policy"

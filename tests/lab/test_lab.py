@@ -19,7 +19,7 @@ from capo_ray.lab.design import Arm, Design, designs, load
 from capo_ray.lab.intervals import interval, paired
 from capo_ray.lab.report import curves, every_run, page
 from capo_ray.lab.runs import Result, read, results, run_all
-from capo_ray.run import write_config
+from capo_ray.training.run import write_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DESIGN = Design(
@@ -248,7 +248,7 @@ def runs_are_fakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         lines = [*LINES, {"step": 2, "evaluation/a": 3.0}]
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    monkeypatch.setattr("capo_ray.run.run", run)
+    monkeypatch.setattr("capo_ray.training.run.run", run)
     monkeypatch.setattr("capo_ray.cluster.session.ray_session", lambda cluster, logs: nullcontext())
     return started
 

@@ -9,8 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 from responses import response
 
-from capo_ray.build import make_aggregator
-from capo_ray.build_critics import critic_settings
 from capo_ray.config.blocks import Tracking
 from capo_ray.config.run import compose
 from capo_ray.credit.group import Member, Scheme, score_group
@@ -21,6 +19,8 @@ from capo_ray.credit.template import shipped
 from capo_ray.records.ledger import Ledger, LedgerError, read, read_group
 from capo_ray.records.scheme import RecordedScheme, scheme_from_json, scheme_to_json
 from capo_ray.records.tracking import Tracker
+from capo_ray.training.build import make_aggregator
+from capo_ray.training.build_critics import critic_settings
 from capo_ray.types import Answer, Critique, Prompt, Sampling
 
 SAMPLING = Sampling(max_tokens=64, temperature=0.7, top_p=0.9)

@@ -607,6 +607,6 @@ def test_opened_again_without_a_checkpoint(tmp_path: Path) -> None:
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('wandb', 'tensorboard', 'rich', 'torch', 'ray')));"
-        "import capo_ray.records.tracking, capo_ray.files.checkpoint, capo_ray.records.tally, capo_ray.driver"
+        "import capo_ray.records.tracking, capo_ray.files.checkpoint, capo_ray.records.tally, capo_ray.training.driver"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from capo_ray.build import make_aggregator, make_critic, make_rollout, make_trainer, start_all
 from capo_ray.config.run import compose
+from capo_ray.training.build import make_aggregator, make_critic, make_rollout, make_trainer, start_all
 
 CONFIG = compose(["+experiment=tiny_cpu"])
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from capo_ray.gate import Gate
+from capo_ray.cluster.gate import Gate
 
 
 def test_many_share_one_holds_alone() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from capo_ray.driver import StaleSample, Stop, is_due, train
-from capo_ray.gate import Gate
+from capo_ray.cluster.gate import Gate
+from capo_ray.training.driver import StaleSample, Stop, is_due, train
 from capo_ray.types import Batch, GroupSummary, Metrics, Update
 
 Event = tuple[Any, ...]
@@ -319,7 +319,7 @@ def test_a_stop_that_comes_after_a_checkpoint_writes_no_other() -> None:
 
 def test_the_age_of_the_last_checkpoint_is_a_reason_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("capo_ray.driver.monotonic", lambda: float(next(now)))
+    monkeypatch.setattr("capo_ray.training.driver.monotonic", lambda: float(next(now)))
     crew = run(FakeCrew(), 6, checkpoint_s=90)  # a step looks at the clock five times, or four
     assert crew.of("save") == [(2,), (4,), (6,)]
 

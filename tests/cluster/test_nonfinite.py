@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray import nonfinite
+from capo_ray.cluster import nonfinite
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.files.run_dir import RunDirError
 from capo_ray.types import TrainSequence

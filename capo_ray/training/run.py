@@ -22,7 +22,7 @@ from capo_ray.leaving import on_interrupt
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import RayCrew
     from capo_ray.cluster.hiring import WarmEngines
-    from capo_ray.driver import Stop
+    from capo_ray.training.driver import Stop
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +36,12 @@ async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None)
     and takes its engines from those before."""
     from rich.console import Console
 
-    from capo_ray.build import prepare, running_crew
     from capo_ray.cluster.gauges import RunGauges
     from capo_ray.cluster.restarts import outlive
     from capo_ray.cluster.session import ray_session
     from capo_ray.data.epochs import in_steps
     from capo_ray.records.tracking import Tracker
+    from capo_ray.training.build import prepare, running_crew
 
     config = in_steps(config)
 
@@ -79,7 +79,7 @@ async def _work(config: Config, crew: RayCrew) -> None:
     """Every step that is left, and the policy's folder. Raises Stopped."""
     from capo_ray.cluster.faults import cause_of
     from capo_ray.cluster.session import head_address, while_it_answers
-    from capo_ray.driver import Stop, train
+    from capo_ray.training.driver import Stop, train
 
     stop = Stop()
     training = train(

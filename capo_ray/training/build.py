@@ -18,15 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from capo_ray.build_critics import check_servers, critic_budget, critic_settings, make_critics
 from capo_ray.config.critic import Voter
 from capo_ray.config.run import Config
 from capo_ray.critics.prompt import find_template
+from capo_ray.engines.options import check_options
 from capo_ray.files.checkpoint import Checkpoints, check_trainers
 from capo_ray.models.find import ModelFiles, check_trained, find_model
-from capo_ray.options import check_options
 from capo_ray.planning.bundles import critics_here
 from capo_ray.planning.plan import optimizer_steps_per_batch
+from capo_ray.training.build_critics import check_servers, critic_budget, critic_settings, make_critics
 from capo_ray.types import Prompt, Sampling
 
 if TYPE_CHECKING:

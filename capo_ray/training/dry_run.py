@@ -15,12 +15,12 @@ from capo_ray.data.epochs import in_steps
 from capo_ray.data.example import prompt_example
 from capo_ray.data.prompts import TRAIN_PROBLEMS, load_prompts
 from capo_ray.data.read import is_here
+from capo_ray.engines.options import check_options
 from capo_ray.files.run_dir import check_claim, check_place
-from capo_ray.look import HUB, Look
 from capo_ray.models.chat import Encode
-from capo_ray.options import check_options
 from capo_ray.planning.bundles import critics_here
 from capo_ray.planning.estimate import estimate
+from capo_ray.planning.look import HUB, Look
 from capo_ray.planning.machine import this_machine
 from capo_ray.planning.plan import describe, fits, plan_here
 from capo_ray.program import OF_A_RUN, need
