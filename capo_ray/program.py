@@ -6,10 +6,14 @@ Leaves out what each program does, how a process ends (leaving), and a run's own
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from capo_ray.arguments import BadArgument, asks_for_help, refuse_flags
 from capo_ray.config.run import ConfigError
@@ -83,6 +87,32 @@ def run_program(
             raise
         print(f"error: {error}: a link that leads to itself", file=sys.stderr)
         return BAD_INPUT
+
+
+def claim(path: Path, mine: Mapping[str, Any], what: str) -> None:
+    """Write down in `path` whose results its folder holds, or see that they are `mine`. Raises ConfigError."""
+    folder = path.parent
+    if path.is_file():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        pairs = {name: (theirs.get(name), value) for name, value in mine.items()}
+        other = "; ".join(f"{name} {old!r}, now {new!r}" for name, (old, new) in pairs.items() if old != new)
+        if other:
+            raise ConfigError(f"out: {folder} holds {what} ({other}); name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal; nothing where the output is piped."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
 
 
 OF_A_RUN = ("ray", "vllm", "deepspeed", "torch", "transformers", "numpy", "pyarrow", "rich")

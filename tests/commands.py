@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from capo_ray import revote
 from capo_ray.arguments import read
 from capo_ray.config.run import compose
 from capo_ray.credit import __main__ as credit
@@ -16,6 +15,7 @@ from capo_ray.evaluate.suites import find_suite
 from capo_ray.gpu_check import __main__ as gpu_check
 from capo_ray.lab import __main__ as lab
 from capo_ray.lab.design import load
+from capo_ray.revote import __main__ as revote
 from capo_ray.sft.settings import parse
 from capo_ray.smollm2 import __main__ as smollm2
 from capo_ray.view import __main__ as view

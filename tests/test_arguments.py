@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from capo_ray import export, grade, launch, plan, replay, revote
+from capo_ray import export, grade, launch, plan, replay
 from capo_ray.config.fault import keys
 from capo_ray.config.run import Config
 from capo_ray.credit import __main__ as credit
@@ -25,6 +25,7 @@ from capo_ray.evaluate import __main__ as evaluate
 from capo_ray.gpu_check import __main__ as gpu_check
 from capo_ray.lab import __main__ as lab
 from capo_ray.models.find import ASSETS
+from capo_ray.revote import __main__ as revote
 from capo_ray.sft import __main__ as sft
 from capo_ray.smollm2 import __main__ as smollm2
 from capo_ray.tasks.arithmetic import measure, models

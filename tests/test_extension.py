@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray import revote
 from capo_ray.cluster.actors import RolloutActor
 from capo_ray.config.run import ConfigError, compose
 from capo_ray.credit.advantage import algorithm_of
@@ -24,6 +23,7 @@ from capo_ray.credit.vote import sealed, vote
 from capo_ray.critics.prompt import find_template
 from capo_ray.engines.protocols import RolloutEngine
 from capo_ray.extension import load
+from capo_ray.revote import __main__ as revote
 from capo_ray.tasks.registry import task_of
 from capo_ray.training import build
 from capo_ray.training.build_critics import make_critics

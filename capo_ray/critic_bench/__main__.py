@@ -32,8 +32,7 @@ from capo_ray.data.problem import DataError
 from capo_ray.engines.options import check_options
 from capo_ray.leaving import leave
 from capo_ray.planning.bundles import critics_here
-from capo_ray.program import GOES_ON, need, run_program
-from capo_ray.resumable import claim, progress
+from capo_ray.program import GOES_ON, claim, need, progress, run_program
 from capo_ray.types import JsonDict
 
 USAGE = """usage: python -m capo_ray.critic_bench critic=NAME data=KIND path=FILE_OR_FOLDER out=DIR [key=value ...]

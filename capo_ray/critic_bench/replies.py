@@ -20,7 +20,7 @@ from capo_ray.critic_bench.scores import Judged
 from capo_ray.critics.labelled import Item
 from capo_ray.critics.service import Critics
 from capo_ray.data.problem import DataError
-from capo_ray.resumable import appending, cut_to_whole_lines
+from capo_ray.files.lines import appending, cut_to_whole_lines
 from capo_ray.seeds import seed_of
 from capo_ray.types import REPLIED_OUTCOMES, Critique, JsonDict
 

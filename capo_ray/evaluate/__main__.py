@@ -37,8 +37,7 @@ from capo_ray.leaving import leave
 from capo_ray.models.find import ModelFiles, find_model
 from capo_ray.planning.machine import gpu_sizes
 from capo_ray.planning.plan import refuse_silent
-from capo_ray.program import GOES_ON, need, run_program
-from capo_ray.resumable import claim, progress
+from capo_ray.program import GOES_ON, claim, need, progress, run_program
 from capo_ray.tasks.verify import Verifier
 from capo_ray.training.build import sampling_of
 from capo_ray.types import JsonDict, Sampling

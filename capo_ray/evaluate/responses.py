@@ -16,8 +16,8 @@ from typing import Literal, Protocol
 from capo_ray.data.problem import DataError
 from capo_ray.evaluate.grading import Grader
 from capo_ray.evaluate.suites import Question
+from capo_ray.files.lines import appending, cut_to_whole_lines
 from capo_ray.models.chat import Encode
-from capo_ray.resumable import appending, cut_to_whole_lines
 from capo_ray.seeds import seed_of
 from capo_ray.types import Answer, Finish, Prompt, Rollout, Sampling
 

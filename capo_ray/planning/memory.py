@@ -1,8 +1,8 @@
 """Memory that engines and trainer ranks need, worked out from the shapes of their models.
 
 Bytes per parameter are those of real DeepSpeed ranks and activations those of a traced forward and backward pass, both
-kept honest by tests/test_plan_memory.py; what only a card has (CUDA, NCCL, vLLM's own) is assumed. Leaves out how many
-engines and ranks there are and where they go (plan).
+kept honest by tests/planning/test_plan_memory.py; what only a card has (CUDA, NCCL, vLLM's own) is assumed. Leaves out
+how many engines and ranks there are and where they go (plan).
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ import pytest
 from small_disk import little_room
 from view_run import write_run
 
-from capo_ray import revote
+from capo_ray.files.lines import appending
 from capo_ray.files.output import BadOutput, CannotWrite, check_output, output_file
-from capo_ray.resumable import appending
+from capo_ray.revote import __main__ as revote
 
 ROOT = Path(__file__).resolve().parents[2]
 

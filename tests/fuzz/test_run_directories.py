@@ -14,7 +14,7 @@ import pytest
 from fuzz.mutate import ODD, odd_bytes, odd_json, seeds
 from view_run import write_run
 
-from capo_ray import revote
+from capo_ray.revote import __main__ as revote
 from capo_ray.view import markup
 from capo_ray.view.choose import Filter, choose, draws, most_flagged
 from capo_ray.view.curves import charts

@@ -38,7 +38,7 @@ from capo_ray.program import run_program
 from capo_ray.records.ledger import LedgerError, RecordedGroup, read
 from capo_ray.records.scheme import RecordedScheme
 from capo_ray.records.tally import count_group
-from capo_ray.revote_table import Change, rows_of, show
+from capo_ray.revote.table import Change, rows_of, show
 
 USAGE = """usage: python -m capo_ray.revote RUN_DIR [key=value ...]
 

@@ -11,9 +11,9 @@ from responses import response
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
 from capo_ray.records.ledger import Ledger
-from capo_ray.revote import Settings, main
-from capo_ray.revote_table import COLUMNS, rows_of
-from capo_ray.revote_table import Change as Sums
+from capo_ray.revote.__main__ import Settings, main
+from capo_ray.revote.table import COLUMNS, rows_of
+from capo_ray.revote.table import Change as Sums
 from capo_ray.types import Answer, Critique, Prompt, Sampling
 
 NOT_ASKED = Critique(text="", outcome="not_asked")

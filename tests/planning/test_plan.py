@@ -75,7 +75,7 @@ def test_each_critic_has_its_own_engines_and_servers_have_none() -> None:
 
 @pytest.mark.parametrize("name", ["llama1b", "llama3b", "qwen1_5b", "qwen7b"])
 def test_sizes(name: str) -> None:
-    """Every experiment of the paper is one node as it stands (tests/test_config.py); these are the other sizes."""
+    """Every experiment of the paper is one node as it stands (config/test_config.py); these are the other sizes."""
     two = plan_for(config(f"+experiment={name}_intersection", "+size=two_nodes"))
     nodes = [{"GPU": 8.0, "CPU": 64.0}] * 2
     assert (two.needs("GPU"), two.faults, misfit(two.bundles, nodes)) == (16, (), "")
@@ -271,7 +271,7 @@ def test_the_description_holds_configuration_and_plan() -> None:
 def test_the_program_refuses_and_describes_offline(tmp_path: Path) -> None:
     """From another folder, with every connection refused."""
     offline = {"HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    environment = os.environ | offline | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    environment = os.environ | offline | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 
     def launch(*overrides: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "capo_ray.launch", PAPER, *overrides]
