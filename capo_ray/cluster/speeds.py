@@ -6,18 +6,16 @@ Leaves out what else a step is measured by (crew) and what Prometheus sees meanw
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray.exceptions import RayActorError
 
+from capo_ray.cluster.trainer_group import TrainerGroup
 from capo_ray.records.tally import add
 from capo_ray.types import Metrics
-
-if TYPE_CHECKING:
-    from capo_ray.cluster.crew import CrewParts
 
 _GROW = ("busy_s", "generated_tokens", "prompt_tokens", "trained_tokens")
 ROLES = ("rollout", "critic", "trainer", "aggregator")
@@ -26,8 +24,10 @@ ROLES = ("rollout", "critic", "trainer", "aggregator")
 class Speeds:
     """Asks all actors for their totals. One that is lost is left out; one that was started again counts from 0."""
 
-    def __init__(self, parts: CrewParts) -> None:
-        self._parts = parts
+    def __init__(
+        self, *, workers: Sequence[Any], critics: Sequence[Any], aggregators: Sequence[Any], trainers: TrainerGroup
+    ) -> None:
+        self._workers, self._critics, self._aggregators, self._trainers = workers, critics, aggregators, trainers
         self._seen: dict[str, Metrics] = {}
         self._since = monotonic()
 
@@ -42,16 +42,15 @@ class Speeds:
         return speeds(new, elapsed)
 
     async def _totals(self) -> dict[tuple[str, str], Metrics]:
-        parts = self._parts
-        calls = {("rollout", f"rollout-{n}"): worker.metrics.remote() for n, worker in enumerate(parts.workers)}
-        calls |= {("critic", f"critic-{n}"): critic.metrics.remote() for n, critic in enumerate(parts.critics)}
-        calls |= {("aggregator", f"aggregator-{n}"): s.totals.remote() for n, s in enumerate(parts.aggregators)}
+        calls = {("rollout", f"rollout-{n}"): worker.metrics.remote() for n, worker in enumerate(self._workers)}
+        calls |= {("critic", f"critic-{n}"): critic.metrics.remote() for n, critic in enumerate(self._critics)}
+        calls |= {("aggregator", f"aggregator-{n}"): s.totals.remote() for n, s in enumerate(self._aggregators)}
         answers = await asyncio.gather(*map(_unless_lost, calls.values()))
         found = {key: totals for key, totals in zip(calls, answers, strict=True) if totals is not None}
-        asked = await asyncio.gather(*(_unless_lost(shard.engines.remote()) for shard in parts.aggregators))
+        asked = await asyncio.gather(*(_unless_lost(shard.engines.remote()) for shard in self._aggregators))
         for n, engines in enumerate(asked):
             found |= {("critic", f"{name} from aggregator-{n}"): totals for name, totals in (engines or {}).items()}
-        ranks = await _unless_lost(parts.trainers.metrics()) or []
+        ranks = await _unless_lost(self._trainers.metrics()) or []
         return found | {("trainer", f"trainer-{n}"): totals for n, totals in enumerate(ranks)}
 
 

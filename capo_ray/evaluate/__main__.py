@@ -30,7 +30,8 @@ from capo_ray.engines.options import check_options
 from capo_ray.evaluate.engines import policy_of
 from capo_ray.evaluate.grading import grader, same_answer, steps_right
 from capo_ray.evaluate.report import accuracies, figures, lengths, name_of, process_accuracies, table, with_process
-from capo_ray.evaluate.responses import Mode, Response, Task, ask, kept, read_responses, tasks_of
+from capo_ray.evaluate.response import Mode, Response, kept, read_responses
+from capo_ray.evaluate.responses import Task, ask, tasks_of
 from capo_ray.evaluate.settings import Options, configuration, options_of
 from capo_ray.evaluate.suites import Question, Suite, find_suite, questions
 from capo_ray.leaving import leave

@@ -7,16 +7,13 @@ its own. Leaves out counting (metrics).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
 
 from capo_ray.evaluate.choices import verify_choice
+from capo_ray.evaluate.response import Response
 from capo_ray.evaluate.suites import Question, Suite
 from capo_ray.tasks.math import plain, verify_integer
 from capo_ray.tasks.verify import Verifier
 from capo_ray.types import Verification
-
-if TYPE_CHECKING:
-    from capo_ray.evaluate.responses import Response
 
 Grader = Callable[[str, Question, str], Awaitable[Verification]]
 """(benchmark, question, response) -> grade."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from capo_ray.credit.flags import flags
 from capo_ray.critic_bench.replies import Reply
 from capo_ray.evaluate.grading import Equal, steps_right, votes
-from capo_ray.evaluate.responses import Response
+from capo_ray.evaluate.response import Response
 from capo_ray.records.estimates import avg_at_k, estimate, maj_at_k, mean_of, pass_at_k
 from capo_ray.seeds import seed_of
 from capo_ray.types import JsonDict

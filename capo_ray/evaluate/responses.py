@@ -1,7 +1,7 @@
-"""Every response of an evaluation, a line as it comes: asked for, graded, kept, and gone on from.
+"""Every response of an evaluation: which are left to ask for, and each graded and written down as it comes.
 
-A line holds the question, the response and its grade, so that the file needs nothing beside it. Leaves out what the
-responses are worth (metrics, report) and what critics say of them (critic_bench.replies).
+Leaves out what a line is (response), what the responses are worth (report) and what critics say of them
+(critic_bench.replies).
 """
 
 from __future__ import annotations
@@ -11,48 +11,21 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from capo_ray.data.problem import DataError
 from capo_ray.evaluate.grading import Grader
+from capo_ray.evaluate.response import Key, Mode, Response
 from capo_ray.evaluate.suites import Question
-from capo_ray.files.lines import appending, cut_to_whole_lines
+from capo_ray.files.lines import appending
 from capo_ray.models.chat import Encode
 from capo_ray.seeds import seed_of
-from capo_ray.types import Answer, Finish, Prompt, Rollout, Sampling
-
-Mode = Literal["greedy", "sampled"]
-Key = tuple[str, str, Mode, int]
-"""(benchmark, problem, mode, index): what one response is the answer to."""
+from capo_ray.types import Prompt, Rollout, Sampling
 
 
 class Sampler(Protocol):
     """The part of a rollout engine that answers; see protocols.RolloutEngine."""
 
     def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
-    """One response with its grade."""
-
-    benchmark: str
-    id: str
-    mode: Mode
-    index: int
-    """Which of the responses of its mode to its problem, from 0."""
-    question: str
-    gold: str
-    response: str
-    finish: Finish
-    num_tokens: int
-    answer: Answer
-    extracted: str | None
-    reason: str | None
-
-    @property
-    def key(self) -> Key:
-        return self.benchmark, self.id, self.mode, self.index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,25 +36,6 @@ class Task:
     question: Question
     prompt: Prompt
     indices: dict[Mode, list[int]]
-
-
-def read_responses(path: Path) -> list[Response]:
-    """Raises DataError."""
-    if not path.is_file():
-        raise DataError(f"there is no file {path}")
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
-        try:
-            found.append(Response(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{path}, line {number}: no response of an evaluation ({error})") from None
-    return found
-
-
-def kept(path: Path) -> dict[Key, Response]:
-    """What stands in `path`, after a line that was cut off is removed from it."""
-    cut_to_whole_lines(path)
-    return {response.key: response for response in read_responses(path)} if path.exists() else {}
 
 
 def tasks_of(

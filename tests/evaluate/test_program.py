@@ -19,7 +19,7 @@ from openai_server import chat, serving_in_thread
 from capo_ray.config.run import ConfigError, compose
 from capo_ray.credit.critique import render_reply, unwrap
 from capo_ray.evaluate.__main__ import main
-from capo_ray.evaluate.responses import Response
+from capo_ray.evaluate.response import Response
 from capo_ray.evaluate.settings import configuration, options_of
 from capo_ray.evaluate.suites import Question, find_suite, questions
 from capo_ray.training.run import write_config

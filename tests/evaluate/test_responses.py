@@ -16,7 +16,8 @@ from capo_ray.critics.labelled import Item
 from capo_ray.data.problem import DataError
 from capo_ray.evaluate.grading import grader, same_answer, votes
 from capo_ray.evaluate.report import accuracies, figures, name_of, powers, process_accuracies, table
-from capo_ray.evaluate.responses import Mode, Response, ask, kept, read_responses, tasks_of
+from capo_ray.evaluate.response import Mode, Response, kept, read_responses
+from capo_ray.evaluate.responses import ask, tasks_of
 from capo_ray.evaluate.suites import Question, find_suite, questions
 from capo_ray.tasks.verify import Verifier
 from capo_ray.types import Sampling
