@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from capo_ray.config.blocks import Block, setting
+from capo_ray.config.block import Block, setting
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.credit.tokens import TokenTable

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from capo_ray.config.blocks import Block, setting
+from capo_ray.config.block import Block, setting
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.program import run_program

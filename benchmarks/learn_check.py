@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from capo_ray.config.blocks import setting
+from capo_ray.config.block import setting
 from capo_ray.config.listing import beside_run
 from capo_ray.config.own_settings import BesideRun, read_own
 from capo_ray.program import run_program

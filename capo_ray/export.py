@@ -11,10 +11,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from capo_ray.config.blocks import Block, setting
+from capo_ray.config.block import Block, setting
+from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import AnyPath, read_own
-from capo_ray.config.run import ConfigError
 from capo_ray.files.checkpoint import Checkpoints, fault_of
 from capo_ray.files.durable import move_into_place
 from capo_ray.files.run_dir import RunDirError

@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, BinaryIO, TextIO, TypeVar
 
-from capo_ray.config.blocks import Block, setting
+from capo_ray.config.block import Block, setting
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import read_own
 from capo_ray.leaving import leave

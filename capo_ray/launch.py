@@ -17,8 +17,10 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from capo_ray.config.compose import compose
+from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import of_a_run
-from capo_ray.config.run import Config, ConfigError, compose
+from capo_ray.config.run import Config
 from capo_ray.data.problem import DataError
 from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.files.run_dir import RunDirError, claim

@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from capo_ray.config.blocks import setting
+from capo_ray.config.block import setting
+from capo_ray.config.compose import compose
 from capo_ray.config.listing import beside_run
 from capo_ray.config.own_settings import BesideRun, read_own
-from capo_ray.config.run import compose
 from capo_ray.data.epochs import in_steps
 from capo_ray.planning.estimate import estimate
 from capo_ray.planning.hardware import GPUS

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.arguments import BadArgument, asks_for_help, refuse_flags
-from capo_ray.config.run import ConfigError
+from capo_ray.config.fault import ConfigError
 from capo_ray.data.problem import DataError
 from capo_ray.files.output import PLACES, BadOutput, CannotWrite, first_of, is_loop, to_stdout
 from capo_ray.files.run_dir import RunDirError

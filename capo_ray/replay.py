@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from capo_ray.cluster import nonfinite
-from capo_ray.config.blocks import Block, setting
+from capo_ray.config.block import Block, setting
+from capo_ray.config.compose import validate
 from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import AnyPath, read_own
-from capo_ray.config.run import Config, validate
+from capo_ray.config.run import Config
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.files.checkpoint import Checkpoints, fault_of
 from capo_ray.files.run_dir import RunDirError

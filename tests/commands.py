@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from capo_ray.arguments import read
-from capo_ray.config.run import compose
+from capo_ray.config.compose import compose
 from capo_ray.credit import __main__ as credit
 from capo_ray.critic_bench import __main__ as critic_bench
 from capo_ray.data import __main__ as data

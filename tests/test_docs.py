@@ -20,7 +20,8 @@ import pytest
 from commands import CHECKS
 
 from capo_ray import config_docs
-from capo_ray.config.run import Config, compose, conf_dir
+from capo_ray.config.compose import compose, conf_dir
+from capo_ray.config.run import Config
 from capo_ray.data import __main__ as data_check
 from capo_ray.records.tally import RATES
 from capo_ray.types import CritiqueOutcome

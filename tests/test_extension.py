@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from capo_ray.cluster.actors import RolloutActor
-from capo_ray.config.run import ConfigError, compose
+from capo_ray.config.compose import compose
+from capo_ray.config.fault import ConfigError
 from capo_ray.credit.advantage import algorithm_of
 from capo_ray.credit.critique import Reference
 from capo_ray.credit.group import Member, Scheme, score_group

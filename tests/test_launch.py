@@ -9,7 +9,7 @@ import pytest
 from small_disk import little_room
 
 from capo_ray import launch
-from capo_ray.config.run import compose
+from capo_ray.config.compose import compose
 from capo_ray.launch import _keep_story, main
 from capo_ray.models.find import ASSETS
 from capo_ray.program import BAD_INPUT

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config.run import compose
+from capo_ray.config.compose import compose
 from capo_ray.credit.critique import wrap
 from capo_ray.credit.reply import parse
 from capo_ray.data import __main__ as data_check

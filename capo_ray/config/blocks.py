@@ -1,124 +1,20 @@
-"""What every run has, as frozen models: its model, data, engines, trainer, cluster and tracking.
+"""What every run has, as frozen models: its data, engines, trainer, cluster and tracking.
 
-Each field says its meaning, unit and source beside it. Leaves out the critics (see `config.critic`), the choices of the
-method (see `config.method`), and rules between blocks (see `config.rules`).
+Each field says its meaning, unit and source beside it. Leaves out models (see `model`), critics (see `critic`), the
+choices of the method (see `method`), and rules between blocks (see `rules`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict, TypeVar, Unpack, get_args, overload
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, JsonValue, WithJsonSchema, model_validator
+from pydantic import AfterValidator, model_validator
 
-from capo_ray import extension
+from capo_ray.config.block import MOST_PROCESSES, Block, Regex, or_own, setting
 from capo_ray.config.fault import shown
 from capo_ray.config.library import DeepSpeedOptions, RolloutOptions
-from capo_ray.config.sensible import Sensible
-
-
-class Block(Sensible):
-    """Settings that stand together."""
-
-
-MOST_PROCESSES = 4096
-"""Of one role: no plan is made for more."""
-
-T = TypeVar("T")
-
-
-class Limits(TypedDict, total=False):
-    """Of a number or a text."""
-
-    gt: float
-    ge: float
-    lt: float
-    le: float
-    pattern: str
-
-
-@overload
-def setting(meaning: str, *, unit: str = "", source: str = "own", **limits: Unpack[Limits]) -> Any: ...
-@overload
-def setting(meaning: str, default: T, *, unit: str = "", source: str = "own", **limits: Unpack[Limits]) -> T: ...
-def setting(meaning: str, default: Any = ..., *, unit: str = "", source: str = "own", **limits: Unpack[Limits]) -> Any:
-    """A field of a block, with what docs/configuration.md says of it; required without a default.
-
-    `unit` is that of a number, or none. `source` says where the setting, or its default, is from: a paper, or the
-    library that it is handed to and its name there.
-    """
-    noted: dict[str, JsonValue] = {"unit": unit, "source": source}
-    return Field(default, description=meaning, json_schema_extra=noted, **limits)
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{shown(pattern)} is not a regular expression: {error}") from None
-    return pattern
-
-
-Regex = Annotated[str, AfterValidator(_compiles)]
-"""A regular expression, read before anything starts."""
-
-
-def or_own(known: Any) -> tuple[AfterValidator, WithJsonSchema]:
-    """For a field that takes one of the `known` names, or `module:name` of an object of the user's."""
-    names = get_args(known)
-
-    def check(name: str) -> str:
-        if name not in names and not extension.is_own(name):
-            raise ValueError(f"must be one of {', '.join(names)}, or module:name of your own, got {shown(name)}")
-        return name
-
-    return AfterValidator(check), WithJsonSchema({"enum": [*names, "module:name"], "type": "string"})
-
-
-class Shape(Block):
-    """Shape of a decoder, so that plans and dry runs need no download."""
-
-    parameters: int = setting("number of parameters", unit="weights", gt=0)
-    layers: int = setting("decoder layers", unit="layers", source="transformers `num_hidden_layers`", gt=0)
-    hidden_size: int = setting(
-        "width of the residual stream", unit="numbers", source="transformers `hidden_size`", gt=0
-    )
-    key_value_size: int = setting(
-        "key heads times head size: what one token stores per layer, halved",
-        unit="numbers",
-        source="transformers `num_key_value_heads` x `head_dim`",
-        gt=0,
-    )
-    vocabulary: int = setting(
-        "entries of the embedding, padding included", unit="tokens", source="transformers `vocab_size`", gt=0
-    )
-    window: int = setting(
-        "tokens of prompt and response together", unit="tokens", source="transformers `max_position_embeddings`", gt=0
-    )
-
-
-class Model(Block):
-    """A policy or a critic: where its weights are and what shape they have."""
-
-    path: str = setting(
-        "folder, Hugging Face id, `asset:NAME` (shipped with the package) or `random` (of `shape`)",
-        source="transformers `from_pretrained`",
-        pattern=r"\S",
-    )
-    tokenizer: str | None = setting(
-        "folder or id of the tokenizer; null: the model's own", None, source="transformers `AutoTokenizer`"
-    )
-    shape: Shape | None = setting("null: read from the model's folder", None)
-    system_prompt: str | None = setting("system message put before each question", None, source="CAPO")
-    chat_template: str | None = setting(
-        "Jinja template that conversations are rendered with; null: the tokenizer's own",
-        None,
-        source="transformers `apply_chat_template`",
-    )
-    dtype: Literal["float32", "bfloat16"] = setting(
-        "number format of the weights, in engines and trainer alike", "bfloat16", source="vLLM `dtype`"
-    )
 
 
 class Source(Block):

@@ -11,8 +11,9 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, model_validator
 
 from capo_ray import extension
-from capo_ray.config.blocks import MOST_PROCESSES, Block, Model, or_own, setting
+from capo_ray.config.block import MOST_PROCESSES, Block, or_own, setting
 from capo_ray.config.library import CriticOptions
+from capo_ray.config.model import Model
 
 
 def _check_name(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import model_validator
 
-from capo_ray.config.blocks import MOST_PROCESSES, Block, Regex, or_own, setting
+from capo_ray.config.block import MOST_PROCESSES, Block, Regex, or_own, setting
 
 Vote = Literal["intersection", "majority", "strict_majority", "union", "average", "greedy"]
 ErrorSet = Literal["all", "from_first", "first"]

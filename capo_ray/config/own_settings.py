@@ -13,9 +13,10 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, Field, ValidationError
 
 from capo_ray.arguments import refuse_flags, unknown
-from capo_ray.config.blocks import Block
+from capo_ray.config.block import Block
+from capo_ray.config.compose import conf_dir
 from capo_ray.config.fault import ConfigError, limited, line
-from capo_ray.config.run import Config, conf_dir
+from capo_ray.config.run import Config
 from capo_ray.config.sensible import kinds_of
 
 AnyPath = Annotated[Path, AfterValidator(Path.expanduser)]

@@ -1,6 +1,6 @@
 """Rules between the blocks of a configuration: what makes no sense together, each with its reason and a way out.
 
-`config` calls `check` once a Config is made of blocks that are right by themselves. Leaves out a block's own rules
+`run` calls `check` once a Config is made of blocks that are right by themselves. Leaves out a block's own rules
 (they stand in the block) and what a machine can hold (see `planning`).
 """
 
@@ -10,14 +10,14 @@ import warnings
 
 from capo_ray import extension
 from capo_ray.config.critic import voter_field
+from capo_ray.config.fields import Fields
 from capo_ray.config.method import Reward
-from capo_ray.config.run import Config
 from capo_ray.config.sensible import unusual_rate
 from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
 from capo_ray.credit.vote import check_weight
 
 
-def check(config: Config) -> None:
+def check(config: Fields) -> None:
     """Raises ValueError at the first rule that is broken."""
     if said := unusual_rate(config.trainer.learning_rate):
         warnings.warn(f"trainer.{said}", stacklevel=2)
@@ -34,7 +34,7 @@ def check(config: Config) -> None:
         rule(config)
 
 
-def _check_own(config: Config) -> None:
+def _check_own(config: Fields) -> None:
     """What is a user's can be imported and used; `algorithm_of` looks at a normaliser."""
     if extension.is_own(config.algorithm.surrogate):
         extension.load(config.algorithm.surrogate, callable, is_a="a function of (Tokens, Clip) to a Surrogate")
@@ -47,7 +47,7 @@ def _check_own(config: Config) -> None:
         check_weight(config.reward.vote, config.critic.critiques if config.critic else 1)
 
 
-def _check_templates(config: Config) -> None:
+def _check_templates(config: Fields) -> None:
     """A template without the messages makes every prompt the same."""
     models = {"policy": config.policy}
     for number, voter in enumerate(config.critic.voters if config.critic else ()):
@@ -60,7 +60,7 @@ def _check_templates(config: Config) -> None:
             )
 
 
-def _check_logprobs(config: Config) -> None:
+def _check_logprobs(config: Fields) -> None:
     rollout, algorithm = config.rollout, config.algorithm
     truncated = rollout.top_p < 1 or rollout.top_k > 0
     if truncated and algorithm.old_logprobs == "sampler":
@@ -83,7 +83,7 @@ def _check_logprobs(config: Config) -> None:
         raise ValueError("`rollout.temperature` must be > 0 for training: a group of equal responses teaches nothing")
 
 
-def _check_objective(config: Config) -> None:
+def _check_objective(config: Fields) -> None:
     algorithm = config.algorithm
     if algorithm.surrogate == "gspo" and algorithm_of(algorithm.advantage).step_penalties:
         raise ValueError(
@@ -111,7 +111,7 @@ def _check_objective(config: Config) -> None:
         raise ValueError("`algorithm.clip_dual` has no meaning with surrogate cispo, which clips no token's loss")
 
 
-def _check_batch(config: Config) -> None:
+def _check_batch(config: Fields) -> None:
     responses = config.prompts_per_step * config.responses_per_prompt
     per_update = config.trainer.responses_per_update
     if per_update is not None and responses % per_update:
@@ -127,7 +127,7 @@ def _check_batch(config: Config) -> None:
         )
 
 
-def _check_credit(config: Config) -> None:
+def _check_credit(config: Fields) -> None:
     advantage, reward = config.algorithm.advantage, config.reward
     pays = algorithm_of(advantage).step_penalties
     if config.critic is None and pays:
@@ -170,7 +170,7 @@ def _check_credit(config: Config) -> None:
         )
 
 
-def _check_weights(config: Config) -> None:
+def _check_weights(config: Fields) -> None:
     """What is paid for, and what shapes that."""
     advantage, reward = config.algorithm.advantage, config.reward
     pays = algorithm_of(advantage).step_penalties
@@ -200,7 +200,7 @@ def _check_weights(config: Config) -> None:
         )
 
 
-def _check_budget(config: Config) -> None:
+def _check_budget(config: Fields) -> None:
     critic = config.critic
     if critic is None or critic.tokens_per_step is None:
         return
@@ -219,7 +219,7 @@ def _check_budget(config: Config) -> None:
         )
 
 
-def _check_windows(config: Config) -> None:
+def _check_windows(config: Fields) -> None:
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     if config.policy.shape is not None and longest > config.policy.shape.window:
         raise ValueError(
@@ -239,7 +239,7 @@ def _check_windows(config: Config) -> None:
             )
 
 
-def _check_cluster(config: Config) -> None:
+def _check_cluster(config: Fields) -> None:
     cluster = config.cluster
     if (cluster.device == "cpu") != (cluster.weight_transfer == "shm"):
         raise ValueError(

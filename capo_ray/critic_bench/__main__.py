@@ -17,10 +17,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
-from capo_ray.config.blocks import setting
+from capo_ray.config.block import setting
+from capo_ray.config.compose import compose
+from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import beside_run
 from capo_ray.config.own_settings import AnyPath, BesideRun, read_own
-from capo_ray.config.run import Config, ConfigError, compose
+from capo_ray.config.run import Config
 from capo_ray.credit.template import PromptTemplate
 from capo_ray.critic_bench.engines import critics_and_prompt, critics_of, sample
 from capo_ray.critic_bench.replies import Reply, ask, read_replies, say_failed

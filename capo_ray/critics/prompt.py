@@ -10,7 +10,8 @@ import logging
 from pathlib import Path
 
 from capo_ray.config.critic import Critic
-from capo_ray.config.run import Config, ConfigError
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.run import Config
 from capo_ray.credit.critique import reference_of
 from capo_ray.credit.template import SHIPPED, PromptTemplate, TemplateError, shipped
 from capo_ray.credit.template_check import check

@@ -15,10 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from capo_ray.config.blocks import Data, Model, Source, setting
+from capo_ray.config.block import setting
+from capo_ray.config.blocks import Data, Source
+from capo_ray.config.compose import compose, conf_dir
+from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import beside_run
+from capo_ray.config.model import Model
 from capo_ray.config.own_settings import AnyPath, BesideRun, read_own
-from capo_ray.config.run import Config, ConfigError, compose, conf_dir
+from capo_ray.config.run import Config
 from capo_ray.data.check import Found, Overlap, duplicates_of, lengths_of, most_common, overlap, sort_rows, too_long
 from capo_ray.data.columns import named
 from capo_ray.data.gold import ENOUGH, look_at

@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from capo_ray.config.blocks import setting
+from capo_ray.config.block import setting
+from capo_ray.config.compose import compose
 from capo_ray.config.listing import beside_run
 from capo_ray.config.own_settings import AnyPath, BesideRun, read_own
-from capo_ray.config.run import Config, compose
+from capo_ray.config.run import Config
 from capo_ray.doctor import gpus, host, software, wanted
 from capo_ray.doctor.cluster import cluster
 from capo_ray.doctor.finding import Finding

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from capo_ray.config.blocks import Shape
+from capo_ray.config.model import Shape
 from capo_ray.config.run import Config
 from capo_ray.doctor.finding import Finding, fail, ok, warn
 from capo_ray.planning.memory import BYTES, GIB

@@ -11,8 +11,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from capo_ray.config.blocks import Model, Source, Tracking
-from capo_ray.config.run import Config, ConfigError, conf_dir
+from capo_ray.config.blocks import Source, Tracking
+from capo_ray.config.compose import conf_dir
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.model import Model
+from capo_ray.config.run import Config
 from capo_ray.data.epochs import in_steps
 from capo_ray.data.problem import DataError
 from capo_ray.data.read import is_here

@@ -17,7 +17,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from capo_ray.config.critic import voter_field
-from capo_ray.config.run import Config, ConfigError
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.run import Config
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from capo_ray.config.blocks import Shape
+from capo_ray.config.model import Shape
 
 
 def make_random_model(folder: Path, shape: Shape, *, tokenizer: str, dtype: str, seed: int, tied: bool = True) -> None:

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import beside_run
-from capo_ray.config.run import Config, ConfigError
+from capo_ray.config.run import Config
 from capo_ray.credit.steps import delimiter, segment
 from capo_ray.credit.template import PromptTemplate
 from capo_ray.critic_bench.engines import critics_and_prompt, critics_of

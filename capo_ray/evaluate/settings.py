@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from capo_ray.config.blocks import setting
+from capo_ray.config.block import setting
+from capo_ray.config.compose import compose, conf_dir, validate
+from capo_ray.config.fault import ConfigError
 from capo_ray.config.own_settings import AnyPath, BesideRun, read_own
-from capo_ray.config.run import Config, ConfigError, compose, conf_dir, validate
+from capo_ray.config.run import Config
 from capo_ray.config.sources import exported
 from capo_ray.planning.machine import gpu_sizes
 from capo_ray.types import JsonDict

@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from capo_ray.config.blocks import Block, Data, setting
-from capo_ray.config.fault import line
-from capo_ray.config.run import ConfigError, composed, conf_dir
+from capo_ray.config.block import Block, setting
+from capo_ray.config.blocks import Data
+from capo_ray.config.compose import composed, conf_dir
+from capo_ray.config.fault import ConfigError, line
 from capo_ray.data.columns import named
 from capo_ray.data.problem import DataError, Problem, problem_of, value_of
 from capo_ray.data.prompts import arithmetic_problems

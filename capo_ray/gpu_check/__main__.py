@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 
-from capo_ray.config.blocks import Block, setting
+from capo_ray.config.block import Block, setting
+from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import AnyPath, read_own
-from capo_ray.config.run import ConfigError
 from capo_ray.doctor.gpus import gpus_here
 from capo_ray.gpu_check.notes import Device
 from capo_ray.gpu_check.report import as_json, good, measured_gpu, nothing_measured, paragraph, table

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from capo_ray.config.blocks import Shape
+from capo_ray.config.model import Shape
 from capo_ray.models.find import ASSETS
 
 Dtype = Literal["float32", "bfloat16"]

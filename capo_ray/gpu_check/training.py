@@ -13,8 +13,9 @@ import time
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from capo_ray.config.blocks import Shape, Trainer
+from capo_ray.config.blocks import Trainer
 from capo_ray.config.method import Algorithm
+from capo_ray.config.model import Shape
 from capo_ray.gpu_check.notes import Notes, first_line
 from capo_ray.gpu_check.shapes import MODELS, flops_per_token, shape_of
 from capo_ray.planning.memory import GIB, rank_memory

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from capo_ray.config.blocks import setting
+from capo_ray.config.block import setting
+from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import beside_run
 from capo_ray.config.own_settings import AnyPath, BesideRun, read_own
-from capo_ray.config.run import ConfigError
 from capo_ray.lab.design import Design, designs, load
 from capo_ray.lab.report import curves, every_run, figure_of, page
 from capo_ray.lab.runs import RunFailed, matters, results, run_all

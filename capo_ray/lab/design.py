@@ -12,8 +12,9 @@ from typing import Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from capo_ray.config.fault import limited, line
-from capo_ray.config.run import Config, ConfigError, compose, conf_dir
+from capo_ray.config.compose import compose, conf_dir
+from capo_ray.config.fault import ConfigError, limited, line
+from capo_ray.config.run import Config
 
 
 class Arm(BaseModel):

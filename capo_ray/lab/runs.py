@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from capo_ray.config.run import Config, ConfigError
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.run import Config
 from capo_ray.data.problem import DataError
 from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.files.run_dir import RunDirError, claim, hold

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from capo_ray.config.run import ConfigError
+from capo_ray.config.fault import ConfigError
 from capo_ray.models.template import TemplateFault, rendered
 
 MARK = re.compile(r"<\|[^|<>\s]+\|>")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capo_ray.config.run import ConfigError
+from capo_ray.config.fault import ConfigError
 from capo_ray.models.chat import kind_of, read_json
 
 _NUMBERS = ("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads")

@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capo_ray.config.blocks import Model
-from capo_ray.config.run import ConfigError, conf_dir
+from capo_ray.config.compose import conf_dir
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.model import Model
 from capo_ray.models.chat import Encode, check_marks, conversation, read_json, render, template_in
 from capo_ray.models.files import check_finite, check_weights, read_decoder, tensor_shapes
 

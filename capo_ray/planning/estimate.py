@@ -13,9 +13,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from capo_ray.config.blocks import Model, Shape
 from capo_ray.config.critic import Voter
-from capo_ray.config.run import Config, ConfigError
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.model import Model, Shape
+from capo_ray.config.run import Config
 from capo_ray.models.find import folder_here, is_hub_id
 from capo_ray.planning import hardware as hw
 from capo_ray.planning.bundles import critics_here, needs, seats

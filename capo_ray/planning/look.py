@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from capo_ray.config.blocks import Model, Source
-from capo_ray.config.run import ConfigError
+from capo_ray.config.blocks import Source
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.model import Model
 from capo_ray.data.problem import DataError
 from capo_ray.data.read import is_here
 from capo_ray.files.run_dir import RunDirError

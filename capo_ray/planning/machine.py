@@ -13,7 +13,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from capo_ray.config.blocks import Cluster, Model, Shape
+from capo_ray.config.blocks import Cluster
+from capo_ray.config.model import Model, Shape
 from capo_ray.models.files import count_weights, read_decoder
 from capo_ray.models.find import folder_here
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from capo_ray.config.blocks import Rollout, Shape, Trainer
+from capo_ray.config.blocks import Rollout, Trainer
 from capo_ray.config.critic import Voter
+from capo_ray.config.model import Shape
 from capo_ray.config.run import Config
 
 GIB = 1 << 30

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args
 
-from capo_ray.config.blocks import Shape
-from capo_ray.config.run import Config, ConfigError, compose, conf_dir
+from capo_ray.config.compose import compose, conf_dir
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.model import Shape
+from capo_ray.config.run import Config
 from capo_ray.planning.bundles import Role, critics_here, misfit, needs, seats, shortages
 from capo_ray.planning.machine import Machine, shape_of, this_machine, why_silent
 from capo_ray.planning.memory import engine_memory, trainer_memory

@@ -25,7 +25,7 @@ from pydantic import create_model
 
 from capo_ray import extension
 from capo_ray.arguments import BadArgument
-from capo_ray.config.blocks import Block, setting
+from capo_ray.config.block import Block, setting
 from capo_ray.config.listing import listing
 from capo_ray.config.method import Algorithm, Reward
 from capo_ray.config.own_settings import AnyPath, read_own

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from capo_ray.config.blocks import Data, Model
-from capo_ray.config.run import ConfigError
+from capo_ray.config.blocks import Data
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.model import Model
 from capo_ray.data.problem import DataError, Problem
 from capo_ray.data.read import problems, rows
 from capo_ray.models.chat import check_marks, conversation

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from capo_ray.config.run import ConfigError
+from capo_ray.config.fault import ConfigError
 from capo_ray.models.files import read_decoder
 from capo_ray.models.find import check_fit, check_trained, find_folder, find_model
 from capo_ray.sft.conversations import encode, length, read, tokenizer_of

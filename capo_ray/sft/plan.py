@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from capo_ray.config.blocks import Cluster
-from capo_ray.config.run import ConfigError
+from capo_ray.config.fault import ConfigError
 from capo_ray.models.find import shown
 from capo_ray.planning.look import Look
 from capo_ray.planning.machine import gpu_sizes, shape_of, this_machine

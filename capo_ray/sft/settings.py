@@ -12,12 +12,14 @@ from typing import Literal, Self
 
 from pydantic import ValidationError, model_validator
 
-from capo_ray.config.blocks import Block, Data, Model, Trainer, setting
-from capo_ray.config.fault import line
+from capo_ray.config.block import Block, setting
+from capo_ray.config.blocks import Data, Trainer
+from capo_ray.config.compose import composed, conf_dir
+from capo_ray.config.fault import ConfigError, line
 from capo_ray.config.given import ENDINGS, Given
 from capo_ray.config.library import DeepSpeedOptions
+from capo_ray.config.model import Model
 from capo_ray.config.own_files import searched
-from capo_ray.config.run import ConfigError, composed, conf_dir
 from capo_ray.config.sensible import unusual_rate
 from capo_ray.config.sources import follow
 

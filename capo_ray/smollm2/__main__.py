@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from capo_ray.config.blocks import Block, setting
+from capo_ray.config.block import Block, setting
+from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import AnyPath, read_own
-from capo_ray.config.run import ConfigError
 from capo_ray.program import run_program
 from capo_ray.smollm2 import wheel
 from capo_ray.smollm2.problems import word_problems

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from capo_ray import extension
 from capo_ray.config.critic import Voter, voter_field
-from capo_ray.config.run import Config, ConfigError
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.run import Config
 
 if TYPE_CHECKING:
     from capo_ray.credit.template import PromptTemplate

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from capo_ray.config.run import Config, ConfigError
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.run import Config
 from capo_ray.critics.canaries import CanarySet
 from capo_ray.critics.prompt import example, find_template
 from capo_ray.data.epochs import in_steps

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from capo_ray.config.blocks import Block, setting
+from capo_ray.config.block import Block, setting
 from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import AnyPath, read_own

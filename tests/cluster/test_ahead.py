@@ -15,7 +15,7 @@ from capo_ray.cluster.actors import TrainerActor
 from capo_ray.cluster.ahead import Groups, ScoreAhead
 from capo_ray.cluster.crew import RayCrew
 from capo_ray.cluster.trainer_group import TrainerGroup
-from capo_ray.config.run import compose
+from capo_ray.config.compose import compose
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.training.build import scored_ahead
 from capo_ray.types import Prompt, Rollout, TrainSequence, Update

@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from capo_ray.config.run import Config, compose
+from capo_ray.config.compose import compose
+from capo_ray.config.run import Config
 from capo_ray.types import Prompt, Rollout
 
 pytestmark = pytest.mark.ray

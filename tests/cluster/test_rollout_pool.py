@@ -197,7 +197,7 @@ def test_groups_are_spread_over_workers_and_the_gate_is_free_once_all_is_sampled
 
 def test_workers_with_frozen_weights_are_one_engine_that_outlives_a_death(ray_here: Any, tmp_path: Path) -> None:
     from capo_ray.cluster.frozen_pool import frozen_pool
-    from capo_ray.config.run import compose
+    from capo_ray.config.compose import compose
 
     fuse = tmp_path / "fuse"
     fuse.touch()

@@ -94,7 +94,7 @@ def test_ray_starts_here_whatever_the_environment_names(tmp_path: Path) -> None:
     """RAY_ADDRESS as docs/launch.md has it for jobs; nobody is there."""
     code = (
         "import sys; from pathlib import Path; from capo_ray.cluster.session import ray_session;"
-        "from capo_ray.config.run import compose;"
+        "from capo_ray.config.compose import compose;"
         "import ray;"
         "session = ray_session(compose(['+experiment=tiny_cpu']).cluster, logs=Path(sys.argv[1]));"
         "session.__enter__(); print(len(ray.nodes()), 'node'); session.__exit__(None, None, None)"

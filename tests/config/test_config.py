@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config.run import Config, ConfigError, compose, conf_dir, validate
+from capo_ray.config.compose import compose, conf_dir, validate
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.run import Config
 from capo_ray.launch import launch
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml") if not path.stem.endswith("_sft"))

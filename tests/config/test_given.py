@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from capo_ray.config.blocks import Model
+from capo_ray.config.compose import compose
+from capo_ray.config.fault import ConfigError
 from capo_ray.config.idle import IDLE
-from capo_ray.config.run import Config, ConfigError, compose
+from capo_ray.config.model import Model
+from capo_ray.config.run import Config
 from capo_ray.evaluate.settings import configuration, options_of
 from capo_ray.planning.machine import shape_of
 from capo_ray.planning.plan import plan_for

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from capo_ray.config.run import Config, ConfigError, compose
+from capo_ray.config.compose import compose
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.run import Config
 from capo_ray.launch import main
 from capo_ray.sft.settings import parse
 

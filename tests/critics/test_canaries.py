@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from capo_ray.cluster.crew import CrewSettings, RayCrew
-from capo_ray.config.run import Config, compose
+from capo_ray.config.compose import compose
+from capo_ray.config.run import Config
 from capo_ray.credit.critique import Reference, render_reply, unwrap
 from capo_ray.critics.canaries import Canary, CanaryJudge, CanarySet
 from capo_ray.critics.labelled import Item

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config.run import ConfigError, compose
+from capo_ray.config.compose import compose
+from capo_ray.config.fault import ConfigError
 from capo_ray.critics.prompt import example, find_template
 from capo_ray.launch import main
 from capo_ray.program import BAD_INPUT

@@ -9,7 +9,9 @@ import pytest
 from aiohttp import web
 from openai_server import chat, serving_in_thread, unused_endpoint
 
-from capo_ray.config.run import Config, ConfigError, compose
+from capo_ray.config.compose import compose
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.run import Config
 from capo_ray.credit.critique import Reference, render_reply
 from capo_ray.credit.template import shipped
 from capo_ray.training.build_critics import check_servers, make_critics

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from capo_ray.config.run import Config, ConfigError, validate
+from capo_ray.config.compose import validate
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.run import Config
 from capo_ray.data.problem import DataError
 from capo_ray.data.prompts import Prompts, load_prompts
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from capo_ray.config.blocks import Data
-from capo_ray.config.run import ConfigError, compose, conf_dir
+from capo_ray.config.compose import compose, conf_dir
+from capo_ray.config.fault import ConfigError
 from capo_ray.data.problem import DataError, Problem
 from capo_ray.data.prompts import same_question, usable
 from capo_ray.data.read import problems

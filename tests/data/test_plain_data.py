@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from capo_ray.config.blocks import Data
-from capo_ray.config.run import ConfigError, compose
+from capo_ray.config.compose import compose
+from capo_ray.config.fault import ConfigError
 from capo_ray.data.__main__ import main as check
 from capo_ray.data.epochs import in_steps
 from capo_ray.data.problem import DataError, Problem

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config.blocks import Shape
-from capo_ray.config.run import Config, compose
+from capo_ray.config.compose import compose
+from capo_ray.config.model import Shape
+from capo_ray.config.run import Config
 from capo_ray.doctor import gpus, host, software
 from capo_ray.doctor.finding import Finding, listed
 from capo_ray.planning.machine import shape_of

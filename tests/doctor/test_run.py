@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from capo_ray.config.blocks import Model, Tracking
-from capo_ray.config.run import compose
+from capo_ray.config.blocks import Tracking
+from capo_ray.config.compose import compose
+from capo_ray.config.model import Model
 from capo_ray.doctor import __main__ as program
 from capo_ray.doctor import cluster, wanted
 from capo_ray.doctor.finding import Finding, fail, ok, warn

@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from capo_ray.config.run import compose
+from capo_ray.config.compose import compose
 from capo_ray.training.run import run
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from pretended_gpus import Onlooker, ray_with_gpus
 
-from capo_ray.config.run import Config, compose, conf_dir
+from capo_ray.config.compose import compose, conf_dir
+from capo_ray.config.run import Config
 from capo_ray.planning.bundles import critics_here, seats
 from capo_ray.training.build import critic_engine_settings, rollout_settings
 

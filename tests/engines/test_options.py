@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from capo_ray import launch
-from capo_ray.config.run import ConfigError, compose
+from capo_ray.config.compose import compose
+from capo_ray.config.fault import ConfigError
 from capo_ray.engines import options
 from capo_ray.sft import __main__ as sft
 

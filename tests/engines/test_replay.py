@@ -15,7 +15,8 @@ import pytest
 from engines.trainer_ranks import Ranks, sequences
 
 from capo_ray.cluster import nonfinite
-from capo_ray.config.run import Config, compose
+from capo_ray.config.compose import compose
+from capo_ray.config.run import Config
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.program import BAD_INPUT

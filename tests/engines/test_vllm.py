@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from capo_ray.config.blocks import Shape
 from capo_ray.config.library import OF_ENGINES, OF_ROLLOUTS
+from capo_ray.config.model import Shape
 from capo_ray.engines.protocols import PromptTooLong, WeightReceipt
 from capo_ray.types import Prompt, Rollout, Sampling
 

@@ -10,7 +10,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from capo_ray.cluster.placement import environment
-from capo_ray.config.run import Config, compose
+from capo_ray.config.compose import compose
+from capo_ray.config.run import Config
 from capo_ray.engines.protocols import Stage, WeightReceipt
 from capo_ray.engines.receivers import Receivers, WeightMismatch
 

@@ -16,7 +16,8 @@ import pytest
 from aiohttp import web
 from openai_server import chat, serving_in_thread
 
-from capo_ray.config.run import ConfigError, compose
+from capo_ray.config.compose import compose
+from capo_ray.config.fault import ConfigError
 from capo_ray.credit.critique import render_reply, unwrap
 from capo_ray.evaluate.__main__ import main
 from capo_ray.evaluate.response import Response

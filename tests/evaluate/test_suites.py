@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config.run import ConfigError, conf_dir
+from capo_ray.config.compose import conf_dir
+from capo_ray.config.fault import ConfigError
 from capo_ray.data.problem import DataError
 from capo_ray.evaluate.choices import verify_choice
 from capo_ray.evaluate.suites import Question, find_suite, questions

@@ -16,8 +16,9 @@ import pytest
 import yaml
 from fuzz.mutate import TIMES
 
-from capo_ray.config.fault import ALIASES, keys
-from capo_ray.config.run import Config, ConfigError, compose, conf_dir, validate
+from capo_ray.config.compose import compose, conf_dir, validate
+from capo_ray.config.fault import ALIASES, ConfigError, keys
+from capo_ray.config.run import Config
 from capo_ray.planning.plan import plan_for, render
 
 SECRET = "sk-fuzzed0123456789abcdef"

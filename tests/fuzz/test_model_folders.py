@@ -9,8 +9,8 @@ import pytest
 from fuzz.mutate import break_json_file, odd_bytes, odd_json, seeds
 from model_folders import FAMILIES, make
 
-from capo_ray.config.blocks import Model
-from capo_ray.config.run import ConfigError
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.model import Model
 from capo_ray.credit.recorded import Tokens
 from capo_ray.models.find import find_model, shown
 from capo_ray.planning.machine import shape_of

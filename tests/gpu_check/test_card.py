@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from capo_ray.config.blocks import Trainer
-from capo_ray.config.run import compose
+from capo_ray.config.compose import compose
 from capo_ray.gpu_check import syncing, training, world
 from capo_ray.gpu_check.notes import Cannot, Notes
 from capo_ray.gpu_check.shapes import MODELS, flops_per_token, shape_of

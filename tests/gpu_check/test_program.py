@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from capo_ray.config.run import ConfigError
+from capo_ray.config.fault import ConfigError
 from capo_ray.gpu_check import __main__ as program
 from capo_ray.gpu_check.shapes import MODELS, flops_per_token, shape_of
 from capo_ray.gpu_check.training import peak_flops

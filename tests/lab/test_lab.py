@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config.run import Config, ConfigError
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.run import Config
 from capo_ray.files.run_dir import RunDirError
 from capo_ray.lab import __main__ as program
 from capo_ray.lab.design import Arm, Design, designs, load

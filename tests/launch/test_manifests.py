@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from capo_ray.config.run import compose
+from capo_ray.config.compose import compose
 from capo_ray.doctor.software import pins
 from capo_ray.planning.plan import plan_for
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config.blocks import Model
-from capo_ray.config.run import ConfigError, compose, conf_dir
+from capo_ray.config.compose import compose, conf_dir
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.model import Model
 from capo_ray.models.chat import conversation, render, template_in
 from capo_ray.models.find import ASSETS, find_model, shown
 

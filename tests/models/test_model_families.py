@@ -8,8 +8,8 @@ import pytest
 from model_folders import FAMILIES, make
 
 from capo_ray import launch
-from capo_ray.config.blocks import Model
-from capo_ray.config.run import ConfigError
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.model import Model
 from capo_ray.credit.steps import steps_of
 from capo_ray.credit.tokens import TokenTable
 from capo_ray.models.chat import conversation

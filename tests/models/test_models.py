@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from capo_ray.config.blocks import Model
-from capo_ray.config.run import ConfigError, compose
+from capo_ray.config.compose import compose
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.model import Model
 from capo_ray.models.files import tensor_shapes
 from capo_ray.models.find import ASSETS, find_model
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config.blocks import Cluster, Model
-from capo_ray.config.run import Config, ConfigError, compose
+from capo_ray.config.blocks import Cluster
+from capo_ray.config.compose import compose
+from capo_ray.config.fault import ConfigError
+from capo_ray.config.model import Model
+from capo_ray.config.run import Config
 from capo_ray.planning.bundles import misfit, seats
 from capo_ray.planning.machine import Machine, gpu_sizes, shape_of, this_machine
 from capo_ray.planning.memory import trainer_memory

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config.run import compose
+from capo_ray.config.compose import compose
 from capo_ray.plan import main
 from capo_ray.planning.estimate import estimate, measured, read_profile, splits, times
 from capo_ray.planning.hardware import GPUS

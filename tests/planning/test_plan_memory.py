@@ -7,8 +7,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from capo_ray.config.blocks import Shape, Trainer
-from capo_ray.config.run import compose
+from capo_ray.config.blocks import Trainer
+from capo_ray.config.compose import compose
+from capo_ray.config.model import Shape
 from capo_ray.learn.batch import MicroBatch
 from capo_ray.planning.memory import GIB, activation_bytes, rank_memory
 

@@ -10,7 +10,7 @@ import pytest
 from responses import response
 
 from capo_ray.config.blocks import Tracking
-from capo_ray.config.run import compose
+from capo_ray.config.compose import compose
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.reply import parse
 from capo_ray.credit.reward import Outcome

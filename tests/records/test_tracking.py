@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from capo_ray.config.blocks import Tracking
+from capo_ray.config.compose import compose
 from capo_ray.config.critic import Canaries
-from capo_ray.config.run import Config, compose
+from capo_ray.config.run import Config
 from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.files.run_dir import RunDirError
 from capo_ray.records import sinks

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from capo_ray.config.blocks import Data
-from capo_ray.config.run import compose, conf_dir
+from capo_ray.config.compose import compose, conf_dir
 from capo_ray.sft.__main__ import main
 from capo_ray.sft.conversations import encode, pieces, read, tokenizer_of, write_tokenizer
 from capo_ray.sft.examples import located, of_step, prepare

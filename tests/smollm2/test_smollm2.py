@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.config.run import ConfigError
+from capo_ray.config.fault import ConfigError
 from capo_ray.models.find import find_model
 from capo_ray.sft.__main__ import main as teach
 from capo_ray.sft.settings import parse

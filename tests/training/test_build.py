@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from capo_ray.config.run import compose
+from capo_ray.config.compose import compose
 from capo_ray.training.build import make_aggregator, make_critic, make_rollout, make_trainer, start_all
 
 CONFIG = compose(["+experiment=tiny_cpu"])

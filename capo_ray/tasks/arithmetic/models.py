@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from capo_ray.config.blocks import Block, setting
+from capo_ray.config.block import Block, setting
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.program import run_program
