@@ -1,7 +1,7 @@
-"""`python benchmarks/same_numbers.py RUN_DIR RUN_DIR`: do two runs have the same numbers, but for what depends on timing?
+"""`python benchmarks/same_numbers.py RUN_DIR RUN_DIR`: are the numbers of two runs the same?
 
-For a change that is not meant to alter results: run `tiny_cpu` before and after it with one seed. Ends with 1 where a
-step, a metric or a value differs, and says which.
+What depends on timing is left out. For a change that is not meant to alter results: run `tiny_cpu` before and after it
+with one seed. Ends with 1 where a step, a metric or a value differs, and says which.
 """
 
 from __future__ import annotations

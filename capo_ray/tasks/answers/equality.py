@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from capo_ray.tasks.answers import value
+from capo_ray.tasks.answers import comparison
 from capo_ray.tasks.answers.expression import Node, symbols
 from capo_ray.tasks.answers.kinds import (
     About,
@@ -26,6 +26,7 @@ from capo_ray.tasks.answers.kinds import (
     Words,
 )
 from capo_ray.tasks.answers.layout import one_name
+from capo_ray.tasks.answers.names import NUMBER_WORDS
 from capo_ray.tasks.answers.quantities import rounds_to, same_quantity
 from capo_ray.tasks.answers.reading import read_clean
 from capo_ray.tasks.answers.relations import same_relation
@@ -35,34 +36,6 @@ from capo_ray.tasks.answers.spelling import clean
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _CHOICE = re.compile(r"(?:(?:option|choice|answer) )?\(?([A-Z])\)?[.:)]?", re.IGNORECASE)
 _CHOICE_AND_TEXT = re.compile(r"(?:(?:option|choice) )?(?:\(([A-J])\) ?[.:]?|([A-J]) ?[.:)]) ?(\S.*)")
-_NUMBER_WORDS = {
-    name: n
-    for n, name in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-}
 
 
 def equal(gold: str, answer: str) -> bool:
@@ -173,7 +146,7 @@ def _sum_of_letters(gold: Quantity, found: Relation) -> bool:
         return node.op == "symbol" or (node.op == "add" and all(map(letters, node.parts)))
 
     left, right = found.sides[0], found.sides[-1]
-    return found.ops == ("=",) and letters(left) and not symbols(gold.node) and value.equal(gold.node, right)
+    return found.ops == ("=",) and letters(left) and not symbols(gold.node) and comparison.equal(gold.node, right)
 
 
 def _lone(answer: Answer) -> Answer:
@@ -193,7 +166,7 @@ def _values(answer: Answer) -> Sequence[Answer]:
 
 def _words(answer: Answer) -> str | int | None:
     if isinstance(answer, Words):
-        return _NUMBER_WORDS.get(answer.text, answer.text)
+        return NUMBER_WORDS.get(answer.text, answer.text)
     if isinstance(answer, Quantity) and not answer.percent:
         if letters := _letters(answer.node):
             return letters
@@ -324,7 +297,7 @@ def _ratios(gold: Answer, found: Answer) -> bool:
         return False
     above, below = ratio.parts
     assert isinstance(above, Quantity) and isinstance(below, Quantity)
-    return value.equal(Node("div", (above.node, below.node)), other.node) and not other.percent
+    return comparison.equal(Node("div", (above.node, below.node)), other.node) and not other.percent
 
 
 def _matrices(gold: Answer, found: Answer) -> bool:

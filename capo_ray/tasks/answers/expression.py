@@ -2,100 +2,20 @@ r"""An expression, from its cleaned spelling to a tree: LaTeX and program notati
 
 Reads numbers, symbols with subscripts, + - * / ^ !, implied products, fractions, roots, the usual functions with and
 without brackets, absolute values, floors and ceilings, and f(x) of an unknown f. What it does not know it refuses: it
-never takes a word for the product of its letters, nor two numbers side by side for one. Leaves out values (value).
+never takes a word for the product of its letters, nor two numbers side by side for one. Leaves out words and signs
+(tokens) and values (value).
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NoReturn
 
-FUNCTIONS = [
-    "arcsin",
-    "arccos",
-    "arctan",
-    "sinh",
-    "cosh",
-    "tanh",
-    "sin",
-    "cos",
-    "tan",
-    "cot",
-    "sec",
-    "csc",
-    "log",
-    "ln",
-    "lg",
-    "exp",
-    "sqrt",
-    "floor",
-    "ceil",
-    "abs",
-    "arccot",
-    "arcsec",
-    "arccsc",
-    "coth",
-]
-_ALIASES = {
-    "asin": "arcsin",
-    "acos": "arccos",
-    "atan": "arctan",
-    "cosec": "csc",
-    "tg": "tan",
-    "ctg": "cot",
-    "ceiling": "ceil",
-}
-GREEK = [
-    "alpha",
-    "beta",
-    "gamma",
-    "delta",
-    "epsilon",
-    "zeta",
-    "eta",
-    "theta",
-    "iota",
-    "kappa",
-    "lambda",
-    "mu",
-    "nu",
-    "xi",
-    "rho",
-    "sigma",
-    "tau",
-    "upsilon",
-    "phi",
-    "chi",
-    "psi",
-    "omega",
-    "Gamma",
-    "Delta",
-    "Theta",
-    "Lambda",
-    "Xi",
-    "Pi",
-    "Sigma",
-    "Upsilon",
-    "Phi",
-    "Psi",
-    "Omega",
-    "ell",
-    "hbar",
-]
-_NAMES = sorted([*FUNCTIONS, *_ALIASES, "pi", *(name for name in GREEK if len(name) > 2)], key=len, reverse=True)
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,4}(?![\d.A-Za-z]))?)|(?P<command>\\[A-Za-z]+|\\[{}])|(?P<word>[A-Za-z]+)"
-    r"|(?P<sign>[-+*/^_()\[\]{}|!',]))"
-)
+from capo_ray.tasks.answers.names import FUNCTIONS, GREEK
+from capo_ray.tasks.answers.tokens import Unreadable, tokens
+
 _DEEPEST = 60
-_LONGEST = 600
-"""Tokens."""
-
-
-class Unreadable(ValueError):
-    """Not an expression."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,43 +44,7 @@ def contains(node: Node, ops: tuple[str, ...]) -> bool:
 
 def parse(text: str) -> Node:
     """Raises Unreadable."""
-    return _Parser(_tokens(text)).whole()
-
-
-def _tokens(text: str) -> list[tuple[str, str, bool]]:
-    """(kind, text, whether white space stands before it); words are cut into names and letters."""
-    tokens: list[tuple[str, str, bool]] = []
-    place = 0
-    text = text.strip().replace("**", "^")
-    while place < len(text):
-        found = _TOKEN.match(text, place)
-        if found is None:
-            raise Unreadable(f"{text[place : place + 12]!r} is no part of an expression")
-        place, kind = found.end(), found.lastgroup or ""
-        spaced = found[0][:1].isspace()
-        if kind == "word":
-            tokens += _cut(found["word"], spaced)
-        else:
-            tokens.append((kind, found[kind], spaced))
-    if len(tokens) > _LONGEST:
-        raise Unreadable("too long")
-    return tokens
-
-
-def _cut(word: str, spaced: bool) -> list[tuple[str, str, bool]]:
-    tokens, letters = [], 0
-    rest = word
-    while rest:
-        name = next((name for name in _NAMES if rest.startswith(name)), None)
-        if name is not None:
-            tokens.append(("command", "\\" + _ALIASES.get(name, name), spaced))
-        else:
-            letters += 1
-            tokens.append(("letter", rest[0], spaced))
-        rest, spaced = rest[len(name or "x") :], False
-    if letters > 3:
-        raise Unreadable(f"{word!r} is a word")
-    return tokens
+    return _Parser(tokens(text)).whole()
 
 
 class _Parser:

@@ -15,9 +15,10 @@ from typing import Any
 
 import mpmath
 
-from capo_ray.tasks.answers import value
-from capo_ray.tasks.answers.expression import Unreadable, parse
+from capo_ray.tasks.answers import comparison, value
+from capo_ray.tasks.answers.expression import parse
 from capo_ray.tasks.answers.spelling import clean
+from capo_ray.tasks.answers.tokens import Unreadable
 
 _COMMANDS = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|det)(?![A-Za-z])|\\begin\s*\{[vV]matrix\}")
 
@@ -35,9 +36,9 @@ def equal(gold: str, answer: str) -> bool:
     names = frozenset(str(symbol) for one in (wanted, found) for symbol in one.free_symbols)
     met = 0
     with mpmath.workdps(value.DIGITS):
-        for at in value.points(names, whole=True):
+        for at in comparison.points(names, whole=True):
             values = [_value(one, at) for one in (wanted, found)]
-            if None in values or not value.same(*values):
+            if None in values or not comparison.same(*values):
                 return False
             met += 1
             if not names or met == 3:

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import mpmath
 
-from capo_ray.tasks.answers import value
+from capo_ray.tasks.answers import comparison, value
 from capo_ray.tasks.answers.expression import Node, number
 from capo_ray.tasks.answers.kinds import Answer, Quantity
 from capo_ray.tasks.answers.units import agree
@@ -21,7 +21,7 @@ def same_quantity(gold: Quantity, found: Quantity) -> bool:
     if {"cent"} in (gold.unit, found.unit) and {"dollar"} in (gold.unit, found.unit):
         one = Node("div", (one, number(100))) if gold.unit == {"cent"} else one
         other = Node("div", (other, number(100))) if found.unit == {"cent"} else other
-        return value.equal(one, other)
+        return comparison.equal(one, other)
     if not agree(gold.unit, found.unit):
         return False
     if _same_value(gold, found):
@@ -29,11 +29,11 @@ def same_quantity(gold: Quantity, found: Quantity) -> bool:
     if gold.percent == found.percent:
         return False
     hundredth = Node("div", (one if gold.percent else other, number(100)))
-    return value.equal(hundredth, other if gold.percent else one)
+    return comparison.equal(hundredth, other if gold.percent else one)
 
 
 def _same_value(gold: Quantity, found: Quantity) -> bool:
-    return value.equal(gold.node, found.node) or (bool(gold.decimal or found.decimal) and _near(gold, found))
+    return comparison.equal(gold.node, found.node) or (bool(gold.decimal or found.decimal) and _near(gold, found))
 
 
 def _near(gold: Quantity, found: Quantity) -> bool:

@@ -10,7 +10,7 @@ import re
 from functools import partial
 
 from capo_ray.tasks.answers import relations, sets
-from capo_ray.tasks.answers.expression import FUNCTIONS, Node, Unreadable, number, parse
+from capo_ray.tasks.answers.expression import Node, number, parse
 from capo_ray.tasks.answers.kinds import (
     About,
     Answer,
@@ -26,8 +26,10 @@ from capo_ray.tasks.answers.kinds import (
     Words,
 )
 from capo_ray.tasks.answers.layout import balanced, split_top
+from capo_ray.tasks.answers.names import FUNCTIONS, NUMBER_WORDS
 from capo_ray.tasks.answers.sets import INFINITE, Read
 from capo_ray.tasks.answers.spelling import clean
+from capo_ray.tasks.answers.tokens import Unreadable
 from capo_ray.tasks.answers.units import split_unit
 
 _BASED = re.compile(
@@ -35,30 +37,11 @@ _BASED = re.compile(
     r"|,? ?(?:in |\(in |\()?base[- ]?(\d{1,2}|[a-z]+)\)?)",
     re.IGNORECASE,
 )
-_BASE_NAMES = {
-    name: n
-    for n, name in enumerate(
-        [
-            "-",
-            "-",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-        ]
-    )
-} | {"twenty": 20, "binary": 2, "octal": 8, "hexadecimal": 16}
+_BASE_NAMES = {name: value for name, value in NUMBER_WORDS.items() if 2 <= value <= 16 or value == 20} | {
+    "binary": 2,
+    "octal": 8,
+    "hexadecimal": 16,
+}
 _MATRIX = re.compile(
     r"\(? ?\\begin ?\{([pbBvV]?)(?:small)?(?:matrix|array)\}(?:\{[lcr| ]*\})?(.*)"
     r"\\end ?\{[pbBvV]?(?:small)?(?:matrix|array)\} ?\)?",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from capo_ray.tasks.answers import value
-from capo_ray.tasks.answers.expression import Node, Unreadable, parse, symbols
+from capo_ray.tasks.answers import comparison
+from capo_ray.tasks.answers.expression import Node, parse, symbols
 from capo_ray.tasks.answers.kinds import Answer, Named, Quantity, Reals, Relation, Span
 from capo_ray.tasks.answers.layout import is_name, split_top
 from capo_ray.tasks.answers.quantities import rounds_to, same_quantity
 from capo_ray.tasks.answers.sets import INFINITE, Read, all_but
+from capo_ray.tasks.answers.tokens import Unreadable
 
 _SIGNS = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|=|<|>")
 _TURNED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
@@ -106,14 +107,14 @@ def same_relation(gold: Relation, found: Relation) -> bool:
     if len(gold.ops) == len(found.ops) == 1:
         return _single(gold, found)
     for ops, sides in ((found.ops, found.sides), (tuple(_TURNED[op] for op in found.ops[::-1]), found.sides[::-1])):
-        if ops == gold.ops and all(value.equal(a, b) for a, b in zip(gold.sides, sides, strict=True)):
+        if ops == gold.ops and all(comparison.equal(a, b) for a, b in zip(gold.sides, sides, strict=True)):
             return True
     return False
 
 
 def _single(gold: Relation, found: Relation) -> bool:
     """lhs - rhs of one is a multiple of the other's: any for equations, a positive one for inequalities."""
-    sign = value.proportional(_difference(gold), _difference(found))
+    sign = comparison.proportional(_difference(gold), _difference(found))
     if sign == 0:
         return False
     if gold.ops[0] in ("=", "\\ne"):

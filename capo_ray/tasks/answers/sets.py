@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import mpmath
 
-from capo_ray.tasks.answers import value
+from capo_ray.tasks.answers import comparison, value
 from capo_ray.tasks.answers.expression import Node
 from capo_ray.tasks.answers.kinds import Answer, Items, Quantity, Reals, Span
 from capo_ray.tasks.answers.layout import is_name, split_top
@@ -110,7 +110,7 @@ def _spans_of(answer: Answer) -> Sequence[Span] | None:
 
 def _same_span(one: Span, other: Span) -> bool:
     return (one.low_closed, one.high_closed) == (other.low_closed, other.high_closed) and (
-        value.equal(one.low, other.low) and value.equal(one.high, other.high)
+        comparison.equal(one.low, other.low) and comparison.equal(one.high, other.high)
     )
 
 
@@ -157,4 +157,4 @@ def _same_end(one: value.Value, other: value.Value) -> bool:
     if mpmath.inf in (abs(one), abs(other)):
         return bool(one == other)
     with mpmath.workdps(value.DIGITS):
-        return value.same(one, other)
+        return comparison.same(one, other)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from capo_ray.tasks.answers.expression import FUNCTIONS, GREEK
+from capo_ray.tasks.answers.names import FUNCTIONS, GREEK
 
 _MEASURES = {
     "mm": "millimeter millimetre",

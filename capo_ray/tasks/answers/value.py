@@ -1,36 +1,26 @@
-"""Whether two expressions have the same value: exactly where they are rational, else to 40 of 60 digits.
+"""The value of an expression at a point of its symbols: exact where it is rational, else to 60 digits.
 
-With symbols they are compared at drawn points, always the same: two expressions that agree at five of them are equal.
-There is no absolute tolerance: 1/52! is not 4/52!, and a value that looks like zero is looked at again with 250 digits.
-Everything has a bound, so nothing here hangs: what grows out of it is `TooLarge`. Leaves out parsing (expression).
+Everything has a bound, so nothing here hangs: what grows out of it is `TooLarge`. Leaves out parsing (expression) and
+comparing (comparison).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
-from functools import partial
 from typing import Any
 
 import mpmath
 
-from capo_ray.tasks.answers.expression import Node, contains, symbols
+from capo_ray.tasks.answers.expression import Node, symbols
 
 DIGITS = 60
-_AGAIN = 250
-_SAME = 40
-"""Digits that have to agree."""
 _MOST_BITS = 20_000
 """Of an exact number; beyond that it is a floating one."""
 _LARGEST_LOG = 1e7
 """Natural logarithm of the largest power that is taken."""
-_POINTS = 5
-_POINTS_OF_STEPS = 40
-"""For floors and ceilings, which agree at many points and differ at others."""
-_STEPPED = ("floor", "ceil")
-_WHOLE_ONLY = ("floor", "ceil", "factorial", "binom")
 Value = Any
 """Fraction where it is known exactly, else mpmath's mpf or mpc."""
 
@@ -68,12 +58,12 @@ def _value(node: Node, at: Mapping[str, Fraction], angle: bool) -> Value:
     return _OPS[op](*parts)
 
 
-def _float(value: Value) -> Value:
+def floating(value: Value) -> Value:
     return mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
 
 
 def _both(a: Value, b: Value) -> tuple[Value, Value]:
-    return (a, b) if isinstance(a, Fraction) and isinstance(b, Fraction) else (_float(a), _float(b))
+    return (a, b) if isinstance(a, Fraction) and isinstance(b, Fraction) else (floating(a), floating(b))
 
 
 def _plus(a: Value, b: Value) -> Value:
@@ -86,14 +76,14 @@ def _times(a: Value, b: Value) -> Value:
     return _bounded(a * b)
 
 
-def _over(a: Value, b: Value) -> Value:
+def over(a: Value, b: Value) -> Value:
     a, b = _both(a, b)
     return _bounded(a / b)
 
 
 def _bounded(value: Value) -> Value:
     if isinstance(value, Fraction) and max(value.numerator.bit_length(), value.denominator.bit_length()) > _MOST_BITS:
-        return _float(value)
+        return floating(value)
     return value
 
 
@@ -107,7 +97,7 @@ def _power(base: Value, exponent: Value) -> Value:
             return base**exponent if whole else base
         if (root := _exact_root(base, exponent)) is not None:
             return root
-    base, exponent = _float(base), _float(exponent)
+    base, exponent = floating(base), floating(exponent)
     if abs(exponent) > _LARGEST_LOG or (base != 0 and abs(mpmath.log(abs(base)) * exponent) > _LARGEST_LOG):
         raise TooLarge("a power out of bounds")
     return mpmath.power(base, exponent)
@@ -144,10 +134,10 @@ def _real_negative(value: Value) -> bool:
 
 
 def _log(value: Value, base: Value | None = None) -> Value:
-    value = _float(value)
+    value = floating(value)
     if value == 0:
         raise TooLarge("the logarithm of zero")
-    return mpmath.log(value) if base is None else mpmath.log(value) / mpmath.log(_float(base))
+    return mpmath.log(value) if base is None else mpmath.log(value) / mpmath.log(floating(base))
 
 
 def _factorial(value: Value) -> Value:
@@ -155,7 +145,7 @@ def _factorial(value: Value) -> Value:
         return Fraction(math.factorial(int(value)))
     if abs(value) > 1e5:
         raise TooLarge("a factorial out of bounds")
-    return mpmath.factorial(_float(value))
+    return mpmath.factorial(floating(value))
 
 
 def _binomial(n: Value, k: Value) -> Value:
@@ -163,7 +153,7 @@ def _binomial(n: Value, k: Value) -> Value:
         return Fraction(math.comb(int(n), int(k)))
     if max(abs(n), abs(k)) > 1e5:
         raise TooLarge("a binomial out of bounds")
-    return mpmath.binomial(_float(n), _float(k))
+    return mpmath.binomial(floating(n), floating(k))
 
 
 def _rounded(down: bool) -> Callable[[Value], Value]:
@@ -183,15 +173,15 @@ def _exp(value: Value) -> Value:
 
 def _unknown(name: str, argument: Value) -> Value:
     """A smooth function of which nothing is known but its name."""
-    number = _float(_hashed("call " + name))
+    number = floating(hashed("call " + name))
     if abs(argument) > 1e6:
         raise TooLarge("an argument out of bounds")
-    return mpmath.sin(number * _float(argument) + 1) + number
+    return mpmath.sin(number * floating(argument) + 1) + number
 
 
 def _plain(function: Callable[[Any], Any]) -> Callable[[Value], Value]:
     def call(value: Value) -> Value:
-        value = _float(value)
+        value = floating(value)
         if abs(value) > 1e15:
             raise TooLarge("an argument out of bounds")
         return function(value)
@@ -219,113 +209,26 @@ _OPS: dict[str, Callable[..., Value]] = {
     "add": _plus,
     "neg": lambda value: -value,
     "mul": _times,
-    "div": _over,
+    "div": over,
     "pow": _power,
 }
 
 
-# ---- comparing -------------------------------------------------------------------------------------------------------
-
-
-def equal(one: Node, other: Node) -> bool:
-    """Whether they have one value, at every point. An infinity equals itself alone."""
-    if (infinite := _infinity(one)) or _infinity(other):
-        return infinite is not None and infinite == _infinity(other)
-    if symbols(one) != symbols(other) and not (symbols(one) | symbols(other)):
-        return False
-    with mpmath.workdps(DIGITS):
-        return _equal_at_points(one, other)
-
-
-def _infinity(node: Node) -> int | None:
-    """1 or -1 for plus and minus infinity, else None."""
-    if node.op == "neg" and (inner := _infinity(node.parts[0])):
-        return -inner
-    return 1 if node.op == "constant" and node.name == "infty" else None
-
-
-def _equal_at_points(one: Node, other: Node) -> bool:
-    met = 0
-    names = symbols(one) | symbols(other)
-    stepped = contains(one, _STEPPED) or contains(other, _STEPPED)
-    enough = _POINTS_OF_STEPS if stepped else _POINTS
-    real = not contains(one, ("i",)) and not contains(other, ("i",))
-    for at in points(names, whole=contains(one, _WHOLE_ONLY) or contains(other, _WHOLE_ONLY)):
-        try:
-            wanted = value_of(one, at)
-        except TooLarge:
-            if not names:
-                return False
-            continue
-        try:
-            there = value_of(other, at)
-        except TooLarge:
-            return False
-        if names and real and (_complex(wanted) or _complex(there)):
-            continue  # outside of what the answers are meant for
-        try:
-            if not same(wanted, there, partial(_both_again, one, other, at)):
-                return False
-        except TooLarge:
-            return False
-        met += 1
-        if not names or met == enough:
-            return True
-    return met >= (enough if stepped else 2)
-
-
-def _both_again(one: Node, other: Node, at: Mapping[str, Fraction]) -> tuple[Value, Value]:
-    return _again(one, at), _again(other, at)
-
-
-def _complex(found: Value) -> bool:
-    return isinstance(found, mpmath.mpc) and bool(abs(found.imag) > abs(found) * mpmath.mpf(10) ** -_SAME)
-
-
-def _again(node: Node, at: Mapping[str, Fraction]) -> Value:
-    with mpmath.workdps(_AGAIN):
-        found = value_of(node, at)
-        if isinstance(found, Fraction) or abs(found) >= mpmath.mpf(10) ** (30 - _AGAIN):
-            return found
-        return mpmath.mpf(0)
-
-
-def same(one: Value, other: Value, again: Callable[[], tuple[Value, Value]] | None = None) -> bool:
-    if isinstance(one, Fraction) and isinstance(other, Fraction):
-        return one == other
-    one, other = _float(one), _float(other)
-    largest, apart = max(abs(one), abs(other)), abs(one - other)
-    if apart <= largest * mpmath.mpf(10) ** -_SAME:
-        return True
-    if again is None or (apart > largest * mpmath.mpf(10) ** -12 and largest > mpmath.mpf(10) ** -30):
-        return False
-    with mpmath.workdps(_AGAIN):
-        return same(*again())
-
-
-def points(names: frozenset[str], *, whole: bool) -> Iterator[dict[str, Fraction]]:
-    """Drawn by the names alone: of positive numbers first, then of both signs. One empty point without names."""
-    if not names:
-        yield {}
-        return
-    for trial in range(3 * _POINTS if not whole else 2 * _POINTS_OF_STEPS):
-        draws = {name: _hashed(f"{trial} {name}") for name in names}
-        if whole:
-            yield {name: Fraction(3 + int(draw * 40)) for name, draw in draws.items()}
-        elif trial < 3:
-            yield {name: draw * 3 + Fraction(1, 7) for name, draw in draws.items()}
-        else:
-            yield {name: draw * 6 - 3 for name, draw in draws.items()}
-
-
-def _hashed(text: str) -> Fraction:
+def hashed(text: str) -> Fraction:
     """In (0, 1)."""
     return Fraction(1 + int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:2], "big"), 65_539)
 
 
+def infinity(node: Node) -> int | None:
+    """1 or -1 for plus and minus infinity, else None."""
+    if node.op == "neg" and (inner := infinity(node.parts[0])):
+        return -inner
+    return 1 if node.op == "constant" and node.name == "infty" else None
+
+
 def real_value(node: Node) -> Value | None:
     """Of a number without symbols; an infinity is a float. None where there is no real value."""
-    if infinite := _infinity(node):
+    if infinite := infinity(node):
         return mpmath.inf * infinite
     if symbols(node):
         return None
@@ -340,27 +243,4 @@ def real_value(node: Node) -> Value | None:
 def number_of(found: Value) -> Value:
     """A real value as a floating number, to compare with one."""
     with mpmath.workdps(DIGITS):
-        return _float(found)
-
-
-def proportional(one: Node, other: Node) -> int:
-    """The sign of c where one = c * other at every point, else 0."""
-    names = symbols(one) | symbols(other)
-    if not names or symbols(one) != symbols(other):
-        return 0
-    ratios: list[Value] = []
-    with mpmath.workdps(DIGITS):
-        for at in points(names, whole=False):
-            try:
-                above, below = value_of(one, at), value_of(other, at)
-                ratio = _over(above, below)
-            except (TooLarge, ZeroDivisionError):
-                continue
-            if isinstance(ratio, mpmath.mpc):
-                continue
-            ratios.append(ratio)
-            if len(ratios) == _POINTS:
-                break
-        if len(ratios) < 2 or not ratios[0] or not all(same(ratios[0], ratio) for ratio in ratios[1:]):
-            return 0
-        return 1 if ratios[0] > 0 else -1
+        return floating(found)
