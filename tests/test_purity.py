@@ -189,6 +189,13 @@ def test_the_block_blocks() -> None:
     assert "blocked: torch" in done.stderr
 
 
+def test_every_room_is_a_package() -> None:
+    """Without an __init__ it is left out of what is installed."""
+    assert [
+        folder for folder in {path.parent for path in PACKAGE.rglob("*.py")} if not (folder / "__init__.py").exists()
+    ] == []
+
+
 def test_every_init_is_empty() -> None:
     assert [str(path) for path in PACKAGE.rglob("__init__.py") if path.stat().st_size] == []
 

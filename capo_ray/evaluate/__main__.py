@@ -2,7 +2,7 @@
 
 Every response is kept in OUT/responses.jsonl with its grade, every critique in OUT/critiques.jsonl: the same command
 goes on where it was stopped, and shows the figures again when all is there. Leaves out what benchmarks are (suites),
-grading, and what the figures mean (metrics).
+grading, and what the figures mean (records.estimates).
 """
 
 from __future__ import annotations

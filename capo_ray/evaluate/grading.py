@@ -1,7 +1,7 @@
 """Is a response right, which of its steps are, and which wrong answers are the same answer?
 
 Mathematics goes to the same verifier as in training, choices are compared by letter, the tiny world has a checker of
-its own. Leaves out counting (metrics).
+its own. Leaves out counting (report, records.estimates).
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def needs(bundles: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """What all `bundles` together ask for, by resource."""
     asked: Counter[str] = Counter()
     for bundle in bundles:
-        asked.update(bundle)  # type: ignore[arg-type]  # a Counter adds floats too
+        asked.update(bundle)  # a Counter adds floats too
     return {resource: round(number, 6) for resource, number in asked.items()}
 
 

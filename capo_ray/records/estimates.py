@@ -93,4 +93,5 @@ def _drawn(values: Sequence[float], rng: np.random.Generator) -> np.ndarray:
 
     different, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
     drawn = rng.multinomial(len(values), counts / len(values), size=DRAWS)
-    return drawn @ different / len(values)
+    means: np.ndarray = drawn @ different / len(values)
+    return means

@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from capo_ray.types import Metrics
 
@@ -163,7 +163,7 @@ class InPlace:
         self._live = Live(
             get_renderable=self._show, console=self._console, refresh_per_second=2, redirect_stderr=shared
         )
-        written, self._moved = sys.stderr, list[logging.StreamHandler]()
+        written, self._moved = sys.stderr, list[logging.StreamHandler[Any]]()
         self._live.start()
         for handler in logging.getLogger().handlers:
             if shared and isinstance(handler, logging.StreamHandler) and handler.stream is written:

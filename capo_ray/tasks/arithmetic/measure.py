@@ -76,7 +76,8 @@ class Sampler:
                 pad_token_id=self._tokenizer.pad_token_id,
                 **sampled,
             )
-        return self._tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+        texts: list[str] = self._tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+        return texts
 
 
 def answer(policy: Sampler, asked: Sequence[Problem], temperature: float) -> list[str]:
