@@ -92,9 +92,7 @@ class RayCrew:
         )
         self._trained = 0
         """Version of the weights that the trainer holds once it has done what it was told."""
-        self._speeds = Speeds(
-            workers=parts.workers, critics=parts.critics, aggregators=parts.aggregators, trainers=parts.trainers
-        )
+        self._speeds = Speeds(parts)
 
     async def restore(self) -> int:
         await self._speeds.take()  # engines may have worked for another run before

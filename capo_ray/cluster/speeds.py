@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from ray.exceptions import RayActorError
 
@@ -21,13 +21,24 @@ _GROW = ("busy_s", "generated_tokens", "prompt_tokens", "trained_tokens")
 ROLES = ("rollout", "critic", "trainer", "aggregator")
 
 
+class Actors(Protocol):
+    """All actors of a crew."""
+
+    @property
+    def workers(self) -> Sequence[Any]: ...
+    @property
+    def critics(self) -> Sequence[Any]: ...
+    @property
+    def aggregators(self) -> Sequence[Any]: ...
+    @property
+    def trainers(self) -> TrainerGroup: ...
+
+
 class Speeds:
     """Asks all actors for their totals. One that is lost is left out; one that was started again counts from 0."""
 
-    def __init__(
-        self, *, workers: Sequence[Any], critics: Sequence[Any], aggregators: Sequence[Any], trainers: TrainerGroup
-    ) -> None:
-        self._workers, self._critics, self._aggregators, self._trainers = workers, critics, aggregators, trainers
+    def __init__(self, actors: Actors) -> None:
+        self._actors = actors
         self._seen: dict[str, Metrics] = {}
         self._since = monotonic()
 
@@ -42,15 +53,15 @@ class Speeds:
         return speeds(new, elapsed)
 
     async def _totals(self) -> dict[tuple[str, str], Metrics]:
-        calls = {("rollout", f"rollout-{n}"): worker.metrics.remote() for n, worker in enumerate(self._workers)}
-        calls |= {("critic", f"critic-{n}"): critic.metrics.remote() for n, critic in enumerate(self._critics)}
-        calls |= {("aggregator", f"aggregator-{n}"): s.totals.remote() for n, s in enumerate(self._aggregators)}
+        calls = {("rollout", f"rollout-{n}"): worker.metrics.remote() for n, worker in enumerate(self._actors.workers)}
+        calls |= {("critic", f"critic-{n}"): critic.metrics.remote() for n, critic in enumerate(self._actors.critics)}
+        calls |= {("aggregator", f"aggregator-{n}"): s.totals.remote() for n, s in enumerate(self._actors.aggregators)}
         answers = await asyncio.gather(*map(_unless_lost, calls.values()))
         found = {key: totals for key, totals in zip(calls, answers, strict=True) if totals is not None}
-        asked = await asyncio.gather(*(_unless_lost(shard.engines.remote()) for shard in self._aggregators))
+        asked = await asyncio.gather(*(_unless_lost(shard.engines.remote()) for shard in self._actors.aggregators))
         for n, engines in enumerate(asked):
             found |= {("critic", f"{name} from aggregator-{n}"): totals for name, totals in (engines or {}).items()}
-        ranks = await _unless_lost(self._trainers.metrics()) or []
+        ranks = await _unless_lost(self._actors.trainers.metrics()) or []
         return found | {("trainer", f"trainer-{n}"): totals for n, totals in enumerate(ranks)}
 
 

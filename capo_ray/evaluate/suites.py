@@ -85,7 +85,8 @@ def find_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
         try:
             suite[str(key)] = Benchmark.model_validate(plain)
         except ValidationError as error:
-            raise ConfigError(line(error.errors()[0], Benchmark, f"suite.{key}")) from None
+            fault = line(error.errors()[0], Benchmark, f"suite.{key}", see="docs/configuration.md")
+            raise ConfigError(fault) from None
     return suite
 
 

@@ -72,9 +72,9 @@ class Call:
         return answer
 
 
-def asking(**given: Any) -> Speeds:
+def parts(**given: Any) -> Any:
     none = {"workers": [], "critics": [], "aggregators": [], "trainers": SimpleNamespace(metrics=Call([]))}
-    return Speeds(**{**none, **given})
+    return SimpleNamespace(**{**none, **given})
 
 
 def test_an_actor_that_is_lost_is_left_out_until_it_is_back() -> None:
@@ -83,7 +83,7 @@ def test_an_actor_that_is_lost_is_left_out_until_it_is_back() -> None:
         totals=Call(*[{"busy_s": 0.0}] * 3), engines=Call({}, {}, {"judge at host": engine(7, 1, 10, 5)})
     )
     trainers = SimpleNamespace(metrics=Call([], ActorDiedError(), []))
-    crew = asking(workers=[worker], aggregators=[shard], trainers=trainers)
+    crew = Speeds(parts(workers=[worker], aggregators=[shard], trainers=trainers))
 
     async def three() -> list[dict[str, float]]:
         return [await crew.take() for _ in range(3)]
@@ -99,4 +99,4 @@ def test_an_actor_that_is_lost_is_left_out_until_it_is_back() -> None:
 def test_other_errors_are_raised() -> None:
     worker = SimpleNamespace(metrics=Call(ValueError("a bug")))
     with pytest.raises(ValueError, match="a bug"):
-        asyncio.run(asking(workers=[worker]).take())
+        asyncio.run(Speeds(parts(workers=[worker])).take())

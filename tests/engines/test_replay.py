@@ -141,7 +141,7 @@ def test_what_cannot_be_repeated_is_refused_in_one_line(tmp_path: Path, capsys: 
     assert f"{run_dir}/config.yaml cannot be read" in refused(str(run_dir))
     write_config(compose([*TINY, "trainer.ranks=1"]), run_dir)
     assert "is of 2 ranks, " in refused(str(folder))
-    assert "device: cpu or gpu, got tpu" in refused(str(folder), "device=tpu")
+    assert "device: must be one of cpu, gpu, got 'tpu'" in refused(str(folder), "device=tpu")
     elsewhere = tmp_path / "copy"
     shutil.copytree(folder, elsewhere)
     assert "name the run by run_dir=" in refused(str(elsewhere))
