@@ -43,8 +43,9 @@ class Given:
 
     @property
     def leaves_out(self) -> bool:
-        """`GROUP=null`"""
-        return self.is_group and self.text == "null" and not self.mark and "@" not in self.key
+        """`GROUP=null`, or `~GROUP`: Hydra alone would take the file away and keep what experiments set in its block."""
+        left = (self.mark, self.text) in (("", "null"), ("~", None))
+        return self.is_group and left and "@" not in self.key
 
     @property
     def sets_value(self) -> bool:

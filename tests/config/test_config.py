@@ -494,8 +494,9 @@ def test_process_weight_above_outcome_weight_is_a_warning() -> None:
         compose([TINY, "reward.process_weight=1.9"])
 
 
-def test_grpo_needs_no_critic() -> None:
-    config = compose([TINY, "critic=null", "algorithm=grpo"])
+@pytest.mark.parametrize("left_out", ["critic=null", "~critic"])
+def test_grpo_needs_no_critic(left_out: str) -> None:
+    config = compose([TINY, left_out, "algorithm=grpo"])
     assert config.critic is None and config.algorithm.advantage == "grpo"
 
 
