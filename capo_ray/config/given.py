@@ -43,7 +43,7 @@ class Given:
 
     @property
     def leaves_out(self) -> bool:
-        """`GROUP=null`, or `~GROUP`: Hydra alone would take the file away and keep what experiments set in its block."""
+        """`GROUP=null`, or `~GROUP`: Hydra alone would take the file away and keep what experiments set in it."""
         left = (self.mark, self.text) in (("", "null"), ("~", None))
         return self.is_group and left and "@" not in self.key
 

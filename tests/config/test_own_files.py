@@ -104,7 +104,10 @@ def test_a_run_is_resumed_by_its_directory_alone(kept: Config) -> None:
         ),
         ("config=bytes.yaml", "config: bytes.yaml cannot be read: it is no UTF-8 text"),
         ("config=run/config.yaml experiment=tiny_cpu", "config, experiment: both say where everything else comes from"),
-        ("config=run/config.yaml ~critic.model", "~critic.model: this goes with an experiment, and config= names a whole file"),
+        (
+            "config=run/config.yaml ~critic.model",
+            "~critic.model: this goes with an experiment, and config= names a whole file",
+        ),
         ("config=run/config.yaml stepz=3", "stepz: no such key; did you mean steps?"),
         ("run_dir=none resume=true", "run_dir: none holds no run to resume (no config.yaml)"),
     ],
