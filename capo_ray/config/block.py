@@ -6,13 +6,17 @@ Leaves out the blocks themselves (see `blocks`, `critic`, `method`).
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypedDict, TypeVar, Unpack, get_args, overload
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, Unpack, get_args, overload
 
 from pydantic import AfterValidator, Field, JsonValue, WithJsonSchema
 
 from capo_ray import extension
 from capo_ray.config.fault import shown
 from capo_ray.config.sensible import Sensible
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 class Block(Sensible):
@@ -23,6 +27,15 @@ MOST_PROCESSES = 4096
 """Of one role: no plan is made for more."""
 
 T = TypeVar("T")
+Made = TypeVar("Made", bound="DataclassInstance")
+
+
+def filled(kind: type[Made], *blocks: Block, **more: Any) -> Made:
+    """What a room that knows no configuration takes of it: every field from the block that has one of its name, but
+    those in `more`; the others keep the dataclass's defaults."""
+    names = {field.name for field in fields(kind)} - more.keys()
+    given = {name: getattr(block, name) for block in blocks for name in names & type(block).model_fields.keys()}
+    return kind(**given, **more)
 
 
 class Limits(TypedDict, total=False):

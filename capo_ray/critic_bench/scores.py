@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from capo_ray.credit.flags import FlagCounts, Labels, flags
 from capo_ray.credit.vote import Vote, agreement, sealed, vote
-from capo_ray.critics.settings import CriticSettings
+from capo_ray.critics.settings import adaptive_rounds
 from capo_ray.types import FAILED_OUTCOMES, Critique, Metrics
 
 VOTES: tuple[Vote, ...] = ("intersection", "majority", "strict_majority", "union", "average")
@@ -104,8 +104,8 @@ def _harmonic(a: float | None, b: float | None) -> float | None:
 
 
 def adaptive_share(judged: Sequence[Judged], how: Vote, k: int, first_round: int) -> float | None:
-    """Tokens of the critiques that voting in rounds asks for (CriticSettings.rounds), over those of all k."""
-    ends = list(accumulate(CriticSettings(critiques=k, adaptive=True, vote=how, first_round=first_round).rounds(k)))
+    """Tokens of the critiques that voting in rounds asks for (critics.settings), over those of all k."""
+    ends = list(accumulate(adaptive_rounds(k, how, first=first_round)))
     spent = whole = 0
     for response in judged:
         asked = response.critiques[:k]

@@ -15,21 +15,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from capo_ray.critics.routing import Member, Pool, Routing, Ticket
+from capo_ray.critics.routing import Member, Pool, Ticket
+from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.protocols import CriticEngine, EngineBusy, Message, PromptTooLong, Replies, RequestRejected
 from capo_ray.types import CritiqueOutcome, Sampling
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retrying:
-    """How often a request is tried."""
-
-    attempts: int = 3
-    """Tries of one request, each on another engine as long as there are."""
-    backoff_s: float = 0.5
-    """Seconds before the second try; twice as many before each further one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +91,12 @@ _PING_SAMPLING = Sampling(max_tokens=16)
 class Line:
     """Asks one critic."""
 
-    def __init__(self, engines: Sequence[CriticEngine], routing: Routing, retrying: Retrying) -> None:
+    def __init__(self, engines: Sequence[CriticEngine], settings: CriticSettings, *, room: int) -> None:
+        """`room`: requests in flight per engine, at most."""
         if not engines:
             raise ValueError("critics need at least one engine")
-        self.pool = Pool(engines, routing)
-        self._routing = routing
-        self._retrying = retrying
+        self.pool = Pool(engines, settings, room=room)
+        self._settings = settings
         self._reviving: dict[Member, asyncio.Task[None]] = {}
         self._limits: dict[Member, set[asyncio.Timeout]] = {member: set() for member in self.pool.members}
         """The time limits of what each has in hand."""
@@ -132,16 +123,16 @@ class Line:
                 continue
             if isinstance(answer, _Rejected):
                 failures, rejections = failures + 1, rejections + 1
-                if failures == self._retrying.attempts or rejections == len(self.pool.members):
+                if failures == self._settings.attempts or rejections == len(self.pool.members):
                     return answer.failure
                 continue
             if answer.outcome == "refused":
                 return answer
             log.info("critic %s failed on %s: %s", member.engine.name, request.key, answer.cause)
             failures += 1
-            if failures == self._retrying.attempts:
+            if failures == self._settings.attempts:
                 return answer
-            await asyncio.sleep(self._retrying.backoff_s * 2 ** (failures - 1))
+            await asyncio.sleep(self._settings.backoff_s * 2 ** (failures - 1))
 
     async def _try(
         self, request: Request, ticket: Ticket, member: Member
@@ -184,7 +175,7 @@ class Line:
                 if (wait := self.pool.pause_s(member)) > 0:
                     await asyncio.sleep(wait)
                     continue
-                answer = await self._complete(ping, member, self._routing.deadline_floor_s)
+                answer = await self._complete(ping, member, self._settings.ping_s)
                 if isinstance(answer, Failure) and answer.outcome != "refused":
                     self.pool.still_broken(member, answer.cause)
                     self._give_up(member)

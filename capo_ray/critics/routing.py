@@ -15,6 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
+from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.protocols import CriticEngine
 
 log = logging.getLogger(__name__)
@@ -30,26 +31,6 @@ _GROWTH = 0.25
 _TINY = 1e-9
 _TOLERANCE = 1.5
 """Times the fastest engine's pace that count as equally fast."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Routing:
-    """How engines are loaded and left alone."""
-
-    room: int
-    """Requests in flight per engine, at most."""
-    prefix_slack: int = 4
-    """Requests by which the engine that has the prefix may be busier than the idlest one."""
-    break_after: int = 3
-    """Failures in a row after which an engine is left alone."""
-    break_pause_s: float = 30.0
-    """Seconds until it is asked whether it is up again; also where it is busy and does not say for how long."""
-    patience_s: float = 60.0
-    """Seconds that requests queue while every engine is left alone; then they are sent away until one is up."""
-    deadline_s: float = 600.0
-    """Most seconds that a request is given; all of them where nothing is known of the engine's pace."""
-    deadline_floor_s: float = 30.0
-    """Least seconds that a request is given."""
 
 
 @dataclass(slots=True, eq=False)
@@ -119,10 +100,12 @@ class Ticket:
 class Pool:
     """Seats tickets at members. Lives on one event loop."""
 
-    def __init__(self, engines: Sequence[CriticEngine], routing: Routing) -> None:
-        self.members = [Member(engine, routing.room) for engine in engines]
+    def __init__(self, engines: Sequence[CriticEngine], settings: CriticSettings, *, room: int) -> None:
+        """`room`: requests in flight per engine, at most."""
+        self.members = [Member(engine, room) for engine in engines]
         self.last_failure = ""
-        self._routing = routing
+        self._settings = settings
+        self._room = room
         self._queue: deque[tuple[Ticket, asyncio.Future[Member | None]]] = deque()
         self._homes: OrderedDict[Hashable, Member] = OrderedDict()
         self._down_since: float | None = None
@@ -157,12 +140,12 @@ class Pool:
 
     def deadline_s(self, ticket: Ticket, member: Member) -> float:
         """Seconds for a request that was just seated: what its longest reply takes at the member's pace and load."""
-        routing = self._routing
+        settings = self._settings
         if member.pace_s is None:
-            return routing.deadline_s
+            return settings.deadline_s
         crowd = max(1.0, member.in_flight / max(member.load, 1.0))
         expected = _SLACK * ticket.longest * member.pace_s * member.doubt * crowd
-        return min(max(expected, routing.deadline_floor_s), routing.deadline_s)
+        return min(max(expected, settings.deadline_floor_s), settings.deadline_s)
 
     def leave(self, ticket: Ticket, member: Member) -> None:
         """Give a seat back without news of the member."""
@@ -195,18 +178,18 @@ class Pool:
     def still_broken(self, member: Member, cause: str) -> None:
         """A broken member was asked whether it is up again, and is not."""
         self.last_failure = f"{member.engine.name}: {cause}"
-        member.retry_at = _now() + self._routing.break_pause_s
+        member.retry_at = _now() + self._settings.break_pause_s
 
     def failed(self, ticket: Ticket, member: Member, cause: str, *, timeout: bool = False) -> None:
         """The member failed the request. A timeout lets it count as half as fast until an answer tells; requests that
         ran side by side tell it once."""
-        routing = self._routing
+        settings = self._settings
         self.last_failure = f"{member.engine.name}: {cause}"
         member.failures_in_row += 1
-        if timeout and ticket.seated_at >= member.doubted_at and self.deadline_s(ticket, member) < routing.deadline_s:
+        if timeout and ticket.seated_at >= member.doubted_at and self.deadline_s(ticket, member) < settings.deadline_s:
             member.doubt, member.doubted_at = 2 * member.doubt, _now()
-        if not member.is_broken and (ticket.is_probe or member.failures_in_row >= routing.break_after):
-            pause, failures = routing.break_pause_s, member.failures_in_row
+        if not member.is_broken and (ticket.is_probe or member.failures_in_row >= settings.break_after):
+            pause, failures = settings.break_pause_s, member.failures_in_row
             log.warning("left alone for %g s after %d failures in a row: critic %s", pause, failures, self.last_failure)
             member.resting = False
             self._leave_alone(member, pause)
@@ -219,7 +202,7 @@ class Pool:
             member.room = max(1.0, min(member.room, member.in_flight) / 2)
             log.info("critic %s is busy: %s", member.engine.name, cause)
         member.resting = True
-        self._leave_alone(member, self._routing.break_pause_s if wait_s is None else wait_s)
+        self._leave_alone(member, self._settings.break_pause_s if wait_s is None else wait_s)
         self.leave(ticket, member)
 
     def _leave_alone(self, member: Member, pause_s: float) -> None:
@@ -227,7 +210,7 @@ class Pool:
         member.retry_at = now + pause_s
         loop.call_later(pause_s + _MARGIN_S, self._dispatch)
         if self._down_since is None and self.num_down == len(self.members):
-            self._down_since, patience = now, self._routing.patience_s
+            self._down_since, patience = now, self._settings.patience_s
             loop.call_later(patience + _MARGIN_S, self._dispatch)
             if not member.resting:
                 log.error("every critic is down; requests wait for one to come back, %g s at most", patience)
@@ -250,7 +233,7 @@ class Pool:
             seat.set_result(member)
         self._queue.extendleft(reversed(waiting))
         probing = any(member.probing for member in self.members)  # its answer decides about the others
-        if self._down_since is not None and now >= self._down_since + self._routing.patience_s and not probing:
+        if self._down_since is not None and now >= self._down_since + self._settings.patience_s and not probing:
             while self._queue:
                 _, seat = self._queue.popleft()
                 if not seat.done():
@@ -262,7 +245,7 @@ class Pool:
     def _fair_room(self, member: Member) -> float:
         """Less than all for a member that is clearly slower than the fastest, so that it is not the last to be done."""
         fastest = min(other.pace_s for other in self.members if other.pace_s is not None)
-        return self._routing.room * min(1.0, _TOLERANCE * max(fastest, _TINY) / max(member.pace_s or 0.0, _TINY))
+        return self._room * min(1.0, _TOLERANCE * max(fastest, _TINY) / max(member.pace_s or 0.0, _TINY))
 
     def _choose(self, ticket: Ticket, now: float) -> Member | None:
         """The idlest member that has not failed this request, or the one that has its prefix unless that is busier."""
@@ -274,7 +257,7 @@ class Pool:
         best = min(free, key=lambda member: member.outstanding_tokens)
         home = self._homes.pop(ticket.prefix, best)
         home = next((member for member in free if member.engine.name == ticket.prefers), home)
-        slack = self._routing.prefix_slack * ticket.tokens
+        slack = self._settings.prefix_slack * ticket.tokens
         if home in free and home.outstanding_tokens <= best.outstanding_tokens + slack:
             best = home
         self._homes[ticket.prefix] = best

@@ -88,7 +88,7 @@ class Critics:
         voters = [Voter(engines=engines, max_sequences=settings.max_sequences), *others]
         each = -(-max(settings.rounds(settings.critiques)) // len(voters))
         self._lines = [
-            Line(voter.engines, settings.routing(voter.max_sequences, each), settings.retrying) for voter in voters
+            Line(voter.engines, settings, room=max(1, voter.max_sequences // max(1, each))) for voter in voters
         ]
         self._cache = CritiqueCache(settings.cache)
         self._counts = CriticCounts()

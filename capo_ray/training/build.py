@@ -26,7 +26,8 @@ from capo_ray.files.checkpoint import Checkpoints, check_trainers
 from capo_ray.models.find import ModelFiles, check_trained, find_model
 from capo_ray.planning.bundles import critics_here
 from capo_ray.planning.plan import optimizer_steps_per_batch
-from capo_ray.training.build_critics import check_servers, critic_budget, critic_settings, make_critics
+from capo_ray.training.build_critics import check_servers, critic_budget, make_critics
+from capo_ray.training.settings import critic_settings
 from capo_ray.types import Prompt, Sampling
 
 if TYPE_CHECKING:

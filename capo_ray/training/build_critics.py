@@ -14,12 +14,12 @@ from capo_ray import extension
 from capo_ray.config.critic import Voter, voter_field
 from capo_ray.config.fault import ConfigError
 from capo_ray.config.run import Config
+from capo_ray.training.settings import critic_settings
 
 if TYPE_CHECKING:
     from capo_ray.credit.template import PromptTemplate
     from capo_ray.critics.budget import CriticBudget
     from capo_ray.critics.service import Critics
-    from capo_ray.critics.settings import CriticSettings
     from capo_ray.engines.critic_http import HttpCritic
     from capo_ray.engines.protocols import CriticEngine
 
@@ -121,32 +121,4 @@ def critic_budget(config: Config) -> CriticBudget | None:
         critic.tokens_per_step,
         most_per_response=critic.critiques * critic.max_critique_tokens,
         max_staleness=config.algorithm.max_staleness,
-    )
-
-
-def critic_settings(config: Config, template: PromptTemplate) -> CriticSettings:
-    from capo_ray.critics.settings import CriticSettings
-
-    critic = config.critic
-    assert critic is not None
-    return CriticSettings(
-        critiques=critic.critiques,
-        adaptive=critic.adaptive,
-        first_round=critic.first_round,
-        full_share=critic.full_share,
-        vote=config.reward.vote,
-        min_valid_critiques=config.reward.min_valid_critiques,
-        cache=critic.cache,
-        cache_seed=config.seed,
-        template=template,
-        max_critique_tokens=critic.max_critique_tokens,
-        temperature=critic.temperature,
-        top_p=critic.top_p,
-        max_sequences=critic.max_sequences,
-        deadline_s=critic.deadline_s,
-        deadline_floor_s=critic.deadline_floor_s,
-        attempts=critic.attempts,
-        outage_s=critic.outage_s,
-        on_outage=critic.on_outage,
-        outage_limit_s=critic.outage_limit_s,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asked import asked_with
 from responses import END, response
 
 from capo_ray.cluster.aggregator import Aggregator, AggregatorParts
@@ -17,7 +18,6 @@ from capo_ray.credit.group import Scheme
 from capo_ray.credit.steps import BLANK_LINE
 from capo_ray.critics.budget import Sampled
 from capo_ray.critics.service import Critics
-from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.protocols import Completion, Message, Replies
 from capo_ray.records.ledger import Ledger, read
 from capo_ray.records.tally import Truth
@@ -82,7 +82,7 @@ class Shard:
     store: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        settings = CriticSettings(critiques=2)
+        settings = asked_with(critiques=2)
         parts = AggregatorParts(
             scheme=self.scheme,
             between=BLANK_LINE,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from asked import asked_with
 from openai_server import chat, serving_in_thread
 
 from capo_ray.credit.critique import render_reply, unwrap
@@ -20,7 +21,6 @@ from capo_ray.critic_bench.engines import quiet
 from capo_ray.critic_bench.replies import ask, read_replies
 from capo_ray.critics.labelled import Item, arithmetic, processbench
 from capo_ray.critics.service import Critics
-from capo_ray.critics.settings import CriticSettings
 from capo_ray.data.problem import DataError
 from capo_ray.engines.protocols import Completion, Message, Replies
 from capo_ray.types import Metrics, Sampling
@@ -168,7 +168,7 @@ def test_what_failed_is_asked_for_again(tmp_path: Path) -> None:
 
     def session() -> list[str]:
         bar.clear()
-        critics = Critics([engine], CriticSettings(attempts=1, break_after=100))
+        critics = Critics([engine], asked_with(attempts=1, break_after=100))
         replies = asyncio.run(ask(items, critics, path, reference="none", seed=0, progress=lambda: bar.append(1)))
         assert len(bar) == len(replies) == 5
         assert sorted(reply.line() for reply in read_replies(path)) == sorted(reply.line() for reply in replies)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
+from asked import asked_with
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from seeded_critic import SeededCritic
@@ -14,7 +15,6 @@ from seeded_critic import SeededCritic
 from capo_ray.credit.critique import Reference
 from capo_ray.credit.vote import Vote, vote
 from capo_ray.critics.service import Critics, Voter
-from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.protocols import Message, PromptTooLong, Replies
 from capo_ray.types import Critique, Sampling
 
@@ -24,7 +24,7 @@ VOTES: list[Vote] = ["intersection", "majority", "strict_majority", "union", "av
 
 def service(*engines: SeededCritic, others: Sequence[Voter] = (), **given: object) -> Critics:
     base: dict[str, object] = {"critiques": 4, "full_share": 0.0}
-    return Critics(engines, CriticSettings(**(base | given)), others=others)  # type: ignore[arg-type]
+    return Critics(engines, asked_with(**(base | given)), others=others)
 
 
 def judge(critics: Critics, seeds: Sequence[int]) -> list[tuple[Critique, ...]]:

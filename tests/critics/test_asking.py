@@ -4,17 +4,19 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
+from asked import asked_with
 from virtual_time import now, play
 
-from capo_ray.critics.asking import Failure, Line, Outage, Request, Retrying
-from capo_ray.critics.routing import Member, Pool, Routing, Ticket
+from capo_ray.critics.asking import Failure, Line, Outage, Request
+from capo_ray.critics.routing import Member, Pool, Ticket
 from capo_ray.engines.protocols import Completion, EngineBusy, Message, PromptTooLong, Replies, RequestRejected
 from capo_ray.types import Metrics, Sampling
 
 SAMPLING = Sampling(max_tokens=1000)
-ROUTING = Routing(room=8, break_pause_s=10, patience_s=100, deadline_s=600, deadline_floor_s=5)
+SETTINGS = asked_with(break_pause_s=10, outage_limit_s=100, deadline_floor_s=5, backoff_s=1.0)
 Fault = Callable[["Engine"], Exception | float | None]
 
 
@@ -66,9 +68,8 @@ class Engine:
         return {}
 
 
-def line(*engines: Engine, attempts: int = 3, backoff_s: float = 1.0, **routing: float) -> Line:
-    settings = {name: getattr(ROUTING, name) for name in ROUTING.__slots__} | routing
-    return Line(engines, Routing(**settings), Retrying(attempts=attempts, backoff_s=backoff_s))
+def line(*engines: Engine, room: int = 8, **given: Any) -> Line:
+    return Line(engines, replace(SETTINGS, **given), room=room)
 
 
 def request(seed: int = 0, n: int = 1) -> Request:
@@ -137,7 +138,7 @@ def seated(pool: Pool, longest: int, in_flight: int = 1) -> tuple[Ticket, Member
 
 
 def test_a_deadline_follows_tokens_pace_and_queue() -> None:
-    pool = Pool([Engine()], ROUTING)
+    pool = Pool([Engine()], SETTINGS, room=8)
     assert pool.deadline_s(*seated(pool, 1000)) == 600  # nothing is known: all there is
     pool.members[0].learn(seconds=1.0, tokens=100, in_flight=2)
     assert pool.deadline_s(*seated(pool, 1000)) == pytest.approx(4 * 10)
@@ -269,7 +270,7 @@ def test_retry_after_is_honoured() -> None:
     engine = Engine(fault=lambda e: EngineBusy("slow down", 40.0) if e.started[-1] < 100 else 1.0)
 
     async def scene() -> list[object]:
-        return await ask_many(line(engine, attempts=1, patience_s=1000), 20)
+        return await ask_many(line(engine, attempts=1, outage_limit_s=1000), 20)
 
     assert all(isinstance(answer, tuple) for answer in play(scene()))
     assert [sum(start <= time < start + 39 for time in engine.started) for start in (0, 40, 80)] == [8, 1, 1]
@@ -355,7 +356,7 @@ def test_a_hanging_engine_is_waited_for_once() -> None:
     engine = Engine(fault=lambda e: 10_000.0 if 10 < now() < 6000 else 1.0)
 
     async def scene() -> None:
-        service = line(engine, room=64, patience_s=60, deadline_floor_s=30, break_pause_s=30)
+        service = line(engine, room=64, outage_limit_s=60, deadline_floor_s=30, break_pause_s=30)
         await ask_many(service, 64)
         await asyncio.sleep(11 - now())
         assert all(isinstance(answer, Outage) for answer in await ask_many(service, 64))

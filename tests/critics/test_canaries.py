@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from asked import asked_with
 
 from capo_ray.cluster.crew import CrewSettings, RayCrew
 from capo_ray.config.compose import compose
@@ -18,7 +19,6 @@ from capo_ray.credit.critique import Reference, render_reply, unwrap
 from capo_ray.critics.canaries import Canary, CanaryJudge, CanarySet
 from capo_ray.critics.labelled import Item
 from capo_ray.critics.service import Critics
-from capo_ray.critics.settings import CriticSettings
 from capo_ray.data.problem import DataError
 from capo_ray.engines.protocols import Completion, Message, Replies
 from capo_ray.records.tally import rates
@@ -53,7 +53,7 @@ class Engine:
 
 
 def critics_of(engine: Engine, **more: Any) -> Critics:
-    return Critics([engine], CriticSettings(**({"critiques": 2, "vote": "majority"} | more)))
+    return Critics([engine], asked_with(**({"critiques": 2, "vote": "majority"} | more)))
 
 
 def judge_of(critics: Critics) -> CanaryJudge:

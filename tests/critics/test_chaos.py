@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from asked import asked_with
 
 from capo_ray.credit.critique import Reference
 from capo_ray.critics.service import Critics
-from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.critic_http import HttpCritic, HttpSettings
 from capo_ray.types import Critique
 
@@ -59,7 +59,7 @@ async def judge_all(service: Critics, at: dict[int, object]) -> list[tuple[Criti
 
 
 def test_twenty_thousand_requests() -> None:
-    settings = CriticSettings(
+    settings = asked_with(
         critiques=CRITIQUES,
         max_critique_tokens=16,
         max_sequences=64,

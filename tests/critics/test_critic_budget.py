@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from asked import asked_with
 from responses import response
 from seeded_critic import SeededCritic
 
@@ -18,7 +19,6 @@ from capo_ray.credit.critique import Reference
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.critics.budget import WINDOW, CriticBudget, Sampled
 from capo_ray.critics.service import Critics
-from capo_ray.critics.settings import CriticSettings
 from capo_ray.records.tally import count_group
 from capo_ray.types import Answer, Batch, Critique, GroupSummary, Metrics, Prompt, Sampling, Step
 
@@ -126,7 +126,7 @@ def test_what_a_cache_had_costs_as_much() -> None:
         """Of four responses; every other one is equal to the first."""
 
         async def scene() -> list[tuple[Critique, ...]]:
-            critics = Critics([SeededCritic(num_steps=1)], CriticSettings(cache=size))
+            critics = Critics([SeededCritic(num_steps=1)], asked_with(cache=size))
             return [
                 await critics.judge(asked, Reference("none"), ["a"], response_key="", seed=0)
                 for asked in ("1?", "2?", "1?", "3?", "1?")

@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
+from asked import asked_with
 
 from capo_ray.credit.critique import Reference, fingerprint, render_reply, unwrap
 from capo_ray.credit.template import shipped
 from capo_ray.critics.service import Critics, Voter
-from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.protocols import Completion, Message, PromptTooLong, Replies
 from capo_ray.types import Critique, Metrics, Sampling
 
@@ -77,7 +77,7 @@ FAST = {
 
 
 def critics(*engines: FakeCritic, **settings: object) -> Critics:
-    return Critics(engines, CriticSettings(**(FAST | settings)))
+    return Critics(engines, asked_with(**(FAST | settings)))
 
 
 async def judge(service: Critics, question: str = "1 + 1?", seed: int = 0) -> tuple[Critique, ...]:
@@ -120,7 +120,7 @@ def test_a_reference_that_does_not_fit_is_cut_to_its_answer_and_no_step_is_cut()
 def test_only_the_critic_whose_window_is_too_short_is_shown_less(adaptive: bool, cache: int) -> None:
     big, small = FakeCritic("big"), FakeCritic("small", fault=refuse_solutions)
     given = {"critiques": 4, "adaptive": adaptive, "first_round": 1, "full_share": 0.0, "cache": cache}
-    service = Critics([big], CriticSettings(**(FAST | given)), others=[Voter(engines=[small])])
+    service = Critics([big], asked_with(**(FAST | given)), others=[Voter(engines=[small])])
 
     async def scene() -> list[tuple[Critique, ...]]:
         return [

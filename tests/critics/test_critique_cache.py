@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from asked import asked_with
 from seeded_critic import SeededCritic
 from virtual_time import play
 
 from capo_ray.credit.critique import Reference
 from capo_ray.critics.cache import CritiqueCache
 from capo_ray.critics.service import Critics, Voter
-from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.protocols import Message, Replies
 from capo_ray.types import Critique, Sampling
 
@@ -20,7 +20,7 @@ Question = tuple[str, str]
 
 
 def service(engine: SeededCritic, **given: object) -> Critics:
-    return Critics([engine], CriticSettings(**({"cache": 8} | given)))  # type: ignore[arg-type]
+    return Critics([engine], asked_with(**({"cache": 8} | given)))
 
 
 async def judge(critics: Critics, asked: Question, seed: int = 0) -> tuple[Critique, ...]:
@@ -124,7 +124,7 @@ def test_what_failed_is_not_kept() -> None:
 def test_where_one_of_two_critics_failed_it_is_asked_again() -> None:
     """Even where its critiques could not have changed the verdict."""
 
-    settings = CriticSettings(cache=8, attempts=1)
+    settings = asked_with(cache=8, attempts=1)
     engine = SeededCritic(num_steps=1, flag_share=0.0, unreadable_share=0.0)
     critics = Critics([engine], settings, others=[Voter(engines=[FailsFirst("b", num_steps=1)])])
     first, second, third = asyncio.run(judge_in_turn(critics, [A, A, A]))
@@ -144,7 +144,7 @@ def test_what_nobody_was_there_to_be_asked_for_is_not_kept() -> None:
 
     async def scene() -> list[tuple[Critique, ...]]:
         given = {"on_outage": "outcome_only", "outage_s": 5.0, "break_after": 1, "break_pause_s": 20.0, "vote": "union"}
-        settings = CriticSettings(critiques=4, cache=8, **given)  # type: ignore[arg-type]
+        settings = asked_with(critiques=4, cache=8, **given)
         engine, sleeper = SeededCritic("a", num_steps=1, flag_share=0.0), Wakes("b", num_steps=1)
         critics = Critics([engine], settings, others=[Voter(engines=[sleeper])])
         answers = []

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
+from asked import asked_with
 from virtual_time import now, play
 
 from capo_ray.credit.critique import Reference, render_reply
 from capo_ray.critics.service import Critics, CriticsFailed, Voter
-from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.protocols import Completion, Message, Replies
 from capo_ray.types import Critique, Metrics, Sampling
 
@@ -46,13 +46,9 @@ def outcomes(answers: Sequence[Sequence[Critique]]) -> Counter[str]:
     return Counter(critique.outcome for critiques in answers for critique in critiques)
 
 
-def settings_of(**settings: object) -> CriticSettings:
-    return CriticSettings(**settings)  # type: ignore[arg-type]
-
-
 def test_waiting_ends_with_the_outage() -> None:
     async def scene() -> None:
-        answers = await batch(Critics([Engine(up=1000.0)], settings_of(on_outage="wait")))
+        answers = await batch(Critics([Engine(up=1000.0)], asked_with(on_outage="wait")))
         assert outcomes(answers) == {"ok": 256}
         assert 1000 < now() < 1040
 
@@ -62,7 +58,7 @@ def test_waiting_ends_with_the_outage() -> None:
 def test_waiting_has_an_end() -> None:
     async def scene() -> None:
         with pytest.raises(CriticsFailed) as caught:
-            await batch(Critics([Engine(up=1e9)], settings_of(on_outage="wait")))
+            await batch(Critics([Engine(up=1e9)], asked_with(on_outage="wait")))
         assert str(caught.value) == (
             "every critic has been down for 3600 s (critic.outage_limit_s). Last: a: ConnectionError: gone"
         )
@@ -76,7 +72,7 @@ def test_going_without_until_one_is_back(caplog: pytest.LogCaptureFixture) -> No
 
     async def scene() -> None:
         engine = Engine(up=500.0)
-        service = Critics([engine], settings_of(on_outage="outcome_only", outage_s=60))
+        service = Critics([engine], asked_with(on_outage="outcome_only", outage_s=60))
         assert outcomes(await batch(service)) == {"cancelled": 256}
         assert 60 < now() < 95
         assert outcomes(await batch(service)) == {"cancelled": 256}
@@ -102,7 +98,7 @@ def test_going_without_until_one_is_back(caplog: pytest.LogCaptureFixture) -> No
 def test_the_other_critic_still_votes() -> None:
     async def scene() -> None:
         other = Voter(engines=[Engine("b")])
-        service = Critics([Engine("a", up=1e9)], settings_of(on_outage="outcome_only"), others=[other])
+        service = Critics([Engine("a", up=1e9)], asked_with(on_outage="outcome_only"), others=[other])
         for critiques in await batch(service):
             assert [critique.outcome for critique in critiques] == ["cancelled", "ok"] * 2
             assert [critique.critic for critique in critiques][1::2] == ["b", "b"]
@@ -116,7 +112,7 @@ def test_each_critic_that_is_away_is_told_once_by_its_name(caplog: pytest.LogCap
 
     async def scene() -> None:
         last = Engine("b", down=1000.0, up=1e9)
-        settings = settings_of(on_outage="outcome_only", outage_s=60)
+        settings = asked_with(on_outage="outcome_only", outage_s=60)
         service = Critics([Engine("a", up=1e9)], settings, others=[Voter(engines=[last])])
         for _ in range(20):
             await batch(service, 4)
@@ -136,7 +132,7 @@ def test_each_critic_that_is_away_is_told_once_by_its_name(caplog: pytest.LogCap
 def test_a_run_that_waits_says_which_critic_it_waited_for_and_ends_what_the_others_do() -> None:
     async def scene() -> None:
         busy = Slow("b")
-        settings = settings_of(on_outage="wait", outage_limit_s=100)
+        settings = asked_with(on_outage="wait", outage_limit_s=100)
         service = Critics([Engine("a", up=1e9)], settings, others=[Voter(engines=[busy])])
         with pytest.raises(CriticsFailed) as caught:
             await batch(service, 4)

@@ -20,11 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from asked import asked_with
 
 from capo_ray.credit.critique import Reference
 from capo_ray.credit.template import shipped
 from capo_ray.critics.service import Critics
-from capo_ray.critics.settings import CriticSettings
 from capo_ray.engines.critic_http import HttpCritic, HttpSettings
 from capo_ray.engines.protocols import PromptTooLong
 from capo_ray.models.find import ASSETS
@@ -94,7 +94,7 @@ def judge(endpoint: str, seed: int, *sizes: int, temperature: float = 0.7) -> li
 
     async def scene() -> list[tuple[Critique, ...]]:
         engine = critic(endpoint)
-        settings = CriticSettings(template=shipped("brief"), max_critique_tokens=96, temperature=temperature, top_p=1.0)
+        settings = asked_with(template=shipped("brief"), max_critique_tokens=96, temperature=temperature, top_p=1.0)
         service = Critics([engine], settings)
         try:
             return [await service.judge(QUESTION, SOLUTION, STEPS, response_key="p/0", seed=seed, k=k) for k in sizes]

@@ -20,7 +20,7 @@ from capo_ray.records.ledger import Ledger, LedgerError, read, read_group
 from capo_ray.records.scheme import RecordedScheme, scheme_from_json, scheme_to_json
 from capo_ray.records.tracking import Tracker
 from capo_ray.training.build import make_aggregator
-from capo_ray.training.build_critics import critic_settings
+from capo_ray.training.settings import critic_settings
 from capo_ray.types import Answer, Critique, Prompt, Sampling
 
 SAMPLING = Sampling(max_tokens=64, temperature=0.7, top_p=0.9)

@@ -1,0 +1,58 @@
+"""A setting is written once: what rooms without configuration take has the block's names, and nothing is left over."""
+
+from collections.abc import Iterable
+from dataclasses import MISSING, fields
+from typing import Any, get_type_hints
+
+import pytest
+
+from capo_ray.config.block import Block
+from capo_ray.config.critic import Critic, Voter
+from capo_ray.config.method import Reward
+from capo_ray.critics.settings import CriticSettings
+
+ELSEWHERE = {
+    Critic: {
+        **dict.fromkeys(Voter.model_fields.keys() - {"max_sequences"}, "the engines"),
+        "others": "each makes a critics.service.Voter",
+        "tokens_per_step": "critics.budget",
+        "template": "found and read before: CriticSettings.template is the template itself",
+        "reference": "who shows it: the aggregator",
+        "max_failed_share": "critics.failures",
+        "failure_prompts": "critics.failures",
+        "canaries": "critics.canaries",
+    },
+}
+"""Block -> field -> who else gets it: all that no dataclass takes by its name."""
+TAKEN: list[tuple[type[Any], tuple[type[Block], ...], set[str]]] = [
+    (CriticSettings, (Critic, Reward), {"template", "cache_seed"}),
+]
+"""A dataclass, the blocks that it is filled from, and what is made for it beside them."""
+
+
+def names_of(kinds: Iterable[type[Any]]) -> set[str]:
+    return {field.name for kind in kinds for field in fields(kind)}
+
+
+@pytest.mark.parametrize("block", ELSEWHERE, ids=lambda block: block.__name__)
+def test_every_setting_is_taken_or_meant_for_somebody_else(block: type[Block]) -> None:
+    made = {name for _, _, own in TAKEN for name in own}
+    taken = names_of(kind for kind, blocks, _ in TAKEN if block in blocks) - made
+    left = block.model_fields.keys() - taken
+    assert left - ELSEWHERE[block].keys() == set(), "reach nobody"
+    assert ELSEWHERE[block].keys() - left == set(), "said to be taken elsewhere"
+
+
+@pytest.mark.parametrize(("kind", "blocks", "own"), TAKEN, ids=lambda given: getattr(given, "__name__", None))
+def test_what_is_taken_has_the_type_of_its_one_block_and_no_other_default(
+    kind: type[Any], blocks: tuple[type[Block], ...], own: set[str]
+) -> None:
+    hints = get_type_hints(kind)
+    taken = [field for field in fields(kind) if field.name not in own]
+    places = {field.name: [block for block in blocks if field.name in block.model_fields] for field in taken}
+    assert max(map(len, places.values())) == 1, "two blocks have a setting of one name"
+    for field in taken:
+        for block in places[field.name]:
+            setting = block.model_fields[field.name]
+            assert hints[field.name] == setting.annotation, field.name
+            assert field.default in (MISSING, setting.default), field.name
