@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from capo_ray.credit.group import GroupScore, Scheme, score_group
+from capo_ray.credit.group import CAPO, GroupScore, Scheme, score_group
 from capo_ray.credit.recorded import Tokens, read_response
 from capo_ray.credit.steps import BLANK_LINE
 from capo_ray.types import Scored
@@ -50,7 +50,7 @@ def score(
             members.append(read_response(dict(response), index, tokens, between))
         except ValueError as error:
             raise ValueError(f"response {index}: {error}") from None
-    return Shown(score_group(members, scheme or Scheme()))
+    return Shown(score_group(members, scheme or CAPO))
 
 
 @dataclass(frozen=True, slots=True, repr=False)

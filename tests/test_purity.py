@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "critics.labelled": ("credit", "critics", "data", "tasks", "types"),
     "critics.canaries": ("config", "credit", "critics", "data", "records.tally", "seeds", "tasks", "types"),
     # what is given
-    "config": ("arguments", "credit.advantage", "credit.vote", "extension"),
+    "config": ("arguments", "credit", "extension"),
     "models": ("config", "credit", "engines.causal_model", "engines.random_model"),
     "tasks": ("config", "credit", "engines.protocols", "extension", "records.tally", "types"),
     "data": ("config", "models", "tasks", "types"),

@@ -1,6 +1,7 @@
 """The choices of the method: from votes to rewards, from rewards to advantages, from advantages to a loss.
 
-The names are those of `credit` and `learn`, which nothing here imports; a test holds them together.
+What is chosen where nothing is said, and the names of choices, are of `credit`. Names of surrogates are those of
+`learn`, which needs torch and is not imported; a test holds them together.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from typing import Annotated, Literal, Self
 from pydantic import model_validator
 
 from capo_ray.config.block import MOST_PROCESSES, Block, Regex, or_own, setting
+from capo_ray.credit.advantage import Advantage
+from capo_ray.credit.group import CAPO, Unjudged
+from capo_ray.credit.penalty import ErrorSet, Returns
+from capo_ray.credit.reward import OutcomeSource
+from capo_ray.credit.steps import SegmenterKind
+from capo_ray.credit.vote import Vote
 
-Vote = Literal["intersection", "majority", "strict_majority", "union", "average", "greedy"]
-ErrorSet = Literal["all", "from_first", "first"]
-Returns = Literal["none", "suffix_sum", "suffix_min"]
-OutcomeSource = Literal["verifier", "critic"]
-Advantage = Literal[
-    "capo", "capo_mean", "capo_channels", "capo_batch", "grpo", "grpo_sample", "dr_grpo", "rloo", "reinforce_pp"
-]
 Surrogate = Literal["clip", "cispo", "gspo", "gspo_token"]
 
 
@@ -26,47 +26,59 @@ class Reward(Block):
     """From votes and outcomes to token rewards (docs/algorithm.md sections 4 and 5)."""
 
     vote: Annotated[str, *or_own(Vote)] = setting(
-        "when a step counts as wrong; the table is in algorithm.md, section 4", "intersection", source="CAPO"
+        "when a step counts as wrong; the table is in algorithm.md, section 4", CAPO.vote, source="CAPO"
     )
-    outcome_weight: float = setting("C: what a right answer is worth", 2.0, unit="reward", source="CAPO, Eq. 1", ge=0)
+    outcome_weight: float = setting(
+        "C: what a right answer is worth", CAPO.outcome_weight, unit="reward", source="CAPO, Eq. 1", ge=0
+    )
     process_weight: float = setting(
-        "P: what a wrong step costs each of its tokens", 1.0, unit="reward", source="CAPO, Eq. 1", ge=0
+        "P: what a wrong step costs each of its tokens", CAPO.process_weight, unit="reward", source="CAPO, Eq. 1", ge=0
     )
     error_set: ErrorSet = setting(
         "which of the steps found wrong pay: all, all from the first on, or the first alone",
-        "all",
+        CAPO.error_set,
         source="CAPO; after VPPO; own",
     )
     returns: Returns = setting(
         "what a step's penalty becomes: itself, the sum of it and those after it, or the largest of them",
-        "none",
+        CAPO.returns,
         source="PURE, arXiv 2504.15275",
     )
     outcome: OutcomeSource = setting(
         "`critic`: GenORM, the share of critiques that say Yes in place of the verifier",
-        "verifier",
+        CAPO.outcome.source,
         source="GenORM, CAPO's baseline",
     )
     format_weight: float = setting(
-        "reward of a response in which `format_pattern` is found", 0.0, unit="reward", source="CAPO: 0.2", ge=0
+        "reward of a response in which `format_pattern` is found",
+        CAPO.outcome.format_weight,
+        unit="reward",
+        source="CAPO: 0.2",
+        ge=0,
     )
     format_pattern: Regex = setting("regular expression, sought in the response", r"\boxed\{")
     overlong_tokens: int = setting(
         "tokens before the limit on which a response is punished for its length; 0: off",
-        0,
+        CAPO.outcome.overlong_tokens,
         unit="tokens",
         source="DAPO, arXiv 2503.14476, Eq. 13",
         ge=0,
     )
     overlong_weight: float = setting(
-        "punishment of a response of full length", 1.0, unit="reward", source="DAPO, arXiv 2503.14476, Eq. 13", ge=0
+        "punishment of a response of full length",
+        CAPO.outcome.overlong_weight,
+        unit="reward",
+        source="DAPO, arXiv 2503.14476, Eq. 13",
+        ge=0,
     )
-    min_valid_critiques: int = setting("a response with fewer is unjudged", 1, unit="critiques", ge=1)
-    unjudged: Literal["drop", "outcome_only"] = setting(
+    min_valid_critiques: int = setting(
+        "a response with fewer is unjudged", CAPO.min_valid_critiques, unit="critiques", ge=1
+    )
+    unjudged: Unjudged = setting(
         "`drop`: an unjudged response leaves its group; `outcome_only`: its whole group gets outcome rewards alone",
-        "drop",
+        CAPO.unjudged,
     )
-    segmenter: Literal["blank_line", "line", "regex"] = setting(
+    segmenter: SegmenterKind = setting(
         "what stands between two steps: a blank line, a line break, or `segmenter_pattern`", "blank_line", source="CAPO"
     )
     segmenter_pattern: Regex | None = setting("regular expression of a delimiter (segmenter regex only)", None)
@@ -100,7 +112,7 @@ class Algorithm(Block):
     advantage: Annotated[str, *or_own(Advantage)] = setting(
         "how rewards become advantages; only those called `capo...` see step penalties; the table is in "
         "algorithm.md, section 6",
-        "capo",
+        CAPO.advantage,
         source="CAPO, Eq. 2",
     )
     surrogate: Annotated[str, *or_own(Surrogate)] = setting(
@@ -160,7 +172,7 @@ class Algorithm(Block):
     )
     mask_cut_off: bool = setting(
         "responses that were cut off are compared with the others and not trained on",
-        False,
+        CAPO.mask_cut_off,
         source="DAPO, arXiv 2503.14476",
     )
     old_logprobs: Literal["trainer", "sampler"] = setting("what the ratio is taken against", "trainer")

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO, get_args
 
 from capo_ray.arguments import Setting, asks_for_help, listed, number, one_of, read, text, whole
 from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
-from capo_ray.credit.group import GroupScore, Member, Scheme, Unjudged, score_group
+from capo_ray.credit.group import CAPO, GroupScore, Member, Scheme, Unjudged, score_group
 from capo_ray.credit.recorded import Tokens, read_response, short
 from capo_ray.credit.steps import SegmenterKind, delimiter
 from capo_ray.credit.vote import Vote, check_vote
@@ -99,11 +99,9 @@ def run(
 WEIGHT = number(0, 1e15)
 SETTINGS = {
     "tokenizer": Setting("path", text, "tokenizer.json (or .gz), or the folder that holds it", required=True),
-    "vote": Setting(
-        f"{' | '.join(get_args(Vote))} | module:name", text, "how critiques become a verdict", "intersection"
-    ),
-    "outcome_weight": Setting("number >= 0", WEIGHT, "what a right answer is worth", 2.0),
-    "process_weight": Setting("number >= 0", WEIGHT, "what a wrong step costs each of its tokens", 1.0),
+    "vote": Setting(f"{' | '.join(get_args(Vote))} | module:name", text, "how critiques become a verdict", CAPO.vote),
+    "outcome_weight": Setting("number >= 0", WEIGHT, "what a right answer is worth", CAPO.outcome_weight),
+    "process_weight": Setting("number >= 0", WEIGHT, "what a wrong step costs each of its tokens", CAPO.process_weight),
     "segmenter": Setting(
         " | ".join(get_args(SegmenterKind)),
         one_of(get_args(SegmenterKind)),
@@ -111,13 +109,17 @@ SETTINGS = {
         "blank_line",
     ),
     "segmenter_pattern": Setting("regular expression", text, "what stands between two steps (segmenter=regex)"),
-    "advantage": Setting(f"{' | '.join(ALGORITHMS)} | module:name", text, "how rewards become advantages", "capo"),
-    "min_valid_critiques": Setting("integer >= 1", whole(1, 1000), "a response with fewer is unjudged", 1),
+    "advantage": Setting(
+        f"{' | '.join(ALGORITHMS)} | module:name", text, "how rewards become advantages", CAPO.advantage
+    ),
+    "min_valid_critiques": Setting(
+        "integer >= 1", whole(1, 1000), "a response with fewer is unjudged", CAPO.min_valid_critiques
+    ),
     "unjudged": Setting(
         " | ".join(get_args(Unjudged)),
         one_of(get_args(Unjudged)),
         "what becomes of a response that is unjudged",
-        "drop",
+        CAPO.unjudged,
     ),
 }
 USAGE = f"""usage: python -m capo_ray.credit tokenizer=FOLDER [key=value ...] < GROUPS.jsonl

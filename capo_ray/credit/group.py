@@ -25,29 +25,28 @@ Unjudged = Literal["drop", "outcome_only"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """The choices of docs/algorithm.md sections 3 to 6."""
+    """The choices of docs/algorithm.md sections 3 to 6, the paper's where nothing is said. What has no word here is of
+    `reward` or `algorithm` in docs/configuration.md."""
 
     vote: str = "intersection"
-    """Of `credit.vote`, or `module:name` of your own."""
     outcome_weight: float = 2.0
-    """C"""
     process_weight: float = 1.0
-    """P"""
     error_set: ErrorSet = "all"
     returns: Returns = "none"
     outcome: Outcome = ANSWER_ONLY
     advantage: str = "capo"
-    """Of `credit.advantage`, or `module:name` of your own."""
     min_valid_critiques: int = 1
-    """A response with fewer is unjudged."""
     unjudged: Unjudged = "drop"
     mask_cut_off: bool = False
-    """Whether a response that was cut off teaches nothing; the others are compared with it all the same."""
 
     @property
     def needs_judge(self) -> bool:
         """Whether a response that no critic has judged is lacking something."""
         return algorithm_of(self.advantage).step_penalties or self.outcome.source == "critic"
+
+
+CAPO = Scheme()
+"""The paper's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

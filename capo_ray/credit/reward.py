@@ -17,17 +17,18 @@ OutcomeSource = Literal["verifier", "critic"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a response as a whole is paid for, beside its answer."""
+    """What a response as a whole is paid for, beside its answer. What has no word here is of `reward` in
+    docs/configuration.md."""
 
     source: OutcomeSource = "verifier"
-    """Who says whether the answer is right. `critic`: GenORM, the share of critiques that say Yes."""
+    """`reward.outcome`: who says whether the answer is right."""
     format_weight: float = 0.0
     format_pattern: re.Pattern[str] | None = None
-    """Searched in the response; paid with `format_weight` where it is found."""
     overlong_tokens: int = 0
-    """The last so many tokens before the limit are punished, linearly up to 1 (DAPO, arXiv 2503.14476, Eq. 13)."""
-    overlong_weight: float = 0.0
+    """The punishment grows linearly over them, up to `overlong_weight` (DAPO, arXiv 2503.14476, Eq. 13)."""
+    overlong_weight: float = 1.0
     max_response_tokens: int = 0
+    """The limit that `overlong_tokens` stand before."""
 
 
 ANSWER_ONLY = Outcome()

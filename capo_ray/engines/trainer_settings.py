@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from capo_ray.config.block import filled
 from capo_ray.config.blocks import Trainer
 from capo_ray.config.library import merged
 from capo_ray.config.method import Algorithm
@@ -48,17 +49,8 @@ def deepspeed_config(trainer: Trainer, model: Any, world_size: int) -> dict[str,
 
 
 def objective_of(algorithm: Algorithm) -> Objective:
-    return Objective(
-        surrogate=algorithm.surrogate,
-        bounds=Clip(low=algorithm.clip_low, high=algorithm.clip_high, dual=algorithm.clip_dual),
-        kl_weight=algorithm.kl_weight,
-        kl_estimator=algorithm.kl_estimator,
-        kl_place=algorithm.kl_place,
-        kl_cap=algorithm.kl_cap,
-        kl_gradient=algorithm.kl_gradient,
-        entropy_weight=algorithm.entropy_weight,
-        importance_cap=algorithm.importance_cap,
-    )
+    bounds = Clip(low=algorithm.clip_low, high=algorithm.clip_high, dual=algorithm.clip_dual)
+    return filled(Objective, algorithm, bounds=bounds)
 
 
 def decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -27,7 +26,7 @@ from capo_ray.models.find import ModelFiles, check_trained, find_model
 from capo_ray.planning.bundles import critics_here
 from capo_ray.planning.plan import optimizer_steps_per_batch
 from capo_ray.training.build_critics import check_servers, critic_budget, make_critics
-from capo_ray.training.settings import critic_settings
+from capo_ray.training.settings import critic_settings, scheme_of
 from capo_ray.types import Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -178,36 +177,15 @@ def make_aggregator(
     put: Any,
 ) -> Any:
     from capo_ray.cluster.aggregator import Aggregator, AggregatorParts
-    from capo_ray.credit.group import Scheme
-    from capo_ray.credit.reward import Outcome
     from capo_ray.credit.steps import delimiter
     from capo_ray.records.ledger import Ledger
     from capo_ray.tasks.registry import task_of
 
     _must_see(samples.parent)
     task = task_of(config)
-    reward = config.reward
     parts = AggregatorParts(
-        scheme=Scheme(
-            vote=reward.vote,
-            outcome_weight=reward.outcome_weight,
-            process_weight=reward.process_weight,
-            error_set=reward.error_set,
-            returns=reward.returns,
-            outcome=Outcome(
-                source=reward.outcome,
-                format_weight=reward.format_weight,
-                format_pattern=re.compile(reward.format_pattern),
-                overlong_tokens=reward.overlong_tokens,
-                overlong_weight=reward.overlong_weight,
-                max_response_tokens=config.rollout.max_response_tokens,
-            ),
-            advantage=config.algorithm.advantage,
-            mask_cut_off=config.algorithm.mask_cut_off,
-            min_valid_critiques=reward.min_valid_critiques,
-            unjudged=reward.unjudged,
-        ),
-        between=delimiter(reward.segmenter, reward.segmenter_pattern),
+        scheme=scheme_of(config),
+        between=delimiter(config.reward.segmenter, config.reward.segmenter_pattern),
         verify=task.verify,
         critics=make_critics(config, template, critics),
         reference=config.critic.reference if config.critic else "none",

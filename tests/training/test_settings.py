@@ -2,14 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from capo_ray.config.block import Block
 from capo_ray.config.critic import Critic, Voter
-from capo_ray.config.method import Reward
+from capo_ray.config.method import Algorithm, Reward, Surrogate
+from capo_ray.credit.group import Scheme
+from capo_ray.credit.reward import Outcome
 from capo_ray.critics.settings import CriticSettings
+from capo_ray.learn.loss import Objective
+from capo_ray.learn.surrogate import SURROGATES
 
 ELSEWHERE = {
     Critic: {
@@ -22,12 +26,32 @@ ELSEWHERE = {
         "failure_prompts": "critics.failures",
         "canaries": "critics.canaries",
     },
+    Reward: {
+        "outcome": "Outcome.source",
+        "format_pattern": "Outcome.format_pattern, compiled",
+        "segmenter": "credit.steps",
+        "segmenter_pattern": "credit.steps",
+        "aggregators": "the plan",
+        "verifiers": "tasks.registry",
+        "verify_timeout_s": "tasks.registry",
+    },
+    Algorithm: {
+        **dict.fromkeys(("clip_low", "clip_high", "clip_dual"), "Objective.bounds"),
+        "aggregation": "cluster.trainer_group",
+        "refills": "cluster.crew",
+        "old_logprobs": "the trainer",
+        "max_staleness": "training.driver",
+    },
 }
 """Block -> field -> who else gets it: all that no dataclass takes by its name."""
 TAKEN: list[tuple[type[Any], tuple[type[Block], ...], set[str]]] = [
     (CriticSettings, (Critic, Reward), {"template", "cache_seed"}),
+    (Outcome, (Reward,), {"source", "format_pattern", "max_response_tokens"}),
+    (Scheme, (Reward, Algorithm), {"outcome"}),
+    (Objective, (Algorithm,), {"bounds"}),
 ]
 """A dataclass, the blocks that it is filled from, and what is made for it beside them."""
+OWN_DEFAULT = {"kl_weight": "an Objective by itself has no reference model"}
 
 
 def names_of(kinds: Iterable[type[Any]]) -> set[str]:
@@ -55,4 +79,8 @@ def test_what_is_taken_has_the_type_of_its_one_block_and_no_other_default(
         for block in places[field.name]:
             setting = block.model_fields[field.name]
             assert hints[field.name] == setting.annotation, field.name
-            assert field.default in (MISSING, setting.default), field.name
+            assert field.default in (MISSING, setting.default) or field.name in OWN_DEFAULT, field.name
+
+
+def test_the_configuration_names_the_surrogates() -> None:
+    assert get_args(Surrogate) == tuple(SURROGATES)
