@@ -1,16 +1,20 @@
-"""docs/tutorial.md, command by command in an empty folder: all is run, but that launches stop at the plan."""
+"""docs/tutorial.md, command by command in an empty folder: in the quick tests launches stop at the plan, and a long one
+runs the page as it stands, training and viewer too."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import re
 import subprocess
 import sys
 import textwrap
+import uuid
 from pathlib import Path
 
 import pytest
+from running import MARK, folder_of, free_port, left_behind, steps_in
 
 from capo_ray.config.compose import compose
 from capo_ray.credit.critique import wrap
@@ -74,3 +78,54 @@ def test_the_rules_want_a_short_way_too(here: Path) -> None:
     boxed = "so \\boxed{7}."
     said = {boxed: "correct", "so \\boxed{8}.": "wrong", "7": "wrong", "a\n\nb\n\nc\n\nd\n\n" + boxed: "wrong"}
     assert {response: asyncio.run(task.verify(prompt, response)) for response in said} == said
+
+
+REALLY = """
+python() {
+    if [ "$*" != "-m capo_ray.view first" ]; then
+        echo "> $*"
+        "$PYTHON" "$@"
+        return
+    fi
+    "$PYTHON" "$@" port="$PORT" &
+    ask="import urllib.request as web; web.urlopen('http://127.0.0.1:$PORT/').read()"
+    for _ in $(seq 120); do
+        "$PYTHON" -c "$ask" 2> wait.txt && break
+        sleep 1
+    done
+    kill "$!"
+    wait "$!" || [ $? = 130 ]
+}
+"""
+"""The viewer is asked for a page and ended; all else is what the page says."""
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.e2e
+@pytest.mark.timeout(1800)
+def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
+    for name, code in FILES.items():
+        (tmp_path / name).write_text(code)
+    mark = uuid.uuid4().hex
+    environment = {MARK: mark, "TMPDIR": str(folder_of(mark)), "PYTHON": sys.executable, "PORT": str(free_port())}
+    done = subprocess.run(
+        ["bash", "-euc", REALLY + "\n".join(COMMANDS)],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1700,
+        check=False,
+    )
+    print(done.stdout)
+    left = left_behind(mark)
+    assert done.returncode == 0
+    assert left == []
+    for name in ("first", "second"):
+        steps = steps_in(tmp_path / name)
+        assert len(steps) == 10
+        assert [folder.name for folder in (tmp_path / name / "checkpoints").glob("step_*")] == ["step_000010"]
+        assert (tmp_path / name / "policy" / "model.safetensors").is_file()
+        assert all(step["critic/valid_share"] > 0.9 for step in steps)

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from running import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = ROOT / "launch" / "job.py"
@@ -264,12 +265,6 @@ def cluster() -> Iterator[dict[str, str]]:
         node.terminate()
         node.wait(60)
         shutil.rmtree(home, ignore_errors=True)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def listens(port: int) -> bool:
