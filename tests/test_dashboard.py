@@ -25,7 +25,7 @@ QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
 
 def told() -> set[str]:
     """Metrics of the manual."""
-    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     names = re.findall(r"`(\w+/\w+|staleness)`", text)
     return {gauge_name(name) for name in (*names, "step", *(f"evaluation/{name}" for name in names))}
 

@@ -33,7 +33,7 @@ PAGES = [
     *sorted(ROOT.glob("capo_ray/assets/*/*.md")),
 ]
 CREDIT = ROOT / "docs" / "credit.md"
-OPERATIONS = ROOT / "docs" / "operations.md"
+METRICS = ROOT / "docs" / "metrics.md"
 TROUBLE = ROOT / "docs" / "troubleshooting.md"
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -222,7 +222,7 @@ def test_every_field_says_what_it_means_where_it_is_from_and_each_number_its_uni
 
 
 def test_metrics_of_the_manual_are_complete() -> None:
-    told = set(re.findall(r"`(\w+/\w+|staleness)`", text(OPERATIONS)))
+    told = set(re.findall(r"`(\w+/\w+|staleness)`", text(METRICS)))
     ended = {f"critic/{outcome}_share" for outcome in get_args(CritiqueOutcome)}
     assert set(RATES) - told == set()
     counted = {name for name in told if name.split("/")[0] in ("truth", "outcome", "reward", "response", "group")}

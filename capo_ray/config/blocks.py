@@ -161,7 +161,7 @@ class Rollout(Block):
     eager: bool = setting("no CUDA graphs and no compilation", False, source="vLLM `enforce_eager`")
     engine: RolloutOptions = setting(
         "further options of vLLM's engines, by vLLM's names, see "
-        "[operations.md](operations.md#options-of-the-libraries)",
+        "[extending.md](extending.md#options-of-the-libraries)",
         {},
         source="vLLM `EngineArgs`",
     )
@@ -210,7 +210,7 @@ class Trainer(Block):
         source="transformers `gradient_checkpointing_enable`",
     )
     deepspeed: DeepSpeedOptions = setting(
-        "further options of DeepSpeed, by its names, see [operations.md](operations.md#options-of-the-libraries)",
+        "further options of DeepSpeed, by its names, see [extending.md](extending.md#options-of-the-libraries)",
         {},
         source="DeepSpeed `config`",
     )

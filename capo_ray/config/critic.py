@@ -86,7 +86,7 @@ class Voter(Block):
     eager: bool = setting("no CUDA graphs and no compilation (vllm only)", False, source="vLLM `enforce_eager`")
     engine: CriticOptions = setting(
         "further options of vLLM's engines, by vLLM's names (vllm only), see "
-        "[operations.md](operations.md#options-of-the-libraries)",
+        "[extending.md](extending.md#options-of-the-libraries)",
         {},
         source="vLLM `EngineArgs`",
     )
@@ -205,7 +205,7 @@ class Critic(Voter):
     )
     template: str = setting(
         "`paper`: the full instructions; `brief`: what the tiny critic was taught; else a Jinja file of "
-        "your own, see [operations.md](operations.md#your-own-critic-prompt)",
+        "your own, see [critics.md](critics.md#your-own-critic-prompt)",
         "paper",
         source="CAPO",
     )

@@ -188,7 +188,7 @@ def critic_servers(config: Config) -> Finding:
     try:
         check_servers(config)
     except ConfigError as error:
-        return fail("critic servers", str(error), "start the servers, or mend the names: docs/operations.md")
+        return fail("critic servers", str(error), "start the servers, or mend the names: docs/critics.md")
     return ok("critic servers", f"{len(servers)} answer")
 
 

@@ -67,7 +67,7 @@ class Sft(Block):
         source="transformers `gradient_checkpointing_enable`",
     )
     deepspeed: DeepSpeedOptions = setting(
-        "further options of DeepSpeed, by its names, see [operations.md](operations.md#options-of-the-libraries)",
+        "further options of DeepSpeed, by its names, see [extending.md](extending.md#options-of-the-libraries)",
         {},
         source="DeepSpeed `config`",
     )

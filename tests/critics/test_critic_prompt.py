@@ -18,7 +18,7 @@ from capo_ray.program import BAD_INPUT
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "+experiment=tiny_cpu"
-(DOCUMENTED,) = re.findall(r"^```jinja\n(.*?)^```$", (ROOT / "docs/operations.md").read_text(), re.M | re.S)
+(DOCUMENTED,) = re.findall(r"^```jinja\n(.*?)^```$", (ROOT / "docs/critics.md").read_text(), re.M | re.S)
 SHORT = """\
 {% block user %}
 {{ question }}
