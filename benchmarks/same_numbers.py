@@ -13,6 +13,7 @@ from pathlib import Path
 UNLIKE = (
     "time",
     "seconds/",
+    "evaluation/seconds",
     "speed/",
     "actor/",
     "idle/",

@@ -323,3 +323,46 @@ def test_the_data_page_shows_what_the_check_prints(
     arguments = [part.replace("FOLDER", ".") for part in command]
     assert data_check.main([*arguments, "model@policy=qwen2_5_7b", "show=0"]) == 0
     assert capsys.readouterr().out == shown
+
+
+TEACHES = [
+    ROOT / "README.md",
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in (
+            *("budgets", "credit", "critics", "data", "evaluation", "experiments", "extending", "gpu", "lab", "launch"),
+            *("metrics", "monitoring", "run_directory", "troubleshooting", "tutorial", "view"),
+        )
+    ),
+]
+LONGEST_SENTENCE = 40
+WIDTH = 120
+CODE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
+TABLE = re.compile(r"^\s*\|.*$", re.MULTILINE)
+
+
+def sentences(page: str) -> list[str]:
+    """Of prose: code, tables and headings are left out, a link is its text, an item of a list begins anew."""
+    for pattern in (CODE, TABLE, re.compile(r"^#.*$", re.MULTILINE)):
+        page = pattern.sub("\n", page)
+    page = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", page)
+    paragraphs = re.split(r"\n\s*\n|\n(?=\s*(?:[*-]|\d+\.) )", page)
+    ends = re.compile(r"(?<=[.!?])\**\s+(?=[A-Z`\"(\[*])")
+    return [sentence for paragraph in paragraphs for sentence in ends.split(" ".join(paragraph.split()))]
+
+
+def test_sentences_are_found() -> None:
+    page = "# A title\n\nOne is\nhere. `code` too: [a link](x.md).\n* an item\n\n```bash\nno. This\n```\n| a. B | c |\n"
+    assert [one for one in sentences(page) if one] == ["One is here.", "`code` too: a link.", "* an item"]
+
+
+@named(TEACHES)
+def test_pages_that_teach_have_short_sentences(page: Path) -> None:
+    assert [one for one in sentences(text(page)) if len(one.split()) > LONGEST_SENTENCE] == []
+
+
+@named([page for page in PAGES if page.name not in ("configuration.md", "decisions.md", "CHANGELOG.md")])
+def test_prose_wraps_at_one_width(page: Path) -> None:
+    left = TABLE.sub("", CODE.sub("", text(page))).splitlines()
+    wide = [line for line in left if len(line) > WIDTH and len(line.split()) > 1 and not line.startswith("![")]
+    assert wide == []

@@ -160,8 +160,7 @@ class Rollout(Block):
     )
     eager: bool = setting("no CUDA graphs and no compilation", False, source="vLLM `enforce_eager`")
     engine: RolloutOptions = setting(
-        "further options of vLLM's engines, by vLLM's names, see "
-        "[extending.md](extending.md#options-of-the-libraries)",
+        "further options of vLLM's engines, by vLLM's names, see [extending.md](extending.md#options-of-the-libraries)",
         {},
         source="vLLM `EngineArgs`",
     )
