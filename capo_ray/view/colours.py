@@ -139,6 +139,7 @@ body { background: var(--ground); color: var(--ink); }
 .flags .on { color: var(--wrong); font-weight: 700; }
 .flags[data-many] > * { width: 1.6rem; }
 .flags > .wide { width: 5rem; }
+.asked { font-size: 12px; color: var(--faint); margin: 2px 0; }
 .ok { color: var(--right); } .bad { color: var(--wrong); } .faint { color: var(--faint); }
 .badge { display: inline-block; border: 1px solid currentColor; border-radius: 10px; padding: 0 8px; font-size: 12px;
   line-height: 18px; white-space: nowrap; }

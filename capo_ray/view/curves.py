@@ -21,10 +21,16 @@ CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "Right",
         (
             ("answer", "outcome/accuracy"),
-            ("steps", "truth/step_accuracy"),
+            ("reasoning steps", "truth/step_accuracy"),
             ("answer and process", "truth/right_answer_and_process"),
         ),
     ),
+    ("Loss", (("KL included", "trainer/loss"),)),
+    ("Entropy", (("per token", "trainer/entropy"),)),
+    ("KL per token", (("to the old policy", "trainer/kl_old"), ("to the reference", "trainer/kl_reference"))),
+    ("Gradient norm", (("before clipping", "trainer/grad_norm"),)),
+    ("Clipped tokens", (("share", "trainer/clip_fraction"),)),
+    ("Learning rate", (("at the last optimizer step", "trainer/learning_rate"),)),
     (
         "Critic against the truth",
         (
@@ -39,12 +45,12 @@ CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         (
             ("valid", "critic/valid_share"),
             ("agreement", "critic/vote_agreement"),
-            ("flagged steps", "critic/flagged_step_share"),
+            ("flagged reasoning steps", "critic/flagged_step_share"),
             ("unjudged", "critic/unjudged_share"),
         ),
     ),
     ("Tokens", (("response", "response/mean_tokens"), ("critique", "critic/mean_tokens"))),
-    ("Steps per response", (("mean", "response/mean_steps"),)),
+    ("Reasoning steps per response", (("mean", "response/mean_steps"),)),
     (
         "Groups and answers",
         (
@@ -58,7 +64,7 @@ CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (
         "Seconds",
         (
-            ("step", "seconds/step"),
+            ("training step", "seconds/step"),
             ("wait", "seconds/wait"),
             ("update", "seconds/update"),
             ("sync", "seconds/sync"),
@@ -204,10 +210,10 @@ def _series(name: str, kind: str, colour: str, points: Sequence[tuple[float, flo
     return {
         "name": name,
         "type": kind,
-        "data": [[step, round(value, 5)] for step, value in points],
-        "itemStyle": {"color": colour},
+        "data": [[step, float(f"{value:.5g}")] for step, value in points],
+        "itemStyle": {"color": colour, "opacity": 1},
         "lineStyle": {"width": 2},
         "showSymbol": len(points) < 30,
-        "symbolSize": 8 if kind == "scatter" else 4,
+        "symbolSize": 12 if kind == "scatter" else 4,
         **({"symbol": "diamond"} if kind == "scatter" else {}),
     }

@@ -21,6 +21,8 @@ from capo_ray.view.records import Entry, Response
 Credit = Literal["advantage", "reward"]
 EXCERPT = 420
 """Characters of a response in a list."""
+QUESTION = 160
+"""Characters of a question that a list shows."""
 
 
 _LAST_BREAKS = re.compile(r"\n(?=(?:<[^>]*>|↵|∎|\n)*$)")
@@ -77,7 +79,8 @@ def facts(entry: Entry) -> str:
 
 
 def list_row(response: Response, credit: Credit, limit: float) -> str:
-    """A response in a list, with the beginning of its text, or of its first flagged step where that is far in."""
+    """A response in a list: its question, and the beginning of its text, or of its first flagged step where that is far
+    in."""
     entry, ends = response.entry, response.char_ends
     begin = response.chars[entry.flagged[0]][0] if entry.flagged else 0
     begin = begin if begin > EXCERPT // 2 else 0
@@ -92,10 +95,13 @@ def list_row(response: Response, credit: Credit, limit: float) -> str:
         )
         for a, b in pairwise([max(cuts[0], first), *cuts[1:], last])
     ]  # fmt: skip
-    name = f"<b>step {entry.step}</b><span>{escape(entry.prompt_id)} / {entry.index}</span>"
+    name = f"<b>training step {entry.step}</b><span>{escape(entry.prompt_id)} / {entry.index}</span>"
+    question = " ".join(response.question[: 2 * QUESTION].split())
+    question = question if len(question) <= QUESTION else f"{question[:QUESTION]} …"
     before, after = "… " if begin else "", " …" if last < len(ends) else ""
     return (
         f'<a class="resp" href="{address(entry)}"><div class="facts">{name}{facts(entry)}</div>'
+        f'<div class="asked">{escape(question)}</div>'
         f'<div class="tok">{before}{"<span class=cut></span>".join(pieces)}{after}</div></a>'
     )
 

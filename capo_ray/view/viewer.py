@@ -143,7 +143,7 @@ class Viewer:
         last, total = self.metrics.last, self.config().get("steps")
         if not last:
             return "waiting for the first step"
-        done = f"step {last['step'] + 1}"
+        done = f"training step {last['step'] + 1}"
         if type(total) is int and total > 0:
             done += f" of {total}"
             if last["step"] + 1 >= total:

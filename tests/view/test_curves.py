@@ -44,6 +44,19 @@ def test_charts_have_what_the_run_has(tmp_path: Path) -> None:
     assert (diamond["name"], diamond["type"], diamond["data"]) == ("answer", "scatter", [[0, 0.25]])
 
 
+def test_what_an_update_is_watched_by_comes_early(tmp_path: Path) -> None:
+    watched = ["loss", "entropy", "kl_old", "grad_norm", "clip_fraction", "learning_rate"]
+    line = {"step": 3, "critic/valid_share": 1.0, **{f"trainer/{name}": 2.0312345678e-8 for name in watched}}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    metrics = Metrics(tmp_path)
+    metrics.refresh()
+    made = charts(metrics)
+    assert list(made) == [
+        *("Loss", "Entropy", "KL per token", "Gradient norm", "Clipped tokens", "Learning rate", "Critiques")
+    ]
+    assert made["Learning rate"]["series"][0]["data"] == [[3, 2.0312e-8]]
+
+
 def test_every_actor_has_its_curve(tmp_path: Path) -> None:
     line = {"step": 3, "actor/rollout-0/tokens_per_s": 80.0, "actor/org/judge at host/tokens_per_s": 90.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line | {"actor/rollout-0/busy_share": 0.5}) + "\n")

@@ -1,6 +1,7 @@
 """What a reader sees: every token once, escaped, in a colour that can be told and read."""
 
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -125,8 +126,10 @@ def test_a_dropped_response_says_so(tmp_path: Path) -> None:
 
 def test_what_a_model_wrote_is_never_markup(tmp_path: Path) -> None:
     response = shown(tmp_path, "evil", 1)
+    listed = markup.list_row(replace(response, question=EVIL), "advantage", 1.0)
+    assert EVIL in plain(listed)
     everything = [
-        markup.list_row(response, "advantage", 1.0),
+        listed,
         markup.steps_grid(response, "advantage", 1.0),
         markup.critiques(response),
         markup.problem_box(response),
@@ -135,9 +138,14 @@ def test_what_a_model_wrote_is_never_markup(tmp_path: Path) -> None:
     assert EVIL in plain(everything[1]) and EVIL in unescape(everything[2])
 
 
-def test_a_long_response_is_shown_from_its_first_flagged_step(tmp_path: Path) -> None:
-    from dataclasses import replace
+def test_a_list_shows_the_beginning_of_the_question(tmp_path: Path) -> None:
+    response = shown(tmp_path, "two", 0)
+    assert f'<div class="asked">{response.question}</div>' in markup.list_row(response, "advantage", 1.0)
+    long = replace(response, question="What " * 100)
+    assert f'<div class="asked">{"What " * 32} …</div>' in markup.list_row(long, "advantage", 1.0)
 
+
+def test_a_long_response_is_shown_from_its_first_flagged_step(tmp_path: Path) -> None:
     short = shown(tmp_path, "two", 1)
     padding = "x" * 1000
     long = replace(

@@ -53,7 +53,7 @@ def test_the_curves(page: browser.Page, base: str) -> None:
     page.open(base)
     page.wait_for("Reward per token")
     page.wait_for("Tokens per second, by role")
-    page.wait_for("step 2 of 3")
+    page.wait_for("training step 2 of 3")
 
 
 def test_every_token_has_its_credit(page: browser.Page, base: str) -> None:
@@ -86,7 +86,7 @@ def test_filters_narrow_and_stand_in_the_address(page: browser.Page, base: str) 
     page.wait("location.search == '?verdict=unjudged'")
     page.open(f"{base}/responses?answer=wrong&text=so+4&credit=reward")
     page.wait_for("2 of 12 responses")
-    for shown in ("step 1\ntwo@1 / 2", "reward per token"):  # the list comes after the line that counts it
+    for shown in ("training step 1\ntwo@1 / 2", "reward per token"):  # the list comes after the line that counts it
         page.wait_for(shown)
     page.click("a.resp", "two@1")
     page.wait_for("The answer is wrong: 5")

@@ -203,7 +203,7 @@ def test_a_broken_line_of_the_metrics_is_left_out(tmp_path: Path, line: bytes) -
     viewer.look(60)
     assert [line["step"] for line in viewer.metrics.lines] == [0, 1] and len(viewer.index.entries) == 12
     assert viewer.problem.startswith(f"line 2 of {path} (1 of 2 lines) is no step's numbers: ")
-    assert viewer.status().startswith("step 2 of 3")
+    assert viewer.status().startswith("training step 2 of 3")
 
 
 @pytest.mark.parametrize("text", [b"[", b"5", b"steps: [", b"\xff\xfe", b"!!python/object/apply:os.system [id]"])
@@ -212,7 +212,7 @@ def test_a_broken_configuration_is_said(tmp_path: Path, text: bytes) -> None:
     path.write_bytes(text)
     viewer = Viewer(tmp_path)
     viewer.look(60)
-    assert viewer.status().startswith("step 2") and len(viewer.index.entries) == 12
+    assert viewer.status().startswith("training step 2") and len(viewer.index.entries) == 12
     assert viewer.problem.startswith(f"{path} cannot be read: ")
 
 
