@@ -38,7 +38,7 @@ from capo_ray.engines.trainer_state import (
     write_random_state,
 )
 from capo_ray.learn.batch import Aggregation, MicroBatch, collate, standardised
-from capo_ray.learn.loss import Loss, Objective, nll, policy_loss
+from capo_ray.learn.loss import NLL_METRICS, Loss, Objective, nll, policy_loss, policy_metrics
 from capo_ray.types import Metrics, TrainSequence, Update
 
 
@@ -81,6 +81,8 @@ class DeepSpeedEngine:
         self._zero_three = trainer.deepspeed.get("zero_optimization", {}) if trainer.zero_stage == 3 else None
         self._model = causal_model.make(model, dtype=precision, seed=seed, zero_three=self._zero_three)
         self._reference = self._make_reference(reference if reference is not None else model, precision, seed)
+        has_reference = self._reference is not None
+        self._metrics = policy_metrics(self._objective, reference=has_reference) if algorithm else NLL_METRICS
         if trainer.gradient_checkpointing:
             self._model.gradient_checkpointing_enable({"use_reentrant": trainer.zero_stage == 3})
             self._model.enable_input_require_grads()
@@ -153,7 +155,7 @@ class DeepSpeedEngine:
                     )
                 )
         self._version += 1
-        metrics = sums.reduce(self._metric_names(), len(norms), self._device)
+        metrics = sums.reduce(self._metrics, len(norms), self._device)
         taken = [norm for norm in norms if math.isfinite(norm)]
         metrics |= {
             "grad_norm": sum(taken) / len(taken) if taken else math.nan if norms else 0.0,
@@ -183,8 +185,7 @@ class DeepSpeedEngine:
                     logprobs, entropy = self._engine(micro_batch, self._temperature)
                     if not micro_batch.empty:
                         sums.add(nll(logprobs, weights=micro_batch.weights, entropy=entropy))
-        zero = torch.zeros(1, device=self._device)
-        return sums.reduce(nll(zero, weights=zero, entropy=zero), len(batch.micro_batches), self._device)
+        return sums.reduce(NLL_METRICS, len(batch.micro_batches), self._device)
 
     def _collate(self, sequences: Sequence[TrainSequence], denominator: float) -> MicroBatch:
         return collate(sequences, self._aggregation, denominator, device=self._device)
@@ -264,20 +265,6 @@ class DeepSpeedEngine:
             objective=self._objective,
             entropy=entropy,
         )
-
-    def _metric_names(self) -> Loss:
-        """A loss of one made-up token, for the names of its metrics."""
-        one = torch.zeros(1, device=self._device)
-        batch = MicroBatch(
-            input_ids=one,
-            places=one,
-            targets=one,
-            rows=torch.zeros(1, dtype=torch.long, device=self._device),
-            weights=one,
-            advantages=one,
-            sampler_logprobs=one,
-        )
-        return self._loss(batch, one, one, None, None if self._reference is None else one)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name as in the model's folder, a copy of the full tensor), tied ones once, in the model's order.

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from capo_ray.learn.loss import Loss
+from capo_ray.learn.loss import Loss, MetricNames
 from capo_ray.types import Metrics
 
 
@@ -32,7 +32,7 @@ class Sums:
         for name, value in loss.maxima.items():
             self._maxima[name] = torch.maximum(self._maxima.get(name, value), value)
 
-    def reduce(self, names: Loss, num_steps: int, device: torch.device) -> Metrics:
+    def reduce(self, names: MetricNames, num_steps: int, device: torch.device) -> Metrics:
         """Means over tokens, totals per optimizer step, and largest values, of all ranks together.
 
         `names` says which metrics there are: a rank may have seen nothing but empty micro-batches.

@@ -100,6 +100,28 @@ class Loss:
     totals: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricNames:
+    """What a loss's metrics are called, by the way in which they are added up; see Loss."""
+
+    sums: tuple[str, ...]
+    totals: tuple[str, ...]
+    maxima: tuple[str, ...] = ()
+
+
+NLL_METRICS = MetricNames(sums=("nll", "entropy"), totals=("loss",))
+
+
+def policy_metrics(objective: Objective, *, reference: bool) -> MetricNames:
+    """Of `policy_loss`, with a reference or without, for those who have no token to compute it of."""
+    sums = ["clip_fraction", "sampler_gap_mean", "ratio_mean", "kl_old", "entropy", "advantage_abs"]
+    if objective.importance_cap is not None:
+        sums += ["importance_mean", "importance_capped"]
+    if reference:
+        sums += ["kl_reference", "kl_capped"]
+    return MetricNames(sums=tuple(sums), totals=("loss", "policy_loss"), maxima=("ratio_max", "sampler_gap_max"))
+
+
 def _refuse_nan(reference: Tensor | None) -> None:
     """The loss would be NaN, its gradient finite, and the KL gone without a sign."""
     if reference is not None and bool(reference.isnan().any()):

@@ -10,12 +10,15 @@ from torch import Tensor
 
 import capo_ray.learn.loss as module
 from capo_ray.learn.loss import (
+    NLL_METRICS,
     KlEstimator,
     Loss,
+    MetricNames,
     Objective,
     kl_penalty,
     nll,
     policy_loss,
+    policy_metrics,
     token_logprobs,
 )
 from capo_ray.learn.surrogate import SURROGATES, Clip, SurrogateName, Tokens, clip
@@ -157,6 +160,16 @@ def test_loss_and_metrics_equal_a_loop_over_tokens(objective: Objective, seed: i
     gap = (given["old"] - given["sampler"]).abs()
     assert made.sums["sampler_gap_mean"].item() == pytest.approx(gap.sum().item())
     assert made.maxima["sampler_gap_max"].item() == pytest.approx(gap.max().item())
+
+
+def names_of(loss: Loss) -> MetricNames:
+    return MetricNames(sums=tuple(loss.sums), totals=tuple(loss.totals), maxima=tuple(loss.maxima))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_metrics_are_called_what_they_are_said_to_be(objective: Objective) -> None:
+    """In this order too: a rank that has no token adds up by it."""
+    assert names_of(run(case(0), objective)) == policy_metrics(objective, reference=objective.kl_weight > 0)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
@@ -423,3 +436,4 @@ def test_nll_is_the_weighted_sum() -> None:
     logprobs = torch.tensor([-1.0, -2.0, -4.0])
     made = nll(logprobs, weights=torch.tensor([0.5, 0.25, 0.25]), entropy=torch.ones(3))
     assert made.value == 2.0 and made.sums["nll"] == 7.0 and made.tokens == 3
+    assert names_of(made) == NLL_METRICS
