@@ -7,7 +7,6 @@ Starts no engine and no Ray. Leaves out how the weights are put together (engine
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.files.checkpoint import Checkpoints, fault_of
-from capo_ray.files.durable import move_into_place
+from capo_ray.files.durable import move_into_place, written_beside
 from capo_ray.files.run_dir import RunDirError
 from capo_ray.leaving import leave
 from capo_ray.program import run_program
@@ -51,19 +50,14 @@ def work(arguments: list[str]) -> int:
         raise ConfigError(f"out: {out} is there already; name another folder")
     if (fault := fault_of(checkpoint)) is not None:
         raise RunDirError(f"{checkpoint} is broken: {fault}. Take another: step=N")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    print(f"The policy of {checkpoint} is put together (float32, in this machine's memory) ...", flush=True)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported: no GPU is needed
-    from capo_ray.engines.exported import write_policy
+    with written_beside(out) as partial:
+        partial.mkdir(parents=True)
+        print(f"The policy of {checkpoint} is put together (float32, in this machine's memory) ...", flush=True)
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported: no GPU is needed
+        from capo_ray.engines.exported import write_policy
 
-    try:
         write_policy(checkpoint / "trainer", partial)
         move_into_place(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     print(f"{out}: transformers and vLLM load it, and python -m capo_ray.evaluate model={out}")
     return 0
 

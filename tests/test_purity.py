@@ -65,6 +65,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "records.busy": (),
     "records.estimates": (),
     "records.tally": ("credit", "types"),
+    "records.report": ("records.tally", "types"),
     "records.ledger": ("credit", "records.ledger_columns", "records.scheme", "types"),
     # what runs
     "engines": ("config", "credit", "learn", "records.busy", "types"),
@@ -147,6 +148,7 @@ def of(*prefixes: str) -> list[str]:
         "training.driver",
         "cluster.gate",
         "records.tally",
+        "records.report",
         "seeds",
         "records.ledger",
     ],

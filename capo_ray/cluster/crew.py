@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -30,8 +28,8 @@ from capo_ray.critics.budget import CriticBudget, Sampled
 from capo_ray.critics.canaries import Canary
 from capo_ray.critics.failures import FailureLimit
 from capo_ray.files.checkpoint import Checkpoints, read_state
-from capo_ray.files.durable import replace_folder
-from capo_ray.records.tally import add, rates
+from capo_ray.files.durable import replace_folder, written_beside
+from capo_ray.records import report
 from capo_ray.records.tracking import Tracker
 from capo_ray.seeds import seed_of
 from capo_ray.types import Batch, GroupSummary, JsonDict, Metrics, Prompt, Sampling, Update
@@ -120,7 +118,7 @@ class RayCrew:
             if not silent:
                 break
             prompts = self._parts.prompts_for(step, attempt)[: len(silent)]
-            fresh = await self._groups(prompts, step, 0, spent=_critic_tokens((*groups, *spare)))
+            fresh = await self._groups(prompts, step, 0, spent=report.judging_tokens((*groups, *spare)))
             for place, group in zip(silent, fresh, strict=True):
                 if group.has_credit:
                     groups[place], group = group, groups[place]
@@ -182,11 +180,7 @@ class RayCrew:
     async def _verified(self, prompt: Prompt, step: int, ahead: ScoreAhead) -> tuple[Sampled, ...]:
         """Sample and verify the group of `prompt`."""
         shard = self._shard(prompt)
-
-        async def verify(rollout: Any) -> int:
-            return await shard.verify.remote(prompt, rollout)
-
-        await self._sample(prompt, step, verify, ahead)
+        await self._sample(prompt, step, lambda rollout: shard.verify.remote(prompt, rollout), ahead)
         return await shard.sampled.remote(prompt)
 
     async def _judge_group(self, prompt: Prompt, step: int, num_samples: int, judged: bool) -> GroupSummary:
@@ -201,11 +195,7 @@ class RayCrew:
 
     async def _group(self, prompt: Prompt, step: int, num_samples: int, ahead: ScoreAhead) -> GroupSummary:
         shard, seed = self._shard(prompt), self._settings.seed
-
-        async def judge(rollout: Any) -> int:
-            return await shard.score.remote(prompt, rollout, seed, step)
-
-        await self._sample(prompt, step, judge, ahead)
+        await self._sample(prompt, step, lambda rollout: shard.score.remote(prompt, rollout, seed, step), ahead)
         return await shard.close_group.remote(prompt, step, num_samples)
 
     async def _sample(
@@ -215,11 +205,9 @@ class RayCrew:
         seeds = {
             index: seed_of(settings.seed, step, prompt.id, index) for index in range(settings.responses_per_prompt)
         }
-
-        async def pass_on(rollout: Any) -> int:
-            return await ahead.passed_on(prompt, rollout, deliver)
-
-        await self._rollouts.generate(prompt, settings.sampling, seeds, pass_on)
+        await self._rollouts.generate(
+            prompt, settings.sampling, seeds, lambda rollout: ahead.passed_on(prompt, rollout, deliver)
+        )
 
     def _shard(self, prompt: Prompt) -> Any:
         shards = self._parts.aggregators
@@ -242,7 +230,7 @@ class RayCrew:
                 await self._keep_samples(batch)
             raise
         if update.metrics["nonfinite_steps"]:
-            await asyncio.to_thread(nonfinite.write_update, folder, self._described(batch, update))
+            await asyncio.to_thread(self._describe, folder, batch, update)
         return update
 
     async def _keep_samples(self, batch: Batch) -> None:
@@ -252,15 +240,11 @@ class RayCrew:
         except Exception as error:
             log.warning("the samples of step %d cannot be written: %s", batch.step, cause_of(error))
 
-    def _described(self, batch: Batch, update: Update) -> JsonDict:
-        """What is kept of an update beside the shares of its ranks, see nonfinite.Kept."""
-        checkpoint = self._parts.checkpoints.newest()
-        return {
-            "step": batch.step,
-            "ranks": self._parts.trainers.ranks,
-            "checkpoint": checkpoint.name if checkpoint else None,
-            "metrics": {name: value if isfinite(value) else None for name, value in update.metrics.items()},
-        }
+    def _describe(self, folder: Path, batch: Batch, update: Update) -> None:
+        """Beside the shares of its ranks, see nonfinite.Kept."""
+        newest, ranks = self._parts.checkpoints.newest(), self._parts.trainers.ranks
+        checkpoint = newest.name if newest else None
+        nonfinite.write_update(folder, step=batch.step, ranks=ranks, checkpoint=checkpoint, metrics=update.metrics)
 
     async def sync(self, version: int) -> None:
         async with self._gate.exclusive():
@@ -282,58 +266,31 @@ class RayCrew:
         if not self._parts.held_out or self._parts.tracker.has_evaluation(step):
             return
         settings = self._settings
-
-        async def generate(problem: Prompt, seeds: Mapping[int, int], check: Callable[[Any], Awaitable[int]]) -> None:
-            await self._rollouts.generate(problem, settings.sampling, seeds, check)
-
         metrics = await measured(
             self._parts.held_out,
             self._shard,
-            generate,
+            lambda problem, seeds, check: self._rollouts.generate(problem, settings.sampling, seeds, check),
             seed=settings.seed,
             responses=settings.evaluation_responses,
         )
         self._parts.tracker.evaluation(step, metrics)
 
     async def record(self, batch: Batch, update: Update, seconds: Metrics) -> None:
-        tally = add(group.tally for group in (*batch.groups, *batch.spare))
+        budget = self._parts.budget
         await self._write_samples(batch)
-        metrics = rates(tally) | {f"trainer/{name}": value for name, value in update.metrics.items()}
-        metrics |= await self._judging() | await self._speeds.take() | self._trainer_speed(batch, seconds)
-        metrics |= {f"seconds/{name}": value for name, value in (seconds | {"collect": batch.seconds}).items()}
-        metrics["staleness"] = float(batch.step - batch.oldest_version)
-        metrics["run/rollout_deaths"] = float(self._rollouts.num_deaths)
-        metrics |= {
-            "tokens/sampled": tally.get("response_tokens", 0.0),
-            "tokens/critiques": tally.get("critique_tokens", 0.0),
-        }
-        if self._parts.budget is not None:
-            self._parts.budget.record(batch.step, tally)
-            metrics["critic/budget_used"] = tally["critique_tokens"] / self._parts.budget.tokens_per_step
-        if self._settings.refills:
-            metrics["group/refilled"] = float(len(batch.spare))
-        self._parts.tracker.step(batch.step, metrics)
-
-    async def _judging(self) -> Metrics:
-        """What the judging service counted since the last step."""
-        shards = await asyncio.gather(*(shard.metrics.remote() for shard in self._parts.aggregators))
-        judging = add(shards)
-        if "engines_down" in judging:
-            judging["engines_down"] = max(shard["engines_down"] for shard in shards)  # all shards ask the same engines
-        wanted = (
-            *("retries", "references_shortened", "contradictions", "dropped_indices", "engines_down"),
-            *("canaries", "canary_hits", "canary_flagged", "canary_wrong"),
+        metrics = report.of_step(
+            batch,
+            update,
+            shards=await asyncio.gather(*(shard.metrics.remote() for shard in self._parts.aggregators)),
+            speeds=await self._speeds.take(),
+            seconds=seconds,
+            rollout_deaths=self._rollouts.num_deaths,
+            critic_tokens=None if budget is None else budget.tokens_per_step,
+            refills=self._settings.refills > 0,
         )
-        counted = {f"critic/{name}": judging[name] for name in wanted if name in judging}
-        if "canary_tokens" in judging:
-            counted["tokens/canaries"] = judging["canary_tokens"]
-        if shown := judging.get("prompt_tokens"):
-            counted["tokens/critic_prompts"] = shown
-        return rates(judging) | counted
-
-    def _trainer_speed(self, batch: Batch, seconds: Metrics) -> Metrics:
-        tokens = sum(sum(group.lengths) for group in batch.groups)
-        return {"speed/trainer_tokens_per_s": tokens / seconds["update"]} if seconds.get("update") else {}
+        if budget is not None:
+            budget.record(batch.step, report.tally_of(batch))
+        self._parts.tracker.step(batch.step, metrics)
 
     async def save(self, step: int) -> None:
         partial = self._parts.checkpoints.begin(step)
@@ -353,21 +310,11 @@ class RayCrew:
 
     async def _export(self, folder: Path) -> None:
         """A folder that transformers and vLLM load: whole, or as it was before."""
-        partial = folder.with_name(f".{folder.name}.partial")
-        try:
-            await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
+        with written_beside(folder) as partial:
             await self._parts.trainers.save_pretrained(partial)
             await asyncio.to_thread(replace_folder, partial, folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)  # where it filled the disk, there is room for messages again
-            raise
 
 
 def _spread(total: int, parts: int) -> list[int]:
     """`total` in `parts` numbers as equal as can be."""
     return [total // parts + (part < total % parts) for part in range(parts)]
-
-
-def _critic_tokens(groups: Sequence[GroupSummary]) -> float:
-    """What is taken from a budget: as if nothing had come from a cache."""
-    return sum(group.tally.get("judging_tokens", 0.0) for group in groups)

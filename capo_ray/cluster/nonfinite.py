@@ -10,12 +10,11 @@ are those of a checkpoint or the run's first ones, and what was sampled around t
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.files.durable import write_text
@@ -63,9 +62,11 @@ def write_share(folder: Path, rank: int, batch: UpdateBatch, *, optimizer_step: 
     write_text(folder / f"rank_{rank}.json", json.dumps(share) + "\n")
 
 
-def write_update(folder: Path, about: Mapping[str, Any]) -> None:
-    """`about`: "step", "ranks", "checkpoint", "metrics". Folders of which there are too many by now go, the first ones
-    first."""
+def write_update(folder: Path, *, step: int, ranks: int, checkpoint: str | None, metrics: Metrics) -> None:
+    """What the shares of `ranks` ranks have in common, see Kept. Folders of which there are too many by now go, the
+    first ones first."""
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    about = {"step": step, "ranks": ranks, "checkpoint": checkpoint, "metrics": finite}
     write_text(folder / _UPDATE, json.dumps(about, indent=1) + "\n")
     whole = sorted(_whole(folder.parent), key=lambda path: (path / _UPDATE).stat().st_mtime_ns)
     for old in whole[:-KEEP]:

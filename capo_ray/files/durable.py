@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -41,6 +43,19 @@ def replace_folder(partial: Path, path: Path) -> None:
             before.rename(path)
         raise
     shutil.rmtree(before, ignore_errors=True)
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A free name beside the folder `path` to write it under, until `replace_folder`; what was written goes where that
+    fails."""
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # where it filled the disk, there is room for messages again
+        raise
 
 
 def sync(path: Path) -> None:

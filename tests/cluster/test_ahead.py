@@ -109,7 +109,7 @@ def test_a_rank_keeps_what_it_trained_on_where_a_gradient_was_not_finite(tmp_pat
     actor.update(str(tmp_path / "kept"), (0.0, 1.0), [[[(0, 0)]]], [1.0], (one,))
     assert (tmp_path / "kept").exists() == bool(count)
     if count:
-        nonfinite.write_update(tmp_path / "kept", {"step": 2, "ranks": 2, "checkpoint": None, "metrics": {}})
+        nonfinite.write_update(tmp_path / "kept", step=2, ranks=2, checkpoint=None, metrics={})
         (tmp_path / "kept" / "rank_0.json").write_bytes((tmp_path / "kept" / "rank_1.json").read_bytes())
         kept = nonfinite.read(tmp_path / "kept")
         assert kept.optimizer_step == 5 and kept.shares[1].micro_batches == [[[one]]]

@@ -79,28 +79,6 @@ def test_an_evaluation_is_made_once(tmp_path: Path) -> None:
     assert [(line["step"], line["evaluation/outcome/accuracy"]) for line in lines] == [(0, 1.0), (2, 1.0)]
 
 
-def test_prompts_that_critics_were_sent_are_written_down(tmp_path: Path) -> None:
-    crew: Any = Crew(tmp_path)
-
-    async def counted() -> Metrics:
-        return {"prompt_tokens": 80.0, "cached_prompt_tokens": 60.0}
-
-    crew._parts.aggregators = [SimpleNamespace(metrics=SimpleNamespace(remote=counted))]
-    assert asyncio.run(crew._judging()) == {"tokens/critic_prompts": 80}
-
-
-def test_an_engine_that_is_down_counts_once_however_many_shards_ask_it(tmp_path: Path) -> None:
-    def shard(down: float) -> Any:
-        async def counted() -> Metrics:
-            return {"engines_down": down, "retries": 2.0}
-
-        return SimpleNamespace(metrics=SimpleNamespace(remote=counted))
-
-    crew: Any = Crew(tmp_path)
-    crew._parts.aggregators = [shard(0.0), shard(2.0), shard(1.0)]
-    assert asyncio.run(crew._judging()) == {"critic/engines_down": 2, "critic/retries": 6}
-
-
 def test_what_engines_did_for_another_run_before_is_not_counted(tmp_path: Path) -> None:
     totals = {"busy_s": 10.0, "generated_tokens": 1000.0}
 

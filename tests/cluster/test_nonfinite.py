@@ -29,7 +29,7 @@ def keep(run_dir: Path, step: int) -> Path:
     for rank in range(2):
         nonfinite.write_share(folder, rank, share(rank), optimizer_step=7)
     nonfinite.write_update(
-        folder, {"step": step, "ranks": 2, "checkpoint": "step_000003", "metrics": {"loss": None, "grad_norm": 2.0}}
+        folder, step=step, ranks=2, checkpoint="step_000003", metrics={"loss": math.nan, "grad_norm": 2.0}
     )
     return folder
 

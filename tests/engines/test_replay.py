@@ -122,8 +122,8 @@ def write(run_dir: Path, of: nonfinite.Kept) -> Path:
     folder = nonfinite.folder_of(run_dir, of.step)
     for rank, share in enumerate(of.shares):
         nonfinite.write_share(folder, rank, share, optimizer_step=of.optimizer_step)
-    about = {"step": of.step, "ranks": len(of.shares), "checkpoint": of.checkpoint, "metrics": of.metrics}
-    nonfinite.write_update(folder, about)
+    ranks = len(of.shares)
+    nonfinite.write_update(folder, step=of.step, ranks=ranks, checkpoint=of.checkpoint, metrics=of.metrics)
     return folder
 
 
