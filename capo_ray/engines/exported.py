@@ -22,9 +22,9 @@ _WRAPPED = "model."
 
 
 def write_policy(trainer: Path, folder: Path) -> None:
-    """From `trainer`, what a rank's `save` was given, to `folder`, which transformers and vLLM load then. Needs memory
-    for the weights in float32. Raises ValueError where a parameter is missing, OSError
-    where the disk takes no more."""
+    """From `trainer`, what a rank's `save` was given, to `folder`, which is there and which transformers and vLLM load
+    then. Needs memory for the weights in float32. Raises ValueError where a parameter is missing, OSError where the
+    disk takes no more."""
     state = read_state(str(trainer))
     dtype = getattr(torch, state.dtype.removeprefix("torch."))
     with data_alone(str(trainer)), redirect_stdout(StringIO()):  # DeepSpeed says how it goes about it

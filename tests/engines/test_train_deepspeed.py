@@ -458,8 +458,10 @@ def exported(rank: int, ranks: int, path: str) -> Any:
     """Out of the checkpoint alone, by a process that has no engine."""
     from capo_ray.engines.exported import write_policy
 
-    write_policy(Path(path) / "checkpoint", Path(path) / "exported")
-    return read_back(rank, ranks, f"{path}/exported")
+    folder = Path(path) / "exported"
+    folder.mkdir()
+    write_policy(Path(path) / "checkpoint", folder)
+    return read_back(rank, ranks, str(folder))
 
 
 def read_back(rank: int, ranks: int, path: str) -> Any:
