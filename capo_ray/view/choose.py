@@ -5,6 +5,7 @@ Leaves out: reading a run (see `index`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from urllib.parse import urlencode
@@ -16,6 +17,8 @@ from capo_ray.view.records import Entry
 
 PAGE = 25
 """Responses on a page."""
+RANGE = re.compile(r"|\s*\d{1,12}\s*|\s*\d{1,12}\s*-\s*|\s*\d{0,12}\s*-\s*\d{1,12}\s*", re.ASCII)
+"""FROM-TO, of which either may be left out, a number, or nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,19 @@ class Filter:
             and _within(entry.num_tokens, self.tokens)
             and _within(entry.step, self.steps)
         )
+
+    def meaningless(self) -> list[str]:
+        """What of it asks for nothing though something is given, a sentence each: ranges that are none."""
+        said = []
+        for name, bounds in (("Tokens", self.tokens), ("Training steps", self.steps)):
+            low, high = (part.strip() for part in (bounds.partition("-")[0], bounds.partition("-")[2]))
+            if not RANGE.fullmatch(bounds):
+                said.append(
+                    f"{name}: {bounds[:40]!r} is no range, and hides nothing; write FROM-TO, FROM- or a number."
+                )
+            elif low and high and int(low) > int(high):
+                said.append(f"{name}: nothing is from {low} to {high}.")
+        return said
 
 
 def _within(value: int, bounds: str) -> bool:

@@ -66,3 +66,21 @@ def test_a_problem_over_policy_versions(index: Index) -> None:
     ]  # fmt: skip
     assert first.share(entry.answer == "correct" for entry in first.entries) == 0.5
     assert draws(index.entries, "nobody") == []
+
+
+@pytest.mark.parametrize("bounds", ["", "5", "5-", "-5", "5-7", " 5 - 7 "])
+def test_a_range_means_something(bounds: str) -> None:
+    assert Filter(tokens=bounds, steps=bounds).meaningless() == []
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ("many", "Tokens: 'many' is no range, and hides nothing; write FROM-TO, FROM- or a number."),
+        ("-", "Tokens: '-' is no range, and hides nothing; write FROM-TO, FROM- or a number."),
+        ("5-x", "Tokens: '5-x' is no range, and hides nothing; write FROM-TO, FROM- or a number."),
+        ("7-5", "Tokens: nothing is from 7 to 5."),
+    ],
+)
+def test_a_range_that_means_nothing_is_said(bounds: str, said: str) -> None:
+    assert Filter(tokens=bounds).meaningless() == [said]
