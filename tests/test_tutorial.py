@@ -112,7 +112,7 @@ def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", "-euc", REALLY + "\n".join(COMMANDS)],
         cwd=tmp_path,
-        env={**os.environ, **environment},
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST")} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
