@@ -166,6 +166,8 @@ async def list_page(viewer: Viewer, query: dict[str, str]) -> None:
             ui.label(f"{len(found):,} of {len(viewer.index.entries):,} responses").classes("font-bold")
             _credit_toggle(credit[0], switch)
             _pager(page, pages, lambda number: go(page=number))
+        for said in state["filter"].meaningless():  # type: ignore[attr-defined]
+            ui.label(said).classes("bad")
         shown = await loaded(viewer, found[(page - 1) * PAGE : page * PAGE])
         limit = markup.limit_of(shown, credit[0])
         html(legend(limit, f"{credit[0]} per token; a bar is the border of a step"))

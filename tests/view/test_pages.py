@@ -92,6 +92,8 @@ def test_filters_narrow_and_stand_in_the_address(page: browser.Page, base: str) 
     page.wait_for("The answer is wrong: 5")
     page.open(f"{base}/responses?steps=77")
     page.wait_for("No response is like that.")
+    page.open(f"{base}/responses?steps=lots")
+    page.wait_for("Training steps: 'lots' is no range, and hides nothing")
 
 
 def test_the_rest(page: browser.Page, base: str) -> None:
