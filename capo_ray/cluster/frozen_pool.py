@@ -7,15 +7,16 @@ A worker that dies is started again by Ray, and what it had not delivered is sam
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from capo_ray.cluster.gate import Gate
 from capo_ray.cluster.patience import when_up
-from capo_ray.cluster.placement import Team
+from capo_ray.cluster.placement import Make, Team
 from capo_ray.cluster.rollout_pool import RolloutPool
 from capo_ray.config.run import Config
+from capo_ray.planning.bundles import actor_name
 from capo_ray.types import Prompt, Rollout, Sampling
 
 
@@ -27,7 +28,9 @@ class FrozenPool:
         self._pool = RolloutPool(workers, Gate(), revive=self._ready)
 
     async def _ready(self) -> None:
-        await asyncio.gather(*(when_up(worker, f"rollout-{n} to start") for n, worker in enumerate(self._workers)))
+        await asyncio.gather(
+            *(when_up(worker, f"{actor_name('rollout', n)} to start") for n, worker in enumerate(self._workers))
+        )
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
         found: list[Rollout] = []
@@ -44,16 +47,9 @@ class FrozenPool:
 
 
 @asynccontextmanager
-async def frozen_pool(config: Config, factories: Sequence[Callable[[], Any]]) -> AsyncIterator[FrozenPool]:
-    """One worker per factory, started, and gone at the end. Inside a Ray session. Raises NotEnough.
-
-    There are as many factories as `rollout.workers`.
-    """
-    team = Team(config, config.name, ["rollout"])
-    try:
-        await team.place()
-        workers = team.hire("rollout", [(make,) for make in factories])
+async def frozen_pool(config: Config, make: Make) -> AsyncIterator[FrozenPool]:
+    """All of `rollout.workers`, started, and gone at the end. Inside a Ray session. Raises NotEnough."""
+    async with Team(config, config.name, ["rollout"]) as team:
+        workers = team.hire("rollout", make)
         await team.ready()
-        yield FrozenPool(workers)
-    finally:
-        await team.dismiss()
+        yield FrozenPool(list(workers.values()))

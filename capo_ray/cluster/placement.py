@@ -1,8 +1,8 @@
 """Which actor gets what of the machines: teams of actors, each with a placement group.
 
 Every actor has a bundle; the bundles are compared with the cluster before they are asked for, since a group that can
-never be met waits for ever. Leaves out the arithmetic of the bundles (planning), who is hired for a run (hiring) and
-what the actors do (actors).
+never be met waits for ever. Leaves out the arithmetic of the bundles (planning), what the actors are made of (build)
+and what they do (actors).
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Collection, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Self, get_args
 
 import ray
 from ray.exceptions import RayActorError
@@ -21,15 +22,19 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from capo_ray.cluster.actors import AggregatorActor, CriticActor, RolloutActor, TrainerActor
 from capo_ray.cluster.faults import NotEnough, cause_of
 from capo_ray.cluster.gauges import Badge
-from capo_ray.cluster.patience import ends_within, with_patience
+from capo_ray.cluster.patience import ends_within, when_up, with_patience
 from capo_ray.cluster.session import head_address
 from capo_ray.config.run import Config
-from capo_ray.planning.bundles import Role, critics_here, misfit, seats, shortages
+from capo_ray.planning.bundles import Role, Seat, critics_here, misfit, seats, shortages
 from capo_ray.planning.machine import why_silent
 
 log = logging.getLogger(__name__)
 
 Bundle = dict[str, float]
+Make = Callable[[Seat], tuple[Any, ...]]
+"""What the actor in a seat is made with: its factory first, a function of an importable module."""
+Lend = Callable[[Config, Mapping[Role, Make]], AbstractAsyncContextManager[Sequence["Team"]]]
+"""Teams of engines that are ready or start, for as long as a run needs them."""
 
 MANY = 1_000_000
 """Concurrent calls of an async actor: how many run is decided by whoever calls, not by Ray."""
@@ -72,37 +77,55 @@ def environment(config: Config, role: Role) -> dict[str, str]:
     return variables
 
 
-def duty(config: Config, role: Role, number: int) -> str:
+def duty(config: Config, seat: Seat) -> str:
     """What an actor does and with what."""
-    if role == "rollout":
+    if seat.role == "rollout":
         return f"samples from {config.policy.path}"
-    if role == "trainer":
+    if seat.role == "trainer":
         return f"trains {config.policy.path}, ZeRO {config.trainer.zero_stage}"
-    if role == "aggregator":
+    if seat.role == "aggregator":
         return f"verifies {config.data.kind}" + (f", votes by {config.reward.vote}" if config.critic else "")
     models = [voter.model.path for _, voter in critics_here(config) for _ in range(voter.workers) if voter.model]
-    return f"judges with {models[number]}"
+    return f"judges with {models[seat.number]}"
 
 
 class Team:
-    """The actors of some roles of a run, on one placement group: placed, started, waited for, dismissed."""
+    """The actors of a run, or of some of its roles, on one placement group: `async with Team(config, run) as team` has
+    it placed; at the end all actors are closed, then killed, and the group is given back."""
 
-    def __init__(self, config: Config, run: str, roles: Collection[Role] = get_args(Role)) -> None:
-        """`run` is what Ray's dashboard and metrics call the run. Roles that share bundles belong in one team."""
-        self._name = run if set(roles) == set(get_args(Role)) else f"{run}: {', '.join(roles)}"
+    def __init__(
+        self, config: Config, run: str, roles: Collection[Role] = get_args(Role), *, ready: Sequence[Team] = ()
+    ) -> None:
+        """`run` is what Ray's dashboard and metrics call the run. Roles that share bundles belong in one team. Actors
+        of roles that a team of `ready` has are taken from there, and stay there."""
+        self._team_of = {role: team for team in ready for role in team.roles}
+        self.roles: list[Role] = [role for role in roles if role not in self._team_of]
         self._config = config
         self._run = run
         self._namespace = f"capo_ray-{secrets.token_hex(4)}"  # a team that is hired anew takes the old one's names
-        self._roles = roles
         self._sit(together=False)
         self._group: Any = None
-        self._actors: list[tuple[str, Any]] = []
+        self._hired: list[tuple[Seat, Any]] = []
 
     def _sit(self, *, together: bool) -> None:
         bundles, everybody = seats(self._config, together=together)
-        self._seats = [seat for seat in everybody if seat.role in self._roles]
-        self._places = {bundle: place for place, bundle in enumerate(sorted({seat.bundle for seat in self._seats}))}
+        self.seats = [seat for seat in everybody if seat.role in self.roles]
+        self._places = {bundle: place for place, bundle in enumerate(sorted({seat.bundle for seat in self.seats}))}
         self.bundles: list[Bundle] = [bundles[bundle] for bundle in self._places]
+        whole = len(self.seats) == len(everybody)
+        mine = dict.fromkeys(seat.role for seat in self.seats)
+        self._name = self._run if whole else f"{self._run}: {', '.join(mine)}"
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.place()
+        except BaseException:
+            await self.dismiss()
+            raise
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.dismiss()
 
     async def place(self) -> None:
         """Get the placement group; trainer ranks stay on one node where one has room for all. Raises NotEnough."""
@@ -125,51 +148,50 @@ class Team:
 
     def _refuse(self) -> None:
         """Raises NotEnough where the machines that are there cannot hold the bundles: Ray would wait for ever."""
-        nodes = _nodes()
-        total = {name: sum(node.get(name, 0.0) for node in nodes) for node in nodes for name in node}
-        refuse_too_much(self.bundles, total, joined=self._config.cluster.address is not None)
-        refuse_misfit(self.bundles, nodes)
+        refuse_too_much(self.bundles, there(), joined=self._config.cluster.address is not None)
+        refuse_misfit(self.bundles, _nodes())
 
-    def hire(self, role: Role, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Start every actor of `role`, each with its arguments; `ready` waits for them."""
-        mine = [seat for seat in self._seats if seat.role == role]
-        hired: list[Any] = []
-        for number, (seat, given) in enumerate(zip(mine, arguments, strict=True)):
-            badge = Badge(self._run, role, f"{role}-{number}", duty(self._config, role, number))
-            actor = (
-                remote_class(role)
-                .options(
-                    name=str(badge),
-                    namespace=self._namespace,
-                    num_cpus=seat.resources["CPU"],
-                    num_gpus=seat.resources.get("GPU", 0),
-                    runtime_env={"env_vars": environment(self._config, role)},
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(
-                        self._group, placement_group_bundle_index=self._places[seat.bundle]
-                    ),
-                    **_OPTIONS[role],
-                )
-                .remote(*given, badge)
-            )
-            hired.append(actor)
-            self._actors.append((badge.actor, actor))
-        return hired
+    def hire(self, role: Role, make: Make) -> dict[str, Any]:
+        """Start the actor of every seat of `role`, or take those that are ready; by name. `ready` waits for them."""
+        for seat in self.seats:
+            if seat.role == role:
+                self._hired.append((seat, self._start(seat, make(seat))))
+        team = self._team_of.get(role, self)
+        return {seat.name: actor for seat, actor in team._hired if seat.role == role}
+
+    def _start(self, seat: Seat, given: tuple[Any, ...]) -> Any:
+        badge = Badge(self._run, seat.role, seat.name, duty(self._config, seat))
+        made = remote_class(seat.role).options(
+            name=str(badge),
+            namespace=self._namespace,
+            num_cpus=seat.resources["CPU"],
+            num_gpus=seat.resources.get("GPU", 0),
+            runtime_env={"env_vars": environment(self._config, seat.role)},
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=self._places[seat.bundle]
+            ),
+            **_OPTIONS[seat.role],
+        )
+        return made.remote(*given, badge)
 
     async def ready(self) -> None:
         """Wait until every engine has started. Raises with the name and cause of the first that cannot."""
-        waiting = [self._wait(name, actor) for name, actor in self._actors if not name.startswith("trainer")]
-        await asyncio.gather(*waiting)
+        mine = [_started(seat.name, actor) for seat, actor in self._hired if seat.role != "trainer"]
+        await asyncio.gather(*mine, *(team.ready() for team in set(self._team_of.values())))
 
-    async def _wait(self, name: str, actor: Any) -> None:
+    async def all_up(self) -> bool:
+        """Whether all are there, once Ray has started again those that died since they were last asked."""
         try:
-            await with_patience(actor.ready.remote(), f"{name} to start")
-        except RayActorError as error:
-            raise RuntimeError(f"{name} could not start: {cause_of(error)}") from error
+            await asyncio.gather(*(when_up(actor, "an engine to start again") for seat, actor in self._hired))
+        except RayActorError:
+            return False
+        return True
 
     @property
     def actors(self) -> dict[str, Any]:
-        """By name."""
-        return dict(self._actors)
+        """All that are hired so far or were ready, by name."""
+        teams = {self, *self._team_of.values()}
+        return {seat.name: actor for team in teams for seat, actor in team._hired}
 
     async def dismiss(self) -> None:
         """Close every actor, then kill it, and give the placement group back. Where Ray's head is gone nothing is asked
@@ -178,22 +200,35 @@ class Team:
             log.warning("Ray does not answer: its head is gone. What it ran ends with it")
             return
         try:
-            if closing := [actor.close.remote() for _, actor in self._actors]:
+            if closing := [actor.close.remote() for _, actor in self._hired]:
                 await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=10)
         finally:
             if not ends_within(5, self._give_back):
                 log.warning("Ray does not answer: its head is gone. What it ran ends with it")
 
     def _give_back(self) -> None:
-        for _, actor in self._actors:
+        for _, actor in self._hired:
             ray.kill(actor)
         if self._group is not None:
             remove_placement_group(self._group)
 
 
+async def _started(name: str, actor: Any) -> None:
+    try:
+        await with_patience(actor.ready.remote(), f"{name} to start")
+    except RayActorError as error:
+        raise RuntimeError(f"{name} could not start: {cause_of(error)}") from error
+
+
 def _nodes() -> list[Bundle]:
     """What each machine has that is alive."""
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def there() -> Bundle:
+    """What the machines have together."""
+    nodes = _nodes()
+    return {name: sum(node.get(name, 0.0) for node in nodes) for node in nodes for name in node}
 
 
 def refuse_too_much(bundles: Sequence[dict[str, float]], there: dict[str, float], *, joined: bool = False) -> None:

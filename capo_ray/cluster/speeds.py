@@ -6,19 +6,19 @@ Leaves out what else a step is measured by (crew) and what Prometheus sees meanw
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from ray.exceptions import RayActorError
 
 from capo_ray.cluster.trainer_group import TrainerGroup
+from capo_ray.planning.bundles import Role, actor_name
 from capo_ray.records.tally import add
 from capo_ray.types import Metrics
 
 _GROW = ("busy_s", "generated_tokens", "prompt_tokens", "trained_tokens")
-ROLES = ("rollout", "critic", "trainer", "aggregator")
 
 
 class Actors(Protocol):
@@ -46,23 +46,27 @@ class Speeds:
         """Since the last call, or since the start."""
         now = monotonic()
         elapsed, self._since = now - self._since, now
-        new: dict[str, dict[str, Metrics]] = {role: {} for role in ROLES}
+        new: dict[str, dict[str, Metrics]] = {role: {} for role in get_args(Role)}
         for (role, actor), totals in (await self._totals()).items():
             new[role][actor] = grown(self._seen.get(actor, {}), totals)
             self._seen[actor] = totals
         return speeds(new, elapsed)
 
-    async def _totals(self) -> dict[tuple[str, str], Metrics]:
-        calls = {("rollout", f"rollout-{n}"): worker.metrics.remote() for n, worker in enumerate(self._actors.workers)}
-        calls |= {("critic", f"critic-{n}"): critic.metrics.remote() for n, critic in enumerate(self._actors.critics)}
-        calls |= {("aggregator", f"aggregator-{n}"): s.totals.remote() for n, s in enumerate(self._actors.aggregators)}
+    async def _totals(self) -> dict[tuple[Role, str], Metrics]:
+        calls = _named("rollout", (worker.metrics.remote() for worker in self._actors.workers))
+        calls |= _named("critic", (critic.metrics.remote() for critic in self._actors.critics))
+        calls |= _named("aggregator", (shard.totals.remote() for shard in self._actors.aggregators))
         answers = await asyncio.gather(*map(_unless_lost, calls.values()))
         found = {key: totals for key, totals in zip(calls, answers, strict=True) if totals is not None}
         asked = await asyncio.gather(*(_unless_lost(shard.engines.remote()) for shard in self._actors.aggregators))
-        for n, engines in enumerate(asked):
-            found |= {("critic", f"{name} from aggregator-{n}"): totals for name, totals in (engines or {}).items()}
-        ranks = await _unless_lost(self._actors.trainers.metrics()) or []
-        return found | {("trainer", f"trainer-{n}"): totals for n, totals in enumerate(ranks)}
+        for (_, shard), engines in _named("aggregator", asked).items():
+            found |= {("critic", f"{name} from {shard}"): totals for name, totals in (engines or {}).items()}
+        return found | _named("trainer", await _unless_lost(self._actors.trainers.metrics()) or [])
+
+
+def _named(role: Role, of_actors: Iterable[Any]) -> dict[tuple[Role, str], Any]:
+    """What each actor of `role` has, by role and name."""
+    return {(role, actor_name(role, number)): one for number, one in enumerate(of_actors)}
 
 
 async def _unless_lost(call: Any) -> Any:

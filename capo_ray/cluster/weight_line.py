@@ -12,12 +12,14 @@ from typing import Any
 
 from capo_ray.engines.protocols import Stage, WeightReceipt
 from capo_ray.engines.receivers import Receivers
+from capo_ray.planning.bundles import actor_name
 
 
 def receivers_of(workers: Sequence[Any], *, gpus_each: int) -> Receivers:
     """`workers`: rollout actors. For a trainer's process: the driver's loop must not block."""
     return Receivers(
-        {f"rollout-{number}": partial(_ask, worker) for number, worker in enumerate(workers)}, gpus_each=gpus_each
+        {actor_name("rollout", number): partial(_ask, worker) for number, worker in enumerate(workers)},
+        gpus_each=gpus_each,
     )
 
 

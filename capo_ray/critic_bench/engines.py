@@ -19,7 +19,7 @@ from capo_ray.credit.template import SHIPPED, PromptTemplate
 from capo_ray.critics.service import Critics
 from capo_ray.engines.protocols import CriticEngine
 from capo_ray.models.find import find_model
-from capo_ray.planning.bundles import Role, critics_here
+from capo_ray.planning.bundles import Role, actor_name, critics_here
 from capo_ray.seeds import seed_of
 from capo_ray.training.build import (
     critic_engine_settings,
@@ -74,7 +74,7 @@ async def critics_of(config: Config, template: PromptTemplate, work: Path) -> As
             files = find_model(voter.model, f"{places[id(voter)]}.model", work, seed=config.seed + 1 + number)
             settings = critic_engine_settings(config, voter, files)
             with quiet(work / ENGINE_LOG):
-                engines = (make_critic(settings, f"critic-{number}"),)
+                engines = (make_critic(settings, actor_name("critic", number)),)
         opened.extend(engines)
         return engines
 
@@ -115,7 +115,7 @@ async def sample(config: Config, work: Path, count: int, advance: Callable[[], N
     sampling = sampling_of(config)
     asked = problems(0, count, Difficulty(operations=config.data.operations), split="held_out")
     with quiet(work / ENGINE_LOG):
-        engine = make_rollout(rollout_settings(config, policy), "rollout-0")
+        engine = make_rollout(rollout_settings(config, policy), actor_name("rollout", 0))
 
     async def one(number: int, question: str) -> str:
         prompt = Prompt(id=f"held-out-{number}", question=question, token_ids=encode(question), answer="")

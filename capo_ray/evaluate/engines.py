@@ -16,6 +16,7 @@ from capo_ray.config.run import Config
 from capo_ray.critic_bench.engines import ENGINE_LOG, prepare, quiet
 from capo_ray.evaluate.responses import Sampler
 from capo_ray.models.find import ModelFiles
+from capo_ray.planning.bundles import actor_name
 from capo_ray.training.build import make_rollout, rollout_settings
 
 
@@ -26,7 +27,7 @@ async def policy_of(config: Config, policy: ModelFiles, *, window: int, logs: Pa
     if config.rollout.workers == 1 and config.cluster.address is None:
         prepare(config, "rollout")
         with quiet(logs / ENGINE_LOG):
-            engine = make_rollout(settings, "rollout-0")
+            engine = make_rollout(settings, actor_name("rollout", 0))
         try:
             yield engine
         finally:
@@ -35,7 +36,6 @@ async def policy_of(config: Config, policy: ModelFiles, *, window: int, logs: Pa
     from capo_ray.cluster.frozen_pool import frozen_pool
     from capo_ray.cluster.session import ray_session
 
-    factories = [partial(make_rollout, settings, f"rollout-{n}") for n in range(config.rollout.workers)]
     with ray_session(config.cluster, logs=logs):
-        async with frozen_pool(config, factories) as pool:
+        async with frozen_pool(config, lambda seat: (partial(make_rollout, settings, seat.name),)) as pool:
             yield pool

@@ -31,7 +31,7 @@ from capo_ray.records import tracking
 from capo_ray.types import JsonDict, Metrics
 
 if TYPE_CHECKING:
-    from capo_ray.cluster.hiring import WarmEngines
+    from capo_ray.cluster.placement import Lend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,17 +142,17 @@ def run_all(design: Design, out: Path, runs: Sequence[tuple[str, int]]) -> None:
             raise ConfigError(f"arm {arm}: all arms run in one Ray session, so `cluster` must be the same in all")
         refuse_unfit(configs[arm, seed])
     from capo_ray.cluster.faults import cause_of
-    from capo_ray.cluster.hiring import WarmEngines
     from capo_ray.cluster.session import ray_session
+    from capo_ray.lab.engines import KeptEngines
 
-    warm = WarmEngines(out.name)
+    engines = KeptEngines(out.name)
     with ray_session(cluster, logs=out / "logs"):
         try:
             for number, key in enumerate(left, start=1):
                 start, told = monotonic(), f"[{number}/{len(left)}] {key[0]}, seed {key[1]}"
                 print(f"\n{told}", flush=True)
                 try:
-                    asyncio.run(_run(configs[key], warm))
+                    asyncio.run(_run(configs[key], engines.lend))
                 except (ConfigError, DataError, RunDirError):
                     raise
                 except Exception as error:
@@ -161,7 +161,7 @@ def run_all(design: Design, out: Path, runs: Sequence[tuple[str, int]]) -> None:
                     raise RunFailed(f"{key[0]}, seed {key[1]}: {cause_of(error)}. The whole story: {story}") from error
                 print(f"{told}: {monotonic() - start:.0f} s", flush=True)
         finally:
-            asyncio.run(warm.close())
+            asyncio.run(engines.close())
 
 
 def _run_dir(config: Config) -> Path:
@@ -169,7 +169,7 @@ def _run_dir(config: Config) -> Path:
     return Path(config.run_dir)
 
 
-async def _run(config: Config, warm: WarmEngines) -> None:
+async def _run(config: Config, lend: Lend) -> None:
     from capo_ray.training.run import run
 
     run_dir = _run_dir(config)
@@ -179,6 +179,6 @@ async def _run(config: Config, warm: WarmEngines) -> None:
             shutil.rmtree(run_dir)  # it was cut off before its first checkpoint
     mine = claim(run_dir, resume=resume)
     try:
-        await run(config, run_dir, warm=warm)
+        await run(config, run_dir, lend=lend)
     finally:
         mine.release()

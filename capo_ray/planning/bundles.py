@@ -23,8 +23,19 @@ class Seat:
     """One actor's part of the cluster."""
 
     role: Role
+    number: int
+    """Among those of its role."""
     bundle: int
     resources: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        return actor_name(self.role, self.number)
+
+
+def actor_name(role: Role, number: int) -> str:
+    """As it is shown, and never read: who needs the parts has them."""
+    return f"{role}-{number}"
 
 
 def seats(config: Config, *, together: bool = False) -> tuple[list[dict[str, float]], list[Seat]]:
@@ -37,6 +48,7 @@ def seats(config: Config, *, together: bool = False) -> tuple[list[dict[str, flo
     shared = config.cluster.weight_transfer == "ipc"
     bundles: list[dict[str, float]] = []
     made: list[Seat] = []
+    taken: Counter[Role] = Counter()
 
     def seat(role: Role, gpus: float, *, bundle: int | None = None) -> None:
         need = {"CPU": max(1.0, gpus), "GPU": gpus} if gpu and gpus else {"CPU": 1.0 if gpu else CPU_SHARE}
@@ -44,7 +56,8 @@ def seats(config: Config, *, together: bool = False) -> tuple[list[dict[str, flo
             bundles.append({})
             bundle = len(bundles) - 1
         bundles[bundle] = dict(Counter(bundles[bundle]) + Counter(need))
-        made.append(Seat(role, bundle, need))
+        made.append(Seat(role, taken[role], bundle, need))
+        taken[role] += 1
 
     for _ in range(config.rollout.workers):
         seat("rollout", 0.5 if shared else config.rollout.tensor_parallel)

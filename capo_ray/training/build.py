@@ -11,7 +11,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from capo_ray.critics.prompt import find_template
 from capo_ray.engines.options import check_options
 from capo_ray.files.checkpoint import Checkpoints, check_trainers
 from capo_ray.models.find import ModelFiles, check_trained, find_model
-from capo_ray.planning.bundles import critics_here
+from capo_ray.planning.bundles import Role, critics_here
 from capo_ray.planning.plan import optimizer_steps_per_batch
 from capo_ray.training.build_critics import check_servers, critic_budget, make_critics
 from capo_ray.training.settings import critic_settings, scheme_of
@@ -31,7 +31,7 @@ from capo_ray.types import Prompt, Sampling
 
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import CrewSettings, RayCrew
-    from capo_ray.cluster.hiring import Hire, WarmEngines
+    from capo_ray.cluster.placement import Lend, Make, Team
     from capo_ray.cluster.trainer_group import TrainerGroup
     from capo_ray.credit.template import PromptTemplate
     from capo_ray.critics.canaries import Canary
@@ -255,13 +255,13 @@ def scored_ahead(config: Config) -> ScoredAhead:
     )
 
 
-async def start_all(hire: Hire, trainers: TrainerGroup, *, shared_gpus: bool) -> None:
+async def start_all(team: Team, trainers: TrainerGroup, *, shared_gpus: bool) -> None:
     """Where ranks share GPUs with engines they load after them: vLLM measures the whole device while it starts."""
     if shared_gpus:
-        await hire.ready()
+        await team.ready()
         await trainers.start()
     else:
-        await asyncio.gather(hire.ready(), trainers.start())
+        await asyncio.gather(team.ready(), trainers.start())
 
 
 def crew_settings(config: Config) -> CrewSettings:
@@ -280,31 +280,42 @@ def crew_settings(config: Config) -> CrewSettings:
     )
 
 
-@asynccontextmanager
-async def running_crew(
-    config: Config, found: Prepared, run_dir: Path, tracker: Tracker, warm: WarmEngines | None = None
-) -> AsyncIterator[RayCrew]:
-    """Start every actor (inside a Ray session), wait until all are ready, and stop them at the end; but engines that
-    are taken from `warm`."""
-    from capo_ray.cluster.crew import CrewParts, RayCrew
-    from capo_ray.cluster.hiring import Hire
-    from capo_ray.cluster.pulse import watching
-    from capo_ray.cluster.trainer_group import TrainerGroup
-    from capo_ray.credit.advantage import algorithm_of
-
-    rollouts = [
-        partial(make_rollout, rollout_settings(config, found.policy), f"rollout-{n}")
-        for n in range(config.rollout.workers)
-    ]
-    settings_of_critics = [
+def engines_of(config: Config, found: Prepared) -> dict[Role, Make]:
+    """What the actors of the engines are made with."""
+    sampling = rollout_settings(config, found.policy)
+    judging = [
         critic_engine_settings(config, voter, files)
         for (_, voter), files in zip(critics_here(config), found.critics, strict=True)
         for _ in range(voter.workers)
     ]
-    critics = [partial(make_critic, settings, f"critic-{n}") for n, settings in enumerate(settings_of_critics)]
-    async with Hire(config, rollouts=rollouts, critics=critics, run=run_dir.name, warm=warm) as hire:
+    return {
+        "rollout": lambda seat: (partial(make_rollout, sampling, seat.name),),
+        "critic": lambda seat: (partial(make_critic, judging[seat.number], seat.name),),
+    }
+
+
+@asynccontextmanager
+async def running_crew(
+    config: Config, found: Prepared, run_dir: Path, tracker: Tracker, lend: Lend | None = None
+) -> AsyncIterator[RayCrew]:
+    """Start every actor (inside a Ray session), wait until all are ready, and stop them at the end; but engines that
+    `lend` has for the run, which stay there."""
+    from capo_ray.cluster.crew import CrewParts, RayCrew
+    from capo_ray.cluster.placement import Team
+    from capo_ray.cluster.pulse import watching
+    from capo_ray.cluster.trainer_group import TrainerGroup
+    from capo_ray.credit.advantage import algorithm_of
+
+    make = engines_of(config, found)
+    async with (
+        lend(config, make) if lend else nullcontext(()) as ready,
+        Team(config, run_dir.name, ready=ready) as team,
+    ):
+        rollouts, critics = (team.hire(role, made) for role, made in make.items())
+        engine = partial(make_trainer, config, str(found.policy.folder))
+        sender = partial(make_sender, config)
         trainers = TrainerGroup(
-            hire.trainers(partial(make_trainer, config, str(found.policy.folder)), partial(make_sender, config)),
+            list(team.hire("trainer", lambda seat: (engine, sender, seat.number)).values()),
             tokens_per_micro_batch=config.trainer.tokens_per_micro_batch,
             responses_per_update=config.trainer.responses_per_update,
             aggregation=config.algorithm.aggregation,
@@ -312,14 +323,14 @@ async def running_crew(
             over_batch=algorithm_of(config.algorithm.advantage).over_batch,
             old_ahead=(ahead := scored_ahead(config)).old,
         )
-        named = [(f"critic-{n}", critic) for n, critic in enumerate(hire.critics)]
-        aggregators = hire.aggregators(partial(make_aggregator, config, found.template, named, run_dir / "samples"))
-        await start_all(hire, trainers, shared_gpus=config.cluster.weight_transfer == "ipc")
-        await trainers.connect(hire.rollouts)
+        shard = partial(make_aggregator, config, found.template, list(critics.items()), run_dir / "samples")
+        aggregators = team.hire("aggregator", lambda seat: (shard, seat.number))
+        await start_all(team, trainers, shared_gpus=config.cluster.weight_transfer == "ipc")
+        await trainers.connect(list(rollouts.values()))
         parts = CrewParts(
-            workers=hire.rollouts,
-            critics=hire.critics,
-            aggregators=aggregators,
+            workers=list(rollouts.values()),
+            critics=list(critics.values()),
+            aggregators=list(aggregators.values()),
             trainers=trainers,
             score_ahead=trainers.score if any(ahead) else None,
             tracker=tracker,
@@ -330,5 +341,5 @@ async def running_crew(
             budget=critic_budget(config),
             run_dir=run_dir,
         )
-        async with watching(hire.everybody, silence_s=config.cluster.silence_s, hung=run_dir / "hung"):
+        async with watching(team.actors, silence_s=config.cluster.silence_s, hung=run_dir / "hung"):
             yield RayCrew(parts, crew_settings(config))

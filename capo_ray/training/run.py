@@ -21,7 +21,7 @@ from capo_ray.leaving import on_interrupt
 
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import RayCrew
-    from capo_ray.cluster.hiring import WarmEngines
+    from capo_ray.cluster.placement import Lend
     from capo_ray.training.driver import Stop
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,8 @@ class Stopped(Exception):
     """The run was told to end before its last step, and has; the text says what it could not do for that."""
 
 
-async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None) -> None:
-    """One run, from what it needs to what it leaves. With `warm` it is one of several in a Ray session that is there,
-    and takes its engines from those before."""
+async def run(config: Config, run_dir: Path, *, lend: Lend | None = None) -> None:
+    """One run, from what it needs to what it leaves. With `lend`, which has engines, the Ray session is there too."""
     from rich.console import Console
 
     from capo_ray.cluster.gauges import RunGauges
@@ -48,9 +47,9 @@ async def run(config: Config, run_dir: Path, *, warm: WarmEngines | None = None)
     @asynccontextmanager
     async def crew() -> AsyncIterator[RayCrew]:
         """Each with a Ray session of its own, so that a session that was lost is none of the next one's."""
-        session = nullcontext() if warm is not None else ray_session(config.cluster, logs=run_dir / "logs")
+        session = nullcontext() if lend is not None else ray_session(config.cluster, logs=run_dir / "logs")
         with session:
-            async with running_crew(config, found, run_dir, tracker, warm) as hired:
+            async with running_crew(config, found, run_dir, tracker, lend) as hired:
                 yield hired
 
     found = prepare(config, run_dir)

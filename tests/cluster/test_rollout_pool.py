@@ -204,7 +204,8 @@ def test_workers_with_frozen_weights_are_one_engine_that_outlives_a_death(ray_he
 
     async def use() -> list[list[tuple[int, str]]]:
         config = compose(["+experiment=tiny_cpu", "rollout.workers=2"])
-        async with frozen_pool(config, [partial(make, "a", str(fuse)), partial(make, "b")]) as pool:
+        made = (partial(make, "a", str(fuse)), partial(make, "b"))
+        async with frozen_pool(config, lambda seat: (made[seat.number],)) as pool:
 
             async def one(seeds: Mapping[int, int]) -> list[tuple[int, str]]:
                 return sorted(

@@ -61,14 +61,10 @@ def test_vllm_takes_the_gpus_of_its_own_actor_for_every_engine_of_every_experime
     )
 
     async def look() -> None:
-        team = Team(config, "looks", ["rollout", "critic"])
-        try:
-            await team.place()
-            team.hire("rollout", [(partial(Onlooker, tmp_path / "rollout", {}, "rollout-0"),)])
-            team.hire("critic", [(partial(Onlooker, tmp_path / "critic", asked, "critic-0"),)])
+        async with Team(config, "looks", ["rollout", "critic"]) as team:
+            team.hire("rollout", lambda seat: (partial(Onlooker, tmp_path / "rollout", {}, seat.name),))
+            team.hire("critic", lambda seat: (partial(Onlooker, tmp_path / "critic", asked, seat.name),))
             await team.ready()
-        finally:
-            await team.dismiss()
 
     with ray_with_gpus(5, logs=tmp_path / "logs"):
         asyncio.run(look())

@@ -241,7 +241,7 @@ def runs_are_fakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """No Ray and no engines; the folders of the runs that were started, and whether they went on from a checkpoint."""
     started: list[str] = []
 
-    async def run(config: Config, run_dir: Path, *, warm: object) -> None:
+    async def run(config: Config, run_dir: Path, *, lend: object) -> None:
         resumed = (run_dir / "checkpoints").is_dir()
         started.append(f"{run_dir.parent.name}/{run_dir.name}{' resumed' if resumed else ''}")
         if config.name == "truth":

@@ -38,7 +38,7 @@ def test_a_node_that_does_not_see_the_storage_says_so(make: Callable[[], Any]) -
 def test_ranks_that_share_gpus_with_engines_load_after_them(shared_gpus: bool, order: list[str]) -> None:
     ended: list[str] = []
 
-    class Hire:
+    class Engines:
         async def ready(self) -> None:
             await asyncio.sleep(0.01)
             ended.append("engines")
@@ -47,5 +47,5 @@ def test_ranks_that_share_gpus_with_engines_load_after_them(shared_gpus: bool, o
         async def start(self) -> None:
             ended.append("ranks")
 
-    asyncio.run(start_all(Hire(), Trainers(), shared_gpus=shared_gpus))  # type: ignore[arg-type]
+    asyncio.run(start_all(Engines(), Trainers(), shared_gpus=shared_gpus))  # type: ignore[arg-type]
     assert ended == order
