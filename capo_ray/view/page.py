@@ -2,7 +2,8 @@
 
 What a page shows stands in its address, so that it can be reloaded, kept and sent. A page of a live run renews itself
 where nothing moves under the reader's eyes: curves and counts are replaced in place, new responses wait for a click.
-Leaves out: reading the run (see `viewer`) and the HTML of responses (see `markup`).
+Leaves out: reading the run (see `viewer`), filters and what turns pages (see `controls`) and the HTML of responses (see
+`markup`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from starlette.requests import Request
 from capo_ray.view import markup
 from capo_ray.view.choose import PAGE, Draw, Filter, draws
 from capo_ray.view.colours import legend, stylesheet
+from capo_ray.view.controls import credit_toggle, filters, pager
 from capo_ray.view.curves import chart, charts
 from capo_ray.view.markup import Credit
 from capo_ray.view.records import Entry, Response
@@ -29,14 +31,6 @@ REFRESH = 2.0
 """Seconds between two looks at whether a page is out of date."""
 PATIENCE = 60.0
 """Seconds that a browser may take to connect, or to come back, before its page is forgotten."""
-SELECTS = {
-    "answer": ("Answer", {"": "any", "correct": "right", "wrong": "wrong", "unverifiable": "unverifiable"}),
-    "verdict": ("Vote", {"": "any", "flagged": "flagged", "clean": "no step flagged", "unjudged": "unjudged"}),
-    "truth": ("Against the truth", {"": "any", "missed": "a wrong step missed", "alarm": "a right step flagged"}),
-    "disagree": ("Critiques", {"": "any", "yes": "differ on a step"}),
-    "unreadable": ("Failed critiques", {"": "any", "yes": "at least one"}),
-}
-INPUTS = {"tokens": "Tokens, FROM-TO", "steps": "Training steps", "problem": "Problem", "text": "Text or question"}
 
 
 def html(text: str) -> ui.html:
@@ -151,7 +145,7 @@ async def list_page(viewer: Viewer, query: dict[str, str]) -> None:
     def narrow(name: str, value: str | None) -> None:
         go(filter=replace(state["filter"], **{name: (value or "").strip()}), page=1)  # type: ignore[type-var]
 
-    _filters(state["filter"], narrow)  # type: ignore[arg-type]
+    filters(state["filter"], narrow)  # type: ignore[arg-type]
 
     def switch(value: Credit) -> None:
         credit[0] = value
@@ -164,8 +158,8 @@ async def list_page(viewer: Viewer, query: dict[str, str]) -> None:
         page = min(int(str(state["page"])), pages)
         with ui.row().classes("w-full items-center gap-3"):
             ui.label(f"{len(found):,} of {len(viewer.index.entries):,} responses").classes("font-bold")
-            _credit_toggle(credit[0], switch)
-            _pager(page, pages, lambda number: go(page=number))
+            credit_toggle(credit[0], switch)
+            pager(page, pages, lambda number: go(page=number))
         for said in state["filter"].meaningless():  # type: ignore[attr-defined]
             ui.label(said).classes("bad")
         shown = await loaded(viewer, found[(page - 1) * PAGE : page * PAGE])
@@ -175,7 +169,7 @@ async def list_page(viewer: Viewer, query: dict[str, str]) -> None:
         if not found:
             html('<div class="faint">No response is like that. Widen a filter.</div>')
         elif len(shown) > 5:
-            _pager(page, pages, lambda number: go(page=number))
+            pager(page, pages, lambda number: go(page=number))
 
     newer: ui.button = ui.button("There is more: show it", on_click=lambda: go())
     newer.props("no-caps color=blue-grey-7").style("position: fixed; bottom: 16px; right: 24px; z-index: 10")
@@ -186,37 +180,6 @@ async def list_page(viewer: Viewer, query: dict[str, str]) -> None:
 
 def _number(text: str | None, default: int) -> int:
     return int(text) if text and text.isdecimal() else default
-
-
-def _filters(filter_: Filter, narrow: Callable[[str, str | None], None]) -> None:
-    with ui.element("div").classes("w-full grid grid-cols-2 md:grid-cols-3 xl:grid-cols-9 gap-2"):
-        for name, (label, options) in SELECTS.items():
-            value = getattr(filter_, name)
-            select = ui.select(options, label=label, value=value if value in options else "")
-            select.props("dense outlined options-dense").on_value_change(lambda e, name=name: narrow(name, e.value))
-        for name, label in INPUTS.items():
-            box = ui.input(label, value=getattr(filter_, name)).props("dense outlined clearable debounce=500")
-            box.on_value_change(lambda e, name=name: narrow(name, e.value))
-
-
-def _credit_toggle(value: Credit, switch: Callable[[Credit], None]) -> None:
-    toggle = ui.toggle({"advantage": "advantage", "reward": "token reward"}, value=value)
-    toggle.props("dense no-caps unelevated toggle-color=blue-grey-7").on_value_change(lambda e: switch(e.value))
-
-
-def _pager(page: int, pages: int, turn: Callable[[int], None]) -> None:
-    with ui.row().classes("items-center gap-1"):
-        for icon, target, name in (
-            ("first_page", 1, "first page"),
-            ("chevron_left", page - 1, "page before"),
-            ("chevron_right", page + 1, "next page"),
-            ("last_page", pages, "last page"),
-        ):
-            button = ui.button(icon=icon, on_click=lambda target=target: turn(target))
-            button.props(f"flat dense round size=sm color=grey aria-label='{name}'")
-            button.set_enabled(1 <= target <= pages and target != page)
-            if name == "page before":
-                ui.label(f"page {page} of {pages}").classes("text-sm")
 
 
 async def response_page(viewer: Viewer, query: dict[str, str]) -> None:
@@ -251,7 +214,7 @@ async def response_page(viewer: Viewer, query: dict[str, str]) -> None:
     def switch(credit: Credit) -> None:
         grid.set_content(markup.steps_grid(response, credit, limits[credit]))
 
-    _credit_toggle("advantage", switch)
+    credit_toggle("advantage", switch)
     grid = html(markup.steps_grid(response, "advantage", limits["advantage"]))
     if response.critiques:
         html('<div class="title">Critiques: open one for its text</div>' + markup.critiques(response))
