@@ -32,6 +32,7 @@ from capo_ray.critics.prompt import find_template
 from capo_ray.critics.service import CriticsFailed
 from capo_ray.data.problem import DataError
 from capo_ray.engines.options import check_options
+from capo_ray.files.durable import write_text
 from capo_ray.leaving import leave
 from capo_ray.planning.bundles import critics_here
 from capo_ray.program import GOES_ON, claim, need, progress, run_program
@@ -134,10 +135,8 @@ async def _responses(options: Options, config: Config, out: Path) -> list[tuple[
     if not kept.is_file():
         with progress("sampled", count) as advance:
             pairs = await sample(config, out, count, advance)
-        partial = kept.with_suffix(".partial")
         lines = (json.dumps({"question": question, "response": response}) + "\n" for question, response in pairs)
-        partial.write_text("".join(lines), encoding="utf-8")
-        partial.rename(kept)
+        write_text(kept, "".join(lines))
     pairs = read_responses(kept)
     if len(pairs) < count:
         raise ConfigError(f"count: {out} holds {len(pairs)} sampled responses, {count} are asked for; name another out")
