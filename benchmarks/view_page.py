@@ -28,6 +28,7 @@ import browser
 
 from capo_ray.credit.group import Member, Scheme
 from capo_ray.credit.steps import steps_of
+from capo_ray.engines.ports import free_port
 from capo_ray.records.ledger import Ledger
 from capo_ray.types import Critique, Prompt, Rollout, Sampling
 
@@ -96,12 +97,6 @@ def members_of(rollouts: list[Rollout], scores: list[bool], chance: random.Rando
         steps = steps_of(made.text, made.char_ends)
         critiques = tuple(critique(len(steps), right, chance) for _ in range(4))
         yield Member(rollout=made, steps=steps, critiques=critiques, answer="correct" if right else "wrong")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def measure(run_dir: Path, total: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.config.run import Config
+from capo_ray.engines.ports import free_port
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.files.checkpoint import Checkpoints, fault_of
 from capo_ray.files.run_dir import RunDirError
@@ -145,15 +145,12 @@ def _weights_of(checkpoint: Path | None, kept: nonfinite.Kept) -> str:
 def _task(config: Config, kept: nonfinite.Kept, run_dir: Path, checkpoint: Path | None) -> Task:
     from capo_ray.models.find import find_model
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     return Task(
         config=config,
         kept=kept,
         model=str(find_model(config.policy, "policy", run_dir, seed=config.seed).folder),
         checkpoint=str(checkpoint / "trainer") if checkpoint else None,
-        port=port,
+        port=free_port(),
     )
 
 

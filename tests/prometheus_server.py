@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
 import urllib.error
@@ -11,6 +10,8 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from capo_ray.engines.ports import free_port
 
 BOARD = Path(__file__).resolve().parents[1] / "launch" / "grafana" / "capo_ray.json"
 
@@ -25,9 +26,7 @@ def dashboard_queries(run: str) -> list[str]:
 class Prometheus:
     def __init__(self, target: str, folder: Path) -> None:
         """`target` is the address that is scraped; what it keeps is kept in `folder`."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._at = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._at = f"127.0.0.1:{free_port()}"
         scraped = [{"job_name": "ray", "scrape_interval": "1s", "static_configs": [{"targets": [target]}]}]
         (folder / "prometheus.yml").write_text(json.dumps({"scrape_configs": scraped}))  # JSON is YAML
         self._process = subprocess.Popen(

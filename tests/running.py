@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -73,12 +72,6 @@ def folder_of(mark: str) -> Path:
     folder = Path("/tmp") / mark[:8]
     folder.mkdir(exist_ok=True)
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 class Running:

@@ -70,10 +70,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # what runs
     "engines": ("config", "credit", "learn", "records.busy", "types"),
     "engines.protocols": ("types",),
+    "engines.ports": (),
     "engines.receivers": ("engines.protocols",),
     "cluster": (
-        *("config", "credit", "critics", "engines.protocols", "engines.receivers", "files", "learn", "planning"),
-        *("records", "seeds", "types"),
+        *("config", "credit", "critics", "engines.ports", "engines.protocols", "engines.receivers", "files", "learn"),
+        *("planning", "records", "seeds", "types"),
     ),
     "cluster.gate": (),
     "training": (

@@ -14,12 +14,13 @@ import uuid
 from pathlib import Path
 
 import pytest
-from running import MARK, folder_of, free_port, left_behind, steps_in
+from running import MARK, folder_of, left_behind, steps_in
 
 from capo_ray.config.compose import compose
 from capo_ray.credit.critique import wrap
 from capo_ray.credit.reply import parse
 from capo_ray.data import __main__ as data_check
+from capo_ray.engines.ports import free_port
 from capo_ray.engines.protocols import CriticEngine
 from capo_ray.launch import launch
 from capo_ray.tasks.registry import Task

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 
+from capo_ray.engines.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -26,9 +28,7 @@ def view(*arguments: object) -> subprocess.Popen[str]:
 @contextmanager
 def serving(run_dir: Path) -> Iterator[str]:
     """Address of a server, which is ended with the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = view(run_dir, f"port={port}")
     try:
         assert process.stdout

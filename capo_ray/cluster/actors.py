@@ -21,6 +21,7 @@ from capo_ray.cluster.lifeline import Lifeline
 from capo_ray.cluster.pulse import Heart, Pulse
 from capo_ray.critics.budget import Sampled
 from capo_ray.critics.canaries import Canary
+from capo_ray.engines.ports import free_port
 from capo_ray.engines.protocols import Message, Replies, Stage, UpdateBatch, WeightReceipt
 from capo_ray.records.busy import Busy
 from capo_ray.types import GroupSummary, Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
@@ -150,11 +151,7 @@ class TrainerActor(Member):
 
     def address(self) -> tuple[str, int]:
         """A host and a free port of this process's machine, for the ranks' rendezvous."""
-        import socket
-
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        return ray.util.get_node_ip_address(), free_port("")
 
     def start(self, host: str, port: int) -> None:
         self._host = host

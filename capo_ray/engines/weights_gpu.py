@@ -8,7 +8,6 @@ and who that is (receivers).
 from __future__ import annotations
 
 import math
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
+from capo_ray.engines.ports import free_port
 from capo_ray.engines.receivers import Receivers
 from capo_ray.engines.weights import Fingerprint, NamedTensor
 
@@ -64,7 +64,7 @@ class GpuSender:
             largest = max((math.prod(shape) * dtype.itemsize for _, dtype, shape in metadata()), default=0)
             info = IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=max(buffer_bytes, largest))
         else:
-            port, world = (_free_port(), receivers.world_size) if receivers is not None else (0, 0)
+            port, world = (free_port(""), receivers.world_size) if receivers is not None else (0, 0)
             info = NCCLTrainerInitInfo(
                 master_address=host,
                 master_port=port,
@@ -100,9 +100,3 @@ class GpuSender:
         if torch.cuda.is_available():
             torch.cuda.set_device(self._device)
         return work()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

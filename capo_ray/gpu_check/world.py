@@ -10,18 +10,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from capo_ray.engines.critic_http import HttpCriticError, HttpSettings, served_models
+from capo_ray.engines.ports import free_port
 from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.gpu_check.here import want_weight_sync
 from capo_ray.gpu_check.notes import Notes
@@ -169,9 +168,7 @@ def check(steps: Sequence[dict[str, Any]], wanted: int) -> None:
 @contextmanager
 def critic_server(notes: Notes) -> Iterator[str]:
     """The tiny critic behind vLLM's own server; the address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={ASSETS / 'tiny_critic'}"]
     place = [f"--gpu-memory-utilization={_SERVER_SHARE}"] if notes.on_gpu else ["--no-enable-chunked-prefill"]
     options = [
@@ -205,9 +202,6 @@ def critic_server(notes: Notes) -> Iterator[str]:
 def _answers(port: int) -> bool:
     """The runner's limit ends this waiting."""
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            f"http://127.0.0.1:{port}/health", timeout=5
-        ):
-            return True
-    except (urllib.error.URLError, OSError):
+        return served_models(HttpSettings(endpoint=f"http://127.0.0.1:{port}/v1", model="tiny")) is not None
+    except HttpCriticError:
         return False

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
+from capo_ray.engines.ports import free_port
 from capo_ray.files.durable import replace_folder
 from capo_ray.sft.conversations import length, tokenizer_of, write_tokenizer
 from capo_ray.sft.examples import Examples, of_step
@@ -31,10 +31,7 @@ def train_on(config: Sft, examples: Examples, device: Literal["cpu", "gpu"]) -> 
     if config.ranks == 1:
         _train(config, examples, 0, device)
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     torch.multiprocessing.spawn(_spawned, args=(config, examples, device), nprocs=config.ranks)
 
 

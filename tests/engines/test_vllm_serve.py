@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from capo_ray.credit.critique import Reference
 from capo_ray.credit.template import shipped
 from capo_ray.critics.service import Critics
 from capo_ray.engines.critic_http import HttpCritic, HttpSettings
+from capo_ray.engines.ports import free_port
 from capo_ray.engines.protocols import PromptTooLong
 from capo_ray.models.find import ASSETS
 from capo_ray.types import Critique, Sampling
@@ -49,9 +49,7 @@ STEPS = ["17 + 5 = 23.", "23 - 8 = 15.", "The answer is \\boxed{15}."]
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The server, in a process group of its own that is ended as a whole."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("serve") / "log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={ASSETS / 'tiny_critic'}"]
     with log.open("wb") as out:

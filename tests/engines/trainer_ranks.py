@@ -6,7 +6,6 @@ Starting a rank costs seconds of imports, so a process group is made once and en
 import multiprocessing
 import os
 import random
-import socket
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 
 from capo_ray.config.blocks import Trainer
 from capo_ray.config.method import Algorithm
+from capo_ray.engines.ports import free_port
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.learn.batch import denominators, loss_length, plan, select
 from capo_ray.types import TrainSequence
@@ -152,9 +152,7 @@ class Ranks:
 
     def __init__(self, count: int) -> None:
         context = multiprocessing.get_context("spawn")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         pipes = [context.Pipe() for _ in range(count)]
         self._connections = [ours for ours, _ in pipes]
         self._processes = [

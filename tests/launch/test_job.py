@@ -21,7 +21,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from running import free_port
+
+from capo_ray.engines.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = ROOT / "launch" / "job.py"
