@@ -8,6 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
+from capo_ray.config.critic import Voter
+from capo_ray.engines.critic_http import HttpCritic
+
 Answer = Callable[[dict[str, Any], web.Request], Awaitable[web.StreamResponse]]
 ListModels = Callable[[web.Request], web.StreamResponse]
 
@@ -19,6 +22,12 @@ def chat(texts: Sequence[str], *, finish: str = "stop", usage: dict[str, Any] | 
         for i, text in enumerate(texts)
     ]
     return web.json_response({"object": "chat.completion", "choices": choices, "usage": usage})
+
+
+def critic_at(endpoint: str, model: str = "judge", **given: Any) -> HttpCritic:
+    """A critic on the server there, with no key unless `given` (fields of its block) names one."""
+    block = Voter(kind="http", endpoints=(endpoint,), served_model=model, **({"api_key_env": None} | given))
+    return HttpCritic(block, endpoint)
 
 
 @asynccontextmanager

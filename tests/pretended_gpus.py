@@ -14,6 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from capo_ray.engines.vllm_settings import VllmSettings
+
 
 @contextmanager
 def ray_with_gpus(number: int, *, logs: Path) -> Iterator[None]:
@@ -29,14 +31,14 @@ def ray_with_gpus(number: int, *, logs: Path) -> Iterator[None]:
         yield
 
 
-def engine_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+def engine_of(settings: VllmSettings) -> dict[str, Any]:
     """What vLLM's own configuration makes of the engine of `settings`, in this process's placement group."""
     from vllm.config import ParallelConfig, SchedulerConfig
     from vllm.v1.executor import Executor
 
-    from capo_ray.engines.vllm_engine import VllmSettings, arguments_of
+    from capo_ray.engines.vllm_engine import arguments_of
 
-    asked = arguments_of(VllmSettings(**settings))
+    asked = arguments_of(settings)
     shared = {field.name: getattr(asked, field.name, None) for field in fields(ParallelConfig)}
     shared["placement_group"] = _group()
     parallel = ParallelConfig(**{name: value for name, value in shared.items() if value is not None})
@@ -72,7 +74,7 @@ class Onlooker:
 
     dead = False
 
-    def __init__(self, file: Path, engines: Mapping[str, Mapping[str, Any]], name: str) -> None:
+    def __init__(self, file: Path, engines: Mapping[str, VllmSettings], name: str) -> None:
         self.name = name
         seen = {
             "visible": os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","),

@@ -21,14 +21,9 @@ from capo_ray.engines.protocols import CriticEngine
 from capo_ray.models.find import find_model
 from capo_ray.planning.bundles import Role, actor_name, critics_here
 from capo_ray.seeds import seed_of
-from capo_ray.training.build import (
-    critic_engine_settings,
-    make_critic,
-    make_rollout,
-    rollout_settings,
-    sampling_of,
-)
+from capo_ray.training.build import make_critic, make_rollout
 from capo_ray.training.build_critics import check_servers, critics_over, critics_without_actors
+from capo_ray.training.settings import critic_engine_settings, rollout_settings, sampling_of
 from capo_ray.types import JsonDict, Prompt
 
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore::FutureWarning"}

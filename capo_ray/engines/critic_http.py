@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from capo_ray.config.critic import Voter
 from capo_ray.credit.reply import storable
 from capo_ray.engines.chat_answers import (
     CHARACTERS_PER_TOKEN,
@@ -55,20 +56,6 @@ class HttpCriticError(RuntimeError):
     """The server's answer is none; the message says where, the status and what it said."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpSettings:
-    """One server."""
-
-    endpoint: str
-    """Base address, such as http://host:8000/v1."""
-    model: str
-    """What the server calls the model."""
-    api_key_env: str | None = None
-    """Environment variable of the key; None or unset: no key is sent."""
-    leave_out: tuple[str, ...] = ()
-    """Of `chat_answers.OPTIONAL`: what is never sent."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Answered:
     status: int
@@ -80,10 +67,11 @@ class _Answered:
 class HttpCritic:
     """See protocols.CriticEngine. Belongs to the event loop that it is first used on."""
 
-    def __init__(self, settings: HttpSettings, *, name: str) -> None:
-        self.name = name
-        self.settings = settings
-        self._url = f"{settings.endpoint.rstrip('/')}/chat/completions"
+    def __init__(self, block: Voter, endpoint: str) -> None:
+        """`endpoint` is the one of the block's that is asked."""
+        self.name = f"{block.served_model} at {server_name(endpoint)}"
+        self._block = block
+        self._url = f"{endpoint.rstrip('/')}/chat/completions"
         self._session: aiohttp.ClientSession | None = None
         self._takes_n = True
         self._limit_name = "max_tokens"
@@ -98,9 +86,9 @@ class HttpCritic:
         """See protocols.CriticEngine. Raises PromptTooLong, EngineBusy, RequestRejected, or HttpCriticError for every
         other fault."""
         optional = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed % _MOST_SEED}
-        left_out = {*self.settings.leave_out, *(("top_p", "seed") if sampling.temperature == 0 else ())}
+        left_out = {*self._block.leave_out, *(("top_p", "seed") if sampling.temperature == 0 else ())}
         body = {
-            "model": self.settings.model,
+            "model": self._block.served_model,
             "messages": [dict(message) for message in messages],
             **{name: value for name, value in optional.items() if name not in left_out},
         }
@@ -228,7 +216,7 @@ class HttpCritic:
         return self._session
 
     def _key(self) -> str:
-        return os.environ.get(self.settings.api_key_env or "", "").strip()
+        return os.environ.get(self._block.api_key_env or "", "").strip()
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {key}"} if (key := self._key()) else {}
@@ -252,13 +240,13 @@ class HttpCritic:
             await self._session.close()
 
 
-def served_models(settings: HttpSettings) -> list[str] | None:
+def served_models(block: Voter, endpoint: str) -> list[str] | None:
     """What the server says it serves; None where it does not say. Blocks for up to ten seconds.
 
     Raises HttpCriticError when it cannot be reached or refuses the key.
     """
-    critic = HttpCritic(settings, name="")
-    url = f"{settings.endpoint.rstrip('/')}/models"
+    critic = HttpCritic(block, endpoint)
+    url = f"{endpoint.rstrip('/')}/models"
     request = urllib.request.Request(url)
     for name, value in critic._headers().items():
         request.add_unredirected_header(name, value)  # the key is for this server alone
@@ -268,7 +256,7 @@ def served_models(settings: HttpSettings) -> list[str] | None:
             return [critic._clean(str(model["id"])) for model in json.loads(answer.read(_MOST_BYTES))["data"]]
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
-            where = f"environment variable {settings.api_key_env}" if settings.api_key_env else "api_key_env"
+            where = f"environment variable {block.api_key_env}" if block.api_key_env else "api_key_env"
             raise HttpCriticError(f"{url}: HTTP {error.code}: it wants another key; see {where}") from None
     except OSError as error:
         raise HttpCriticError(f"{url}: {critic._clean(str(getattr(error, 'reason', error)))}") from None

@@ -12,7 +12,8 @@ from typing import Any
 
 from capo_ray.credit.thoughts import is_mark, open_mark
 from capo_ray.engines.protocols import Completion, Message, PromptTooLong, Replies
-from capo_ray.engines.vllm_engine import Requests, VllmSettings, open_engine, parameters_of
+from capo_ray.engines.vllm_engine import Requests, open_engine, parameters_of
+from capo_ray.engines.vllm_settings import VllmSettings
 from capo_ray.types import Metrics, Sampling
 
 _END = 32
@@ -30,7 +31,7 @@ class VllmCritic:
     def __init__(self, settings: VllmSettings, *, name: str) -> None:
         self.name = name
         self._engine = open_engine(settings)
-        self._requests = Requests(self._engine, settings.max_sequences)
+        self._requests = Requests(self._engine, settings.block.max_sequences)
         self._closed = False
         tokenizer = self._engine.get_tokenizer()
         self._template = settings.chat_template or getattr(tokenizer, "chat_template", None)

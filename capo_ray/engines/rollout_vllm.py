@@ -16,7 +16,8 @@ from vllm.outputs import CompletionOutput
 from capo_ray.credit.thoughts import open_mark
 from capo_ray.credit.tokens import TokenTable
 from capo_ray.engines.protocols import PromptTooLong, Stage, WeightReceipt
-from capo_ray.engines.vllm_engine import Requests, VllmSettings, open_engine, parameters_of
+from capo_ray.engines.vllm_engine import Requests, open_engine, parameters_of
+from capo_ray.engines.vllm_settings import VllmSettings
 from capo_ray.types import Finish, Metrics, Prompt, Rollout, Sampling
 
 _END = 32
@@ -32,7 +33,7 @@ class VllmRollout:
         self.version = -1
         """-1 until the first sync: nothing may be sampled from weights that the trainer did not send."""
         self._engine = open_engine(settings)
-        self._requests = Requests(self._engine, settings.max_sequences)
+        self._requests = Requests(self._engine, settings.block.max_sequences)
         self._closed = False
         self._table = TokenTable.load(settings.tokenizer)
 

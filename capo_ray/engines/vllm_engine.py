@@ -6,8 +6,7 @@ Leaves out what a role means (rollout_vllm, critic_vllm) and where engines run (
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 from vllm import SamplingParams
@@ -17,7 +16,10 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from capo_ray.config.blocks import Rollout
+from capo_ray.config.critic import Voter
 from capo_ray.engines.vllm_options import as_vllm_takes
+from capo_ray.engines.vllm_settings import VllmSettings
 from capo_ray.records.busy import Busy
 from capo_ray.types import Metrics, Sampling
 
@@ -26,59 +28,37 @@ BATCHED_TOKENS = 8192
 would get 2,048, with which a prompt of a critic takes several rounds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VllmSettings:
-    """One engine, whatever its role. Plain values, so that they travel to another machine."""
-
-    model: str
-    tokenizer: str
-    dtype: str
-    window: int | None
-    """Tokens of prompt and response together; None: the model's own."""
-    tensor_parallel: int = 1
-    max_sequences: int = 256
-    gpu_memory_share: float = 0.9
-    eager: bool = False
-    device: str = "gpu"
-    seed: int = 0
-    chat_template: str | None = None
-    """Of a critic's conversations; None: the tokenizer's own."""
-    weight_transfer: str | None = None
-    """Transport of weights_receive by name; None for a frozen model."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Further ones by vLLM's names; they take the place of those that are set here."""
-
-
 def open_engine(settings: VllmSettings) -> AsyncLLM:
     """Start vLLM's engine in a process of its own and wait until the model is loaded."""
     return AsyncLLM.from_engine_args(arguments_of(settings))
 
 
 def arguments_of(settings: VllmSettings) -> AsyncEngineArgs:
-    """What vLLM is asked for; starts nothing."""
+    """What vLLM is asked for; starts nothing. Options of the block's `engine` take the place of what is set here."""
+    block = settings.block
     given: dict[str, Any] = {
         "model": settings.model,
         "tokenizer": settings.tokenizer,
         "dtype": settings.dtype,
-        "seed": settings.seed,
+        "seed": 0,
         "max_model_len": settings.window,
-        "max_num_seqs": settings.max_sequences,
-        "tensor_parallel_size": settings.tensor_parallel,
-        "gpu_memory_utilization": settings.gpu_memory_share,
-        "enforce_eager": settings.eager,
+        "max_num_seqs": block.max_sequences,
+        "tensor_parallel_size": block.tensor_parallel,
+        "gpu_memory_utilization": block.gpu_memory_share,
+        "enforce_eager": block.eager,
         "enable_prefix_caching": True,
         "generation_config": "vllm",  # a model's own sampling defaults must not change what the config says
         "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
-    given |= _on_cpu() if settings.device == "cpu" else _on_gpu(settings)
+    given |= _on_cpu() if settings.device == "cpu" else _on_gpu(block)
     if settings.weight_transfer is not None:
         given |= {
             "weight_transfer_config": {"backend": settings.weight_transfer},
             "worker_extension_cls": "capo_ray.engines.weights_receive.ReceiptExtension",
         }
-    return AsyncEngineArgs(**(given | as_vllm_takes(settings.options)))
+    return AsyncEngineArgs(**(given | as_vllm_takes(block.engine)))
 
 
 def _on_cpu() -> dict[str, Any]:
@@ -94,11 +74,11 @@ def _on_cpu() -> dict[str, Any]:
     }
 
 
-def _on_gpu(settings: VllmSettings) -> dict[str, Any]:
+def _on_gpu(block: Rollout | Voter) -> dict[str, Any]:
     return {
         # Left to itself vLLM takes Ray in a placement group, and refuses one with all GPUs of an engine in one bundle.
-        "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp",
-        "max_num_batched_tokens": max(BATCHED_TOKENS, settings.max_sequences),
+        "distributed_executor_backend": "uni" if block.tensor_parallel == 1 else "mp",
+        "max_num_batched_tokens": max(BATCHED_TOKENS, block.max_sequences),
     }
 
 

@@ -41,7 +41,7 @@ from capo_ray.planning.machine import gpu_sizes
 from capo_ray.planning.plan import refuse_silent
 from capo_ray.program import GOES_ON, claim, need, progress, run_program
 from capo_ray.tasks.verify import Verifier
-from capo_ray.training.build import sampling_of
+from capo_ray.training.settings import sampling_of
 from capo_ray.types import JsonDict, Sampling
 
 USAGE = """usage: python -m capo_ray.evaluate model=FOLDER_OR_ID suite=SUITE_OR_FILE [key=value ...]

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from capo_ray.config.run import Config
 from capo_ray.critic_bench.engines import ENGINE_LOG, prepare, quiet
 from capo_ray.evaluate.responses import Sampler
 from capo_ray.models.find import ModelFiles
 from capo_ray.planning.bundles import actor_name
-from capo_ray.training.build import make_rollout, rollout_settings
+from capo_ray.training.build import make_rollout
+from capo_ray.training.settings import rollout_settings
 
 
 @asynccontextmanager
 async def policy_of(config: Config, policy: ModelFiles, *, window: int, logs: Path) -> AsyncIterator[Sampler]:
     """An engine over all of `rollout.workers`; `window` is the longest prompt and response together, in tokens."""
-    settings: dict[str, Any] = {**rollout_settings(config, policy), "window": window, "weight_transfer": None}
+    settings = replace(rollout_settings(config, policy), window=window, weight_transfer=None)
     if config.rollout.workers == 1 and config.cluster.address is None:
         prepare(config, "rollout")
         with quiet(logs / ENGINE_LOG):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from capo_ray.config.blocks import Rollout
 from capo_ray.gpu_check.notes import Notes
 from capo_ray.gpu_check.shapes import MODELS, Dtype, write_model
 from capo_ray.types import Prompt, Sampling
@@ -89,16 +90,15 @@ def open_rollout(
     notes: Notes, folder: str, dtype: Dtype, *, share: float, window: int, transport: str | None = None
 ) -> VllmRollout:
     from capo_ray.engines.rollout_vllm import VllmRollout
-    from capo_ray.engines.vllm_engine import VllmSettings
+    from capo_ray.engines.vllm_settings import VllmSettings
 
     return VllmRollout(
         VllmSettings(
+            block=Rollout(max_response_tokens=window, gpu_memory_share=share, eager=not notes.on_gpu),
             model=folder,
             tokenizer=folder,
             dtype=dtype,
             window=window,
-            gpu_memory_share=share,
-            eager=not notes.on_gpu,
             device=notes.device,
             weight_transfer=transport,
         ),

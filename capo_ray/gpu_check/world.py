@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from capo_ray.engines.critic_http import HttpCriticError, HttpSettings, served_models
+from capo_ray.config.critic import Voter
+from capo_ray.engines.critic_http import HttpCriticError, served_models
 from capo_ray.engines.ports import free_port
 from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.gpu_check.here import want_weight_sync
@@ -201,7 +202,9 @@ def critic_server(notes: Notes) -> Iterator[str]:
 
 def _answers(port: int) -> bool:
     """The runner's limit ends this waiting."""
+    endpoint = f"http://127.0.0.1:{port}/v1"
+    block = Voter(kind="http", endpoints=(endpoint,), served_model="tiny", api_key_env=None)
     try:
-        return served_models(HttpSettings(endpoint=f"http://127.0.0.1:{port}/v1", model="tiny")) is not None
+        return served_models(block, endpoint) is not None
     except HttpCriticError:
         return False

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from capo_ray.config.critic import Voter
 from capo_ray.config.run import Config
 from capo_ray.critics.prompt import find_template
 from capo_ray.engines.options import check_options
@@ -26,8 +25,14 @@ from capo_ray.models.find import ModelFiles, check_trained, find_model
 from capo_ray.planning.bundles import Role, critics_here
 from capo_ray.planning.plan import optimizer_steps_per_batch
 from capo_ray.training.build_critics import check_servers, critic_budget, make_critics
-from capo_ray.training.settings import critic_settings, scheme_of
-from capo_ray.types import Prompt, Sampling
+from capo_ray.training.settings import (
+    critic_engine_settings,
+    critic_settings,
+    rollout_settings,
+    sampling_of,
+    scheme_of,
+)
+from capo_ray.types import Prompt
 
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import CrewSettings, RayCrew
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
     from capo_ray.cluster.trainer_group import TrainerGroup
     from capo_ray.credit.template import PromptTemplate
     from capo_ray.critics.canaries import Canary
+    from capo_ray.engines.vllm_settings import VllmSettings
     from capo_ray.records.tracking import Tracker
 
 
@@ -96,16 +102,6 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
     )
 
 
-def sampling_of(config: Config) -> Sampling:
-    rollout = config.rollout
-    return Sampling(
-        max_tokens=rollout.max_response_tokens,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-    )
-
-
 # ---- factories: each runs in the process of its actor ----------------------------------------------------------------
 
 
@@ -118,20 +114,18 @@ def _must_see(folder: Path) -> None:
         )
 
 
-def make_rollout(settings: dict[str, Any], name: str) -> Any:
-    _must_see(Path(settings["model"]))
+def make_rollout(settings: VllmSettings, name: str) -> Any:
+    _must_see(Path(settings.model))
     from capo_ray.engines.rollout_vllm import VllmRollout
-    from capo_ray.engines.vllm_engine import VllmSettings
 
-    return VllmRollout(VllmSettings(**settings), name=name)
+    return VllmRollout(settings, name=name)
 
 
-def make_critic(settings: dict[str, Any], name: str) -> Any:
-    _must_see(Path(settings["model"]))
+def make_critic(settings: VllmSettings, name: str) -> Any:
+    _must_see(Path(settings.model))
     from capo_ray.engines.critic_vllm import VllmCritic
-    from capo_ray.engines.vllm_engine import VllmSettings
 
-    return VllmCritic(VllmSettings(**settings), name=name)
+    return VllmCritic(settings, name=name)
 
 
 def make_trainer(config: Config, model: str, *, rank: int, host: str, port: int) -> Any:
@@ -201,40 +195,6 @@ def make_aggregator(
 
 
 # ---- the crew --------------------------------------------------------------------------------------------------------
-
-
-def rollout_settings(config: Config, policy: ModelFiles) -> dict[str, Any]:
-    rollout = config.rollout
-    return {
-        "model": str(policy.folder),
-        "tokenizer": str(policy.tokenizer),
-        "dtype": config.policy.dtype,
-        "window": config.data.max_prompt_tokens + rollout.max_response_tokens,
-        "tensor_parallel": rollout.tensor_parallel,
-        "max_sequences": rollout.max_sequences,
-        "gpu_memory_share": rollout.gpu_memory_share,
-        "eager": rollout.eager,
-        "device": config.cluster.device,
-        "options": rollout.engine,
-        "weight_transfer": f"capo_{config.cluster.weight_transfer}",
-    }
-
-
-def critic_engine_settings(config: Config, voter: Voter, critic: ModelFiles) -> dict[str, Any]:
-    assert voter.model is not None
-    return {
-        "model": str(critic.folder),
-        "tokenizer": str(critic.tokenizer),
-        "dtype": voter.model.dtype,
-        "window": voter.window,
-        "chat_template": voter.model.chat_template,
-        "tensor_parallel": voter.tensor_parallel,
-        "max_sequences": voter.max_sequences,
-        "gpu_memory_share": voter.gpu_memory_share,
-        "eager": voter.eager,
-        "device": config.cluster.device,
-        "options": voter.engine,
-    }
 
 
 class ScoredAhead(NamedTuple):

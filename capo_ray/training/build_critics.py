@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from capo_ray.credit.template import PromptTemplate
     from capo_ray.critics.budget import CriticBudget
     from capo_ray.critics.service import Critics
-    from capo_ray.engines.critic_http import HttpCritic
     from capo_ray.engines.protocols import CriticEngine
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,9 @@ def critics_over(
 def critics_without_actors(voter: Voter) -> tuple[CriticEngine, ...]:
     """Those that live where they are asked from: servers, a user's own, and those without a model."""
     if voter.kind == "http":
-        return http_critics(voter)
+        from capo_ray.engines.critic_http import HttpCritic
+
+        return tuple(HttpCritic(voter, endpoint) for endpoint in voter.endpoints)
     if extension.is_own(voter.kind):
         make: Callable[[], CriticEngine] = extension.load(voter.kind, callable, is_a="a class of critics")
         return (make(),)
@@ -71,40 +72,21 @@ def critics_without_actors(voter: Voter) -> tuple[CriticEngine, ...]:
     return (truth() if voter.kind == "truth" else placebo(voter.flag_share),)
 
 
-def http_critics(voter: Voter) -> tuple[HttpCritic, ...]:
-    from capo_ray.engines.critic_http import HttpCritic, HttpSettings, server_name
-
-    return tuple(
-        HttpCritic(
-            HttpSettings(
-                endpoint=endpoint,
-                model=voter.served_model or "",
-                api_key_env=voter.api_key_env,
-                leave_out=voter.leave_out,
-            ),
-            name=f"{voter.served_model} at {server_name(endpoint)}",
-        )
-        for endpoint in voter.endpoints
-    )
-
-
 def check_servers(config: Config) -> None:
     """Raises ConfigError where no server of a critic answers, or one refuses the key or serves another model."""
     from capo_ray.engines.critic_http import HttpCriticError, served_models
 
     for number, voter in enumerate(config.critic.voters if config.critic else ()):
         place, faults = voter_field(number), []
-        for engine in http_critics(voter) if voter.kind == "http" else ():
+        for endpoint in voter.endpoints:
             try:
-                names = served_models(engine.settings)
+                names = served_models(voter, endpoint)
             except HttpCriticError as error:
                 faults.append(str(error))
                 continue
             if names and voter.served_model not in names:
                 there = ", ".join(names[:10])
-                raise ConfigError(
-                    f"{place}.served_model: {engine.settings.endpoint} serves {there}, not {voter.served_model!r}"
-                )
+                raise ConfigError(f"{place}.served_model: {endpoint} serves {there}, not {voter.served_model!r}")
         if faults and len(faults) == len(voter.endpoints):
             raise ConfigError(f"{place}.endpoints: no server can be used: {'; '.join(faults)}")
         for fault in faults:

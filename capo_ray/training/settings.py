@@ -1,4 +1,4 @@
-"""From a Config to what rooms that know no configuration are given of it, each in one place.
+"""From a Config to what engines, and rooms that know no configuration, are given of it, each in one place.
 
 Leaves out what is made with that (build, build_critics) and what a setting means (config).
 """
@@ -9,9 +9,13 @@ import re
 from typing import TYPE_CHECKING
 
 from capo_ray.config.block import filled
+from capo_ray.config.critic import Voter
 from capo_ray.config.run import Config
 from capo_ray.credit.group import Scheme
 from capo_ray.credit.reward import Outcome
+from capo_ray.engines.vllm_settings import VllmSettings
+from capo_ray.models.find import ModelFiles
+from capo_ray.types import Sampling
 
 if TYPE_CHECKING:
     from capo_ray.credit.template import PromptTemplate
@@ -36,3 +40,33 @@ def scheme_of(config: Config) -> Scheme:
         max_response_tokens=config.rollout.max_response_tokens,
     )
     return filled(Scheme, reward, config.algorithm, outcome=outcome)
+
+
+def sampling_of(config: Config) -> Sampling:
+    rollout = config.rollout
+    return filled(Sampling, rollout, max_tokens=rollout.max_response_tokens)
+
+
+def rollout_settings(config: Config, policy: ModelFiles) -> VllmSettings:
+    return VllmSettings(
+        block=config.rollout,
+        model=str(policy.folder),
+        tokenizer=str(policy.tokenizer),
+        dtype=config.policy.dtype,
+        window=config.data.max_prompt_tokens + config.rollout.max_response_tokens,
+        device=config.cluster.device,
+        weight_transfer=f"capo_{config.cluster.weight_transfer}",
+    )
+
+
+def critic_engine_settings(config: Config, voter: Voter, critic: ModelFiles) -> VllmSettings:
+    assert voter.model is not None
+    return VllmSettings(
+        block=voter,
+        model=str(critic.folder),
+        tokenizer=str(critic.tokenizer),
+        dtype=voter.model.dtype,
+        window=voter.window,
+        device=config.cluster.device,
+        chat_template=voter.model.chat_template,
+    )

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from asked import asked_with
+from openai_server import critic_at
 
 from capo_ray.credit.critique import Reference
 from capo_ray.critics.service import Critics
-from capo_ray.engines.critic_http import HttpCritic, HttpSettings
+from capo_ray.engines.critic_http import HttpCritic
 from capo_ray.types import Critique
 
 pytestmark = pytest.mark.slow
@@ -38,7 +39,7 @@ def servers(seed: str, *wanted: str) -> Iterator[tuple[subprocess.Popen[str], li
 
 
 def engine(port: int) -> HttpCritic:
-    return HttpCritic(HttpSettings(endpoint=f"http://127.0.0.1:{port}/v1", model="m"), name=f"server {port}")
+    return critic_at(f"http://127.0.0.1:{port}/v1")
 
 
 async def judge_all(service: Critics, at: dict[int, object]) -> list[tuple[Critique, ...]]:

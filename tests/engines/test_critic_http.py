@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 import pytest
 from aiohttp import web
-from openai_server import Answer, chat, serving, unused_endpoint
+from openai_server import Answer, chat, critic_at, serving, unused_endpoint
 
 from capo_ray.engines.chat_answers import retry_after_s
-from capo_ray.engines.critic_http import HttpCritic, HttpCriticError, HttpSettings, server_name
+from capo_ray.engines.critic_http import HttpCritic, HttpCriticError, server_name
 from capo_ray.engines.protocols import EngineBusy, PromptTooLong, Replies, RequestRejected
 from capo_ray.types import Sampling
 
@@ -33,7 +33,7 @@ def using(answer: Answer, use: Use, **settings: Any) -> Any:
 
     async def scene() -> Any:
         async with serving(answer) as endpoint:
-            critic = HttpCritic(HttpSettings(endpoint=endpoint, model="judge", **settings), name="http")
+            critic = critic_at(endpoint, **settings)
             try:
                 return await use(critic)
             finally:
@@ -449,7 +449,7 @@ def test_a_connection_that_breaks() -> None:
 
 def test_nobody_there() -> None:
     async def scene() -> None:
-        critic = HttpCritic(HttpSettings(endpoint=await unused_endpoint(), model="judge"), name="http")
+        critic = critic_at(await unused_endpoint())
         try:
             await ask()(critic)
         finally:

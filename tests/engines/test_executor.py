@@ -7,6 +7,7 @@ import asyncio
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +18,9 @@ from pretended_gpus import Onlooker, ray_with_gpus
 
 from capo_ray.config.compose import compose, conf_dir
 from capo_ray.config.run import Config
+from capo_ray.engines.vllm_settings import VllmSettings
 from capo_ray.planning.bundles import critics_here, seats
-from capo_ray.training.build import critic_engine_settings, rollout_settings
+from capo_ray.training.settings import critic_engine_settings, rollout_settings
 
 FILES: Any = SimpleNamespace(folder="/models/m", tokenizer="/models/m")
 
@@ -37,14 +39,13 @@ def of_other_sizes() -> dict[str, Config]:
     return {f"{name}, {size}": compose([f"+experiment={name}", f"+size={size}"]) for size, name in sizes.items()}
 
 
-def engines_of(name: str, config: Config) -> Iterator[tuple[str, dict[str, Any], int]]:
+def engines_of(name: str, config: Config) -> Iterator[tuple[str, VllmSettings, int]]:
     """(place, settings, GPUs) of each engine that differs."""
     given = {seat.role: seat.resources["GPU"] for seat in seats(config)[1] if "GPU" in seat.resources}
     yield f"{name}: rollout", rollout_settings(config, FILES), math.ceil(given["rollout"])  # half of one, beside a rank
     for place, voter in critics_here(config):
         settings = critic_engine_settings(config, voter, FILES)
-        settings["window"] = settings["window"] or voter.known_window
-        yield f"{name}: {place}", settings, int(given["critic"])
+        yield f"{name}: {place}", replace(settings, window=voter.known_window), int(given["critic"])
 
 
 @pytest.mark.ray
@@ -73,5 +74,5 @@ def test_vllm_takes_the_gpus_of_its_own_actor_for_every_engine_of_every_experime
     assert (len(set(rollout["visible"])), len(set(critic["visible"]))) == (1, 4)
     assert critic["unnamed"] == "ray"  # what vLLM takes when it is left to what it finds around it
     for place, settings, gpus in engines:
-        executor = "UniProcExecutor" if settings["tensor_parallel"] == 1 else "MultiprocExecutor"
+        executor = "UniProcExecutor" if settings.block.tensor_parallel == 1 else "MultiprocExecutor"
         assert critic["engines"][place] == {"executor": executor, "gpus": gpus, "batched_tokens": 8192}, place

@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 
 from capo_ray import launch
+from capo_ray.config.block import Block
+from capo_ray.config.blocks import Rollout
 from capo_ray.config.compose import compose
+from capo_ray.config.critic import Voter
 from capo_ray.config.fault import ConfigError
+from capo_ray.config.model import Model
 from capo_ray.engines import options
+from capo_ray.engines.vllm_settings import VllmSettings
 from capo_ray.sft import __main__ as sft
 
 TINY = "+experiment=tiny_cpu"
@@ -155,3 +160,48 @@ def test_supervised_training_takes_them_too(tmp_path: Path, capsys: pytest.Captu
     assert "deepspeed.gradient_cliping: DeepSpeed has no such option; did you mean gradient_" in capsys.readouterr().err
     assert sft.main([*given, "deepspeed.gradient_clipping=1"]) == 2
     assert "gradient_clipping is not handed on to DeepSpeed: set `max_grad_norm`" in capsys.readouterr().err
+
+
+class _Read:
+    """A block that remembers which of its settings were asked for."""
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+        self.names: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.names.add(name)
+        return getattr(self._block, name)
+
+
+@pytest.mark.parametrize(
+    ("block", "elsewhere"),
+    [
+        (
+            Rollout(max_response_tokens=9),
+            {
+                **dict.fromkeys(("max_response_tokens", "temperature", "top_p", "top_k"), "each request"),
+                "workers": "the plan",
+                "kv_cache_gib": "the actor's environment",
+            },
+        ),
+        (
+            Voter(model=Model(path="m")),
+            {
+                **dict.fromkeys(("endpoints", "served_model", "api_key_env", "leave_out"), "engines.critic_http"),
+                **dict.fromkeys(("kind", "flag_share", "same_critic"), "training.build_critics"),
+                **dict.fromkeys(("model", "window"), "VllmSettings, beside the block"),
+                "workers": "the plan",
+                "kv_cache_gib": "the actor's environment",
+            },
+        ),
+    ],
+    ids=["rollout", "critic"],
+)
+def test_every_setting_of_an_engine_reaches_vllm_or_somebody_else(block: Block, elsewhere: dict[str, str]) -> None:
+    from capo_ray.engines.vllm_engine import arguments_of
+
+    read: Any = _Read(block)
+    arguments_of(VllmSettings(block=read, model="m", tokenizer="m", dtype="bfloat16", window=None, device="gpu"))
+    assert type(block).model_fields.keys() - read.names - elsewhere.keys() == set(), "reach nobody"
+    assert elsewhere.keys() & read.names == set(), "said to be taken elsewhere"

@@ -12,8 +12,10 @@ from typing import Any
 import psutil
 import pytest
 
+from capo_ray.config import blocks
+from capo_ray.config.critic import Voter
 from capo_ray.config.library import OF_ENGINES, OF_ROLLOUTS
-from capo_ray.config.model import Shape
+from capo_ray.config.model import Model, Shape
 from capo_ray.engines.protocols import PromptTooLong, WeightReceipt
 from capo_ray.types import Prompt, Rollout, Sampling
 
@@ -92,7 +94,7 @@ def rollout(
 ) -> Iterator[tuple[Any, Path, Path]]:
     """An engine, the folder of its model and that of another model of the same shape."""
     from capo_ray.engines.rollout_vllm import VllmRollout
-    from capo_ray.engines.vllm_engine import VllmSettings
+    from capo_ray.engines.vllm_settings import VllmSettings
 
     folders = [
         make_model(tmp_path_factory.mktemp("model") / "m", tokenizer, tied=request.param, seed=seed) for seed in (1, 2)
@@ -101,14 +103,15 @@ def rollout(
     async def start() -> Any:
         return VllmRollout(
             VllmSettings(
+                block=blocks.Rollout(
+                    max_response_tokens=24, eager=True, engine={"block_size": 64, "max_num_batched_tokens": 512}
+                ),
                 model=str(folders[0]),
                 tokenizer=str(folders[0]),
                 dtype="float32",
                 window=None,
-                eager=True,
                 device="cpu",
                 weight_transfer="capo_shm",
-                options={"block_size": 64, "max_num_batched_tokens": 512},
             ),
             name="rollout-0",
         )
@@ -285,11 +288,16 @@ def test_a_critic_completes_n_times_from_one_seed_refuses_what_does_not_fit_and_
     tmp_path: Path, tokenizer: Path, loop: asyncio.AbstractEventLoop
 ) -> None:
     from capo_ray.engines.critic_vllm import VllmCritic
-    from capo_ray.engines.vllm_engine import VllmSettings
+    from capo_ray.engines.vllm_settings import VllmSettings
 
     folder = make_model(tmp_path / "critic", tokenizer, tied=False, seed=3)
     settings = VllmSettings(
-        model=str(folder), tokenizer=str(folder), dtype="float32", window=None, eager=True, device="cpu"
+        block=Voter(model=Model(path=str(folder)), eager=True),
+        model=str(folder),
+        tokenizer=str(folder),
+        dtype="float32",
+        window=None,
+        device="cpu",
     )
 
     async def use() -> None:

@@ -20,11 +20,12 @@ from pathlib import Path
 
 import pytest
 from asked import asked_with
+from openai_server import critic_at
 
 from capo_ray.credit.critique import Reference
 from capo_ray.credit.template import shipped
 from capo_ray.critics.service import Critics
-from capo_ray.engines.critic_http import HttpCritic, HttpSettings
+from capo_ray.engines.critic_http import HttpCritic
 from capo_ray.engines.ports import free_port
 from capo_ray.engines.protocols import PromptTooLong
 from capo_ray.models.find import ASSETS
@@ -84,7 +85,7 @@ def _wait(process: subprocess.Popen[bytes], health: str, log: Path) -> None:
 
 def critic(endpoint: str) -> HttpCritic:
     os.environ["TINY_KEY"] = "a-key"
-    return HttpCritic(HttpSettings(endpoint=endpoint, model="tiny", api_key_env="TINY_KEY"), name="tiny")
+    return critic_at(endpoint, "tiny", api_key_env="TINY_KEY")
 
 
 def judge(endpoint: str, seed: int, *sizes: int, temperature: float = 0.7) -> list[tuple[Critique, ...]]:
@@ -109,7 +110,7 @@ def texts(critiques: tuple[Critique, ...]) -> list[str]:
 def test_critiques_can_be_read(endpoint: str) -> None:
     (critiques,) = judge(endpoint, 3, 16)
     assert sum(critique.outcome == "ok" for critique in critiques) >= 12, texts(critiques)
-    assert all(critique.num_tokens > 0 and critique.critic == "tiny" for critique in critiques)
+    assert all(critique.num_tokens > 0 and critique.critic.startswith("tiny at 127.0.0.1:") for critique in critiques)
 
 
 def test_a_seed_means_a_text_in_one_request_and_in_several(endpoint: str) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from fuzz.mutate import odd_bytes, odd_json, seeds
+from openai_server import critic_at
 from responses import response
 
 from capo_ray.credit.group import Member, Scheme
 from capo_ray.credit.reply import parse
 from capo_ray.credit.steps import steps_of
-from capo_ray.engines.critic_http import HttpCritic, HttpCriticError, HttpSettings, _Answered
+from capo_ray.engines.critic_http import HttpCritic, HttpCriticError, _Answered
 from capo_ray.engines.protocols import MOST_TOKENS, EngineBusy, PromptTooLong, Replies, RequestRejected
 from capo_ray.records.ledger import Ledger, read
 from capo_ray.types import Critique, Prompt, Sampling
@@ -36,7 +37,7 @@ ERRORS = (EngineBusy, HttpCriticError, PromptTooLong, RequestRejected)
 @pytest.fixture
 def critic(monkeypatch: pytest.MonkeyPatch) -> HttpCritic:
     monkeypatch.setenv("FUZZ_KEY", KEY)
-    return HttpCritic(HttpSettings(endpoint="http://h/v1", model="m", api_key_env="FUZZ_KEY"), name="c")
+    return critic_at("http://h/v1", api_key_env="FUZZ_KEY")
 
 
 def answered(critic: HttpCritic, seed: int) -> Replies | Exception:

@@ -4,21 +4,26 @@ import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from capo_ray.config.compose import compose
+from capo_ray.config.critic import Voter
 from capo_ray.training.build import make_aggregator, make_critic, make_rollout, make_trainer, start_all
+from capo_ray.training.settings import critic_engine_settings, rollout_settings
 
 CONFIG = compose(["+experiment=tiny_cpu"])
+JUDGE = Voter(model=CONFIG.policy)
+ELSEWHERE: Any = SimpleNamespace(folder="/elsewhere/model", tokenizer="/elsewhere/model")
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: make_rollout({"model": "/elsewhere/model"}, "rollout-0"),
-        lambda: make_critic({"model": "/elsewhere/model"}, "critic-0"),
+        lambda: make_rollout(rollout_settings(CONFIG, ELSEWHERE), "rollout-0"),
+        lambda: make_critic(critic_engine_settings(CONFIG, JUDGE, ELSEWHERE), "critic-0"),
         lambda: make_trainer(CONFIG, "/elsewhere/model", rank=0, host="h", port=1),
         lambda: make_aggregator(
             CONFIG, None, [], Path("/elsewhere/model/samples"), shard=0, put=lambda payload: payload

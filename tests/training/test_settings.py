@@ -1,5 +1,6 @@
 """A setting is written once: what rooms without configuration take has the block's names, and nothing is left over."""
 
+import pickle
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from typing import Any, get_args, get_type_hints
@@ -7,11 +8,14 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from capo_ray.config.block import Block
+from capo_ray.config.blocks import Rollout
 from capo_ray.config.critic import Critic, Voter
 from capo_ray.config.method import Algorithm, Reward, Surrogate
+from capo_ray.config.model import Model
 from capo_ray.credit.group import Scheme
 from capo_ray.credit.reward import Outcome
 from capo_ray.critics.settings import CriticSettings
+from capo_ray.engines.vllm_settings import VllmSettings
 from capo_ray.learn.loss import Objective
 from capo_ray.learn.surrogate import SURROGATES
 
@@ -84,3 +88,21 @@ def test_what_is_taken_has_the_type_of_its_one_block_and_no_other_default(
 
 def test_the_configuration_names_the_surrogates() -> None:
     assert get_args(Surrogate) == tuple(SURROGATES)
+
+
+def engine(block: Rollout | Voter, **given: Any) -> VllmSettings:
+    beside = {"model": "m", "tokenizer": "m", "dtype": "bfloat16", "window": None, "device": "gpu"}
+    return VllmSettings(block=block, **(beside | given))
+
+
+def test_engines_are_alike_whatever_they_are_asked() -> None:
+    judge = Model(path="m")
+    assert engine(Critic(model=judge)) == engine(Critic(model=judge, temperature=0, critiques=9)) == pickled(judge)
+    assert engine(Critic(model=judge)) != engine(Critic(model=judge, eager=True))
+    assert engine(Rollout(max_response_tokens=9)) == engine(Rollout(max_response_tokens=8, top_p=0.5))
+    assert engine(Rollout(max_response_tokens=9)) != engine(Rollout(max_response_tokens=9, engine={"block_size": 64}))
+    assert engine(Rollout(max_response_tokens=9)) != engine(Rollout(max_response_tokens=9), device="cpu")
+
+
+def pickled(judge: Model) -> Any:
+    return pickle.loads(pickle.dumps(engine(Voter(model=judge))))
