@@ -10,11 +10,22 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from capo_ray.config.block import MOST_PROCESSES, Block, Regex, or_own, setting
 from capo_ray.config.fault import shown
-from capo_ray.config.library import DeepSpeedOptions, RolloutOptions
+from capo_ray.config.library import RolloutOptions
+from capo_ray.config.optimizer import (
+    Betas,
+    DeepSpeed,
+    FinalLrShare,
+    GradientCheckpointing,
+    MaxGradNorm,
+    Schedule,
+    WarmupSteps,
+    WeightDecay,
+    ZeroStage,
+)
 
 
 class Source(Block):
@@ -172,23 +183,14 @@ class Trainer(Block):
     ranks: int = setting(
         "DeepSpeed processes; on GPU each has one GPU", 1, unit="processes", source="DeepSpeed", ge=1, le=MOST_PROCESSES
     )
-    zero_stage: Literal[0, 1, 2, 3] = setting(
-        "what DeepSpeed shards over the ranks: nothing, optimizer, gradients too, weights too",
-        2,
-        unit="none",
-        source="DeepSpeed `zero_optimization.stage`",
-    )
+    zero_stage: ZeroStage = 2
     learning_rate: float = setting("peak rate of AdamW", unit="none", source="torch `AdamW`; CAPO: 2e-8 to 1e-7", gt=0)
-    schedule: Literal["cosine", "constant"] = setting(
-        "of the rate, over all optimizer steps of the run", "cosine", source="CAPO"
-    )
-    warmup_steps: int = setting("optimizer steps of linear warm-up", 0, unit="optimizer steps", ge=0)
-    final_lr_share: float = setting("share of the rate left when the cosine ends", 0.0, unit="share", ge=0, le=1)
-    weight_decay: float = setting("of AdamW, on matrices alone", 0.0, unit="none", source="torch `AdamW`", ge=0)
-    betas: tuple[float, float] = setting("of AdamW", (0.9, 0.999), unit="none", source="torch `AdamW`")
-    max_grad_norm: float = setting(
-        "the gradient is clipped to this norm", 1.0, unit="none", source="DeepSpeed `gradient_clipping`", gt=0
-    )
+    schedule: Schedule = "cosine"
+    warmup_steps: WarmupSteps = 0
+    final_lr_share: FinalLrShare = 0.0
+    weight_decay: WeightDecay = 0.0
+    betas: Betas = (0.9, 0.999)
+    max_grad_norm: MaxGradNorm = 1.0
     stop_after_nonfinite: int = setting(
         "an optimizer step whose gradient is not finite is skipped; after so many steps of the run in a row with one, "
         "the run ends; 1: the first one ends it",
@@ -203,16 +205,8 @@ class Trainer(Block):
     tokens_per_micro_batch: int = setting(
         "tokens, prompt included, in one forward pass of one rank", unit="tokens", gt=0
     )
-    gradient_checkpointing: bool = setting(
-        "recompute activations instead of keeping them; the plan says where there is room without",
-        True,
-        source="transformers `gradient_checkpointing_enable`",
-    )
-    deepspeed: DeepSpeedOptions = setting(
-        "further options of DeepSpeed, by its names, see [extending.md](extending.md#options-of-the-libraries)",
-        {},
-        source="DeepSpeed `config`",
-    )
+    gradient_checkpointing: GradientCheckpointing = True
+    deepspeed: DeepSpeed = Field({})
 
 
 def _joins(address: str) -> str:

@@ -10,15 +10,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from capo_ray.config.block import Block, setting
 from capo_ray.config.blocks import Data, Trainer
 from capo_ray.config.compose import composed, conf_dir
 from capo_ray.config.fault import ConfigError, line
 from capo_ray.config.given import ENDINGS, Given
-from capo_ray.config.library import DeepSpeedOptions
 from capo_ray.config.model import Model
+from capo_ray.config.optimizer import (
+    Betas,
+    DeepSpeed,
+    FinalLrShare,
+    GradientCheckpointing,
+    MaxGradNorm,
+    Schedule,
+    WarmupSteps,
+    WeightDecay,
+    ZeroStage,
+)
 from capo_ray.config.own_files import searched
 from capo_ray.config.sensible import unusual_rate
 from capo_ray.config.sources import follow
@@ -45,32 +55,17 @@ class Sft(Block):
         "longer conversations are dropped; null: the model's window", None, unit="tokens", gt=1
     )
     learning_rate: float = setting("peak rate of AdamW", 1e-5, unit="none", source="torch `AdamW`; CAPO: 1e-5", gt=0)
-    schedule: Literal["cosine", "constant"] = setting("of the rate, over all optimizer steps of the run", "cosine")
-    warmup_steps: int = setting("of linear warm-up", 0, unit="optimizer steps", ge=0)
-    final_lr_share: float = setting("share of the rate left when the cosine ends", 0.0, unit="share", ge=0, le=1)
-    weight_decay: float = setting("of AdamW, on matrices alone", 0.0, unit="none", source="torch `AdamW`", ge=0)
-    betas: tuple[float, float] = setting("of AdamW", (0.9, 0.999), unit="none", source="torch `AdamW`")
-    max_grad_norm: float = setting(
-        "the gradient is clipped to this norm", 1.0, unit="none", source="DeepSpeed `gradient_clipping`", gt=0
-    )
-    zero_stage: Literal[0, 1, 2, 3] = setting(
-        "what DeepSpeed shards over the ranks: nothing, optimizer, gradients too, weights too",
-        0,
-        unit="none",
-        source="DeepSpeed `zero_optimization.stage`",
-    )
+    schedule: Schedule = "cosine"
+    warmup_steps: WarmupSteps = 0
+    final_lr_share: FinalLrShare = 0.0
+    weight_decay: WeightDecay = 0.0
+    betas: Betas = (0.9, 0.999)
+    max_grad_norm: MaxGradNorm = 1.0
+    zero_stage: ZeroStage = 0
     ranks: int = setting("processes on this machine", 1, unit="processes", source="DeepSpeed", ge=1)
     device: Literal["auto", "cpu", "gpu"] = setting("where it runs; auto: on GPUs where there are any", "auto")
-    gradient_checkpointing: bool = setting(
-        "recompute activations instead of keeping them; the plan says where there is room without",
-        True,
-        source="transformers `gradient_checkpointing_enable`",
-    )
-    deepspeed: DeepSpeedOptions = setting(
-        "further options of DeepSpeed, by its names, see [extending.md](extending.md#options-of-the-libraries)",
-        {},
-        source="DeepSpeed `config`",
-    )
+    gradient_checkpointing: GradientCheckpointing = True
+    deepspeed: DeepSpeed = Field({})
     seed: int = setting("every random choice of the run is a function of it", 0, unit="none", ge=0)
     evaluation_share: float = setting("share of the conversations held out", 0.0, unit="share", ge=0, lt=1)
     report_every: int = setting("steps between progress lines", 20, unit="optimizer steps", gt=0)

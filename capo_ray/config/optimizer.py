@@ -1,0 +1,44 @@
+"""Settings of AdamW and of DeepSpeed that a run's trainer and supervised training share: types with their meaning.
+
+Leaves out what they are where nothing is said, which the blocks say.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from capo_ray.config.block import setting
+from capo_ray.config.library import DeepSpeedOptions
+
+Schedule = Annotated[
+    Literal["cosine", "constant"], setting("of the rate, over all optimizer steps of the run", source="CAPO, for RL")
+]
+WarmupSteps = Annotated[int, setting("optimizer steps of linear warm-up", unit="optimizer steps", ge=0)]
+FinalLrShare = Annotated[float, setting("share of the rate left when the cosine ends", unit="share", ge=0, le=1)]
+WeightDecay = Annotated[float, setting("of AdamW, on matrices alone", unit="none", source="torch `AdamW`", ge=0)]
+Betas = Annotated[tuple[float, float], setting("of AdamW", unit="none", source="torch `AdamW`")]
+MaxGradNorm = Annotated[
+    float, setting("the gradient is clipped to this norm", unit="none", source="DeepSpeed `gradient_clipping`", gt=0)
+]
+ZeroStage = Annotated[
+    Literal[0, 1, 2, 3],
+    setting(
+        "what DeepSpeed shards over the ranks: nothing, optimizer, gradients too, weights too",
+        unit="none",
+        source="DeepSpeed `zero_optimization.stage`",
+    ),
+]
+GradientCheckpointing = Annotated[
+    bool,
+    setting(
+        "recompute activations instead of keeping them; the plan says where there is room without",
+        source="transformers `gradient_checkpointing_enable`",
+    ),
+]
+DeepSpeed = Annotated[
+    DeepSpeedOptions,
+    setting(
+        "further options of DeepSpeed, by its names, see [extending.md](extending.md#options-of-the-libraries)",
+        source="DeepSpeed `config`",
+    ),
+]
