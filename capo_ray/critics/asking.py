@@ -41,9 +41,7 @@ class Request:
     """Called at each try after the first."""
 
     def ticket(self) -> Ticket:
-        prompt_tokens = sum(len(message["content"]) for message in self.messages) // 4
-        tokens = self.n * self.sampling.max_tokens + prompt_tokens
-        return Ticket(tokens=tokens, prefix=self.prefix, prefers=self.prefers, longest=self.sampling.max_tokens)
+        return Ticket(prefix=self.prefix, prefers=self.prefers, longest=self.sampling.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +148,14 @@ class Line:
             self.pool.busy(ticket, member, answer.cause, answer.wait_s)
         elif isinstance(answer, _Rejected) or answer.outcome == "refused":
             self.pool.leave(ticket, member)
-        elif member.is_broken and answer.outcome == "timeout":
+        elif member.health.is_broken and answer.outcome == "timeout":
             self.pool.leave(ticket, member)
             return _GivenUp()
         else:
             self.pool.failed(ticket, member, answer.cause, timeout=answer.outcome == "timeout")
-            if member.is_broken and answer.outcome == "timeout":
+            if member.health.is_broken and answer.outcome == "timeout":
                 self._give_up(member)
-            if member.is_broken and member not in self._reviving:
+            if member.health.is_broken and member not in self._reviving:
                 self._reviving[member] = asyncio.create_task(self._revive(member))
         return answer
 
@@ -171,16 +169,16 @@ class Line:
         """Ask a broken engine after every pause whether it is there; whatever it says, it is."""
         ping = Request(_PING, _PING_SAMPLING, n=1, seed=0, key="ping", prefix="")
         try:
-            while member.is_broken:
-                if (wait := self.pool.pause_s(member)) > 0:
+            while member.health.is_broken:
+                if (wait := member.health.pause_s(asyncio.get_running_loop().time())) > 0:
                     await asyncio.sleep(wait)
                     continue
                 answer = await self._complete(ping, member, self._settings.ping_s)
-                if isinstance(answer, Failure) and answer.outcome != "refused":
+                if not isinstance(answer, Failure) or answer.outcome == "refused":
+                    self.pool.up(member)
+                elif member.health.is_broken:  # no request was answered meanwhile
                     self.pool.still_broken(member, answer.cause)
                     self._give_up(member)
-                else:
-                    self.pool.up(member)
         finally:
             del self._reviving[member]
 

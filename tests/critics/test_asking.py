@@ -10,6 +10,7 @@ import pytest
 from asked import asked_with
 from virtual_time import now, play
 
+from capo_ray.critics import routing
 from capo_ray.critics.asking import Failure, Line, Outage, Request
 from capo_ray.critics.routing import Member, Pool, Ticket
 from capo_ray.engines.protocols import Completion, EngineBusy, Message, PromptTooLong, Replies, RequestRejected
@@ -128,26 +129,55 @@ def test_a_member_of_fixed_latency_five_times_the_others() -> None:
     assert play(scene()) < 1.3 * 1000 / (8 * (3 + 1 / 5))
 
 
+def test_responses_of_a_problem_go_where_it_was_begun() -> None:
+    """Also when all engines are idle: its prefix is in that one's cache."""
+    a, b = Engine("a"), Engine("b")
+
+    async def scene() -> None:
+        service = line(a, b)
+        await ask_many(service, 2)
+        for seed in (1, 0) * 4:
+            await service.ask(request(seed))
+
+    play(scene())
+    assert (set(a.asked), set(b.asked)) == ({"question 0"}, {"question 1"})
+
+
+def test_problems_of_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run has new ones in every step."""
+    monkeypatch.setattr(routing, "_MOST_HOMES", 1)
+    a, b = Engine("a"), Engine("b")
+
+    async def scene() -> None:
+        service = line(a, b)
+        await ask_many(service, 2)
+        for seed in (2, 1):
+            await service.ask(request(seed))
+
+    play(scene())
+    assert (len(a.asked), len(b.asked)) == (3, 1)
+
+
 # ---- deadlines -------------------------------------------------------------------------------------------------------
 
 
 def seated(pool: Pool, longest: int, in_flight: int = 1) -> tuple[Ticket, Member]:
     (member,) = pool.members
     member.in_flight = in_flight
-    return Ticket(tokens=longest, prefix="", longest=longest), member
+    return Ticket(prefix="", longest=longest), member
 
 
 def test_a_deadline_follows_tokens_pace_and_queue() -> None:
     pool = Pool([Engine()], SETTINGS, room=8)
     assert pool.deadline_s(*seated(pool, 1000)) == 600  # nothing is known: all there is
-    pool.members[0].learn(seconds=1.0, tokens=100, in_flight=2)
+    pool.members[0].pace.learn(seconds=1.0, tokens=100, in_flight=2)
     assert pool.deadline_s(*seated(pool, 1000)) == pytest.approx(4 * 10)
     assert pool.deadline_s(*seated(pool, 2000)) == pytest.approx(4 * 20)
     assert pool.deadline_s(*seated(pool, 1000, in_flight=6)) == pytest.approx(4 * 10 * 3)
     assert pool.deadline_s(*seated(pool, 10)) == 5  # the floor
     assert pool.deadline_s(*seated(pool, 10**6)) == 600
     for _ in range(100):
-        pool.members[0].learn(seconds=4.0, tokens=100, in_flight=2)
+        pool.members[0].pace.learn(seconds=4.0, tokens=100, in_flight=2)
     assert pool.deadline_s(*seated(pool, 1000)) == pytest.approx(4 * 40)
 
 
@@ -192,8 +222,22 @@ def test_the_last_answers_of_a_batch_were_not_alone() -> None:
         service = line(engine, room=64)
         (member,) = service.pool.members
         await ask_many(service, 64)
-        assert 32 < member.load <= 64
+        assert 32 < member.pace.load <= 64
         assert service.pool.deadline_s(*seated(service.pool, 1000, 64)) < 2 * 40
+
+    play(scene())
+
+
+def test_the_first_answer_of_a_batch_was_not_alone_either() -> None:
+    """It was sent when nothing else was, and yet made beside all that followed."""
+    engine = Engine(fault=lambda e: 1.0 if len(e.started) == 1 else 2.0)
+
+    async def scene() -> None:
+        service = line(engine, room=64)
+        asking = asyncio.create_task(ask_many(service, 64))
+        await asyncio.sleep(1.5)
+        assert service.pool.members[0].pace.load == 64
+        await asking
 
     play(scene())
 
@@ -206,14 +250,14 @@ def test_requests_that_hang_side_by_side_are_one_lesson() -> None:
         service = line(engine, room=64, attempts=1, break_after=99)
         (member,) = service.pool.members
         await ask_many(service, 64)
-        assert (member.pace_s, member.doubt) == (pytest.approx(0.01), 1)
+        assert (member.pace.per_token_s, member.pace.doubt) == (pytest.approx(0.01), 1)
         await asyncio.sleep(20)
         await ask_many(service, 64)
         assert engine.cancelled == 64 and now() < 600
-        assert (member.pace_s, member.doubt) == (pytest.approx(0.01), 2)
+        assert (member.pace.per_token_s, member.pace.doubt) == (pytest.approx(0.01), 2)
         await asyncio.sleep(600)
         await service.ask(request())
-        assert (member.pace_s, member.doubt) == (pytest.approx(0.02), 1)
+        assert (member.pace.per_token_s, member.pace.doubt) == (pytest.approx(0.02), 1)
 
     play(scene())
 
@@ -226,7 +270,7 @@ def test_doubt_ends_where_all_the_time_is_given() -> None:
         service = line(engine, attempts=50, break_after=99, backoff_s=0)
         await service.ask(request())
         await service.ask(request())
-        return service.pool.members[0].doubt
+        return service.pool.members[0].pace.doubt
 
     assert play(scene()) == 16
 
@@ -301,6 +345,66 @@ def test_a_busy_server_gets_fewer_at_a_time_and_slowly_more() -> None:
     assert all(isinstance(answer, tuple) for answer in play(scene()))
     assert len(refused) < 80
     assert engine.ended[-1] < 1.6 * 300 * 2.0 / 3
+
+
+def test_a_server_is_soon_asked_for_as_much_as_it_takes() -> None:
+    """One that takes half of what it was sent is halved once, however many it turned away at a time; one that was busy
+    for a while gets all again."""
+    takes = 32
+    engine = Engine(fault=lambda e: EngineBusy("slow down", 1.0) if e.in_flight > takes else 1.0)
+
+    async def scene() -> float:
+        nonlocal takes
+        service = line(engine, room=64, attempts=1)
+        start = now()
+        await ask_many(service, 1000)
+        took, takes, engine.most_in_flight = now() - start, 64, 0
+        await ask_many(service, 1000)
+        return took
+
+    assert play(scene()) < 1.6 * 1000 / 32
+    assert engine.most_in_flight == 64
+
+
+def test_a_server_that_is_busy_with_little_is_asked_for_less_than_that() -> None:
+    """Half of the room would be more than what it has refused already."""
+    engine = Engine(fault=lambda e: EngineBusy("slow down", 1.0) if e.in_flight > 3 else 5.0)
+
+    async def scene() -> float:
+        service = line(engine, room=64, attempts=1)
+        begun = [asyncio.create_task(service.ask(request(seed))) for seed in range(4)]
+        await asyncio.sleep(0.5)
+        room = service.pool.members[0].room
+        await asyncio.gather(*begun)
+        return room
+
+    assert play(scene()) <= 3
+
+
+def test_others_wait_for_the_one_that_tries_a_server_again() -> None:
+    """It is busy for most of the patience, and its next answer takes longer than what is left."""
+    engine = Engine(fault=lambda e: EngineBusy("slow down", 90.0) if now() < 1 else 20.0)
+    assert all(isinstance(answer, tuple) for answer in play(ask_many(line(engine), 20)))
+
+
+def test_a_rest_is_not_waited_for_longer_than_an_outage() -> None:
+    async def scene() -> float:
+        assert isinstance(await line(Engine(fault=always(EngineBusy("slow down", 5000.0)))).ask(request()), Outage)
+        return now()
+
+    assert play(scene()) == pytest.approx(100, abs=0.1)
+
+
+def test_a_rest_has_an_end_also_where_what_was_sent_before_is_answered() -> None:
+    """The patience begins anew with such an answer, as the engine lives; it is not without end."""
+    engine = Engine(fault=lambda e: EngineBusy("slow down", 5000.0) if len(e.started) == 8 else 5.0)
+
+    async def scene() -> list[object]:
+        answers = await ask_many(line(engine), 20)
+        assert now() == pytest.approx(105, abs=0.1)
+        return answers
+
+    assert sum(isinstance(answer, Outage) for answer in play(scene())) == 13
 
 
 def test_answers_of_before_do_not_end_a_rest() -> None:
@@ -414,6 +518,24 @@ def test_what_hangs_with_an_engine_that_does_not_answer_a_ping_is_given_up_then(
     assert answers.count(Failure("engine_error", "ConnectionError: gone", "a")) == 3
 
 
+def test_a_ping_that_a_request_has_overtaken_says_nothing() -> None:
+    """The engine answered while the ping was under way, and went then: what follows is an outage with an end."""
+
+    def fault(engine: Engine) -> Exception | float:
+        if now() < 1:
+            return 12.0 if len(engine.started) == 1 else ConnectionError("gone")
+        return 10_000.0
+
+    engine = Engine(fault=fault)
+
+    async def scene() -> list[object]:
+        async with asyncio.timeout(5000):
+            return await ask_many(line(engine, deadline_s=60), 12)
+
+    answers = play(scene())
+    assert {type(answer) for answer in answers} == {tuple, Outage}
+
+
 def test_errors_of_some_requests_do_not_end_the_others() -> None:
     engine = Engine(fault=lambda e: [50.0, 50.0, *[RuntimeError("HTTP 500")] * 3, 1.0][len(e.started) - 1])
     answers = play(ask_many(line(engine, attempts=1), 5))
@@ -494,7 +616,6 @@ def test_what_ends_is_cancelled_everywhere() -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert engine.in_flight == 0 and service.pool.members[0].in_flight == 0
-        assert service.pool.members[0].outstanding_tokens == 0
         sent = len(engine.started)
         await asyncio.sleep(100)
         assert len(engine.started) == sent
