@@ -269,6 +269,13 @@ def test_the_top_is_programs_and_shared_words() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 14
 
 
+def test_modules_stay_short() -> None:
+    """330 lines a module."""
+    paths = {module: (PACKAGE / Path(*module.split("."))).with_suffix(".py") for module in modules()}
+    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in paths.items()}
+    assert {module: number for module, number in lines.items() if number > 330} == {}
+
+
 def test_functions_stay_short() -> None:
     """60 lines a function."""
     long = []
