@@ -70,7 +70,7 @@ setup(
     packages=[*find_packages(include=["capo_ray", "capo_ray.*"]), "capo_ray.conf", "capo_ray.requirements"],
     package_dir={"capo_ray.conf": "conf", "capo_ray.requirements": "requirements"},
     package_data={
-        "capo_ray.conf": ["*.yaml", "**/*.yaml"],
+        "capo_ray.conf": ["*.yaml", "**/*.yaml", "README.md"],
         "capo_ray.requirements": ["*.lock"],
         "capo_ray": [
             "py.typed",
