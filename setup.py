@@ -1,8 +1,9 @@
 """Packages, their data and what they need; everything that pyproject.toml cannot say about `conf/`.
 
 `conf/` stands at the top of the repository and is shipped inside the package, as `capo_ray/conf`. An editable install
-does not honour that mapping, so `capo_ray.config.conf_dir` looks for the folder by path: the installed copy first,
-then the checkout's. The locks of `requirements/`, which `capo_ray.doctor` compares with, are shipped in the same way.
+does not honour that mapping, so `capo_ray.config.compose.conf_dir` looks for the folder by path: the installed copy
+first, then the checkout's. The locks of `requirements/`, which `capo_ray.doctor` compares with, are shipped in the same
+way.
 """
 
 from pathlib import Path

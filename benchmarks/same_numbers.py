@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 UNLIKE = (
-    "time",
     "seconds/",
     "evaluation/seconds",
     "speed/",
@@ -29,7 +28,8 @@ def numbers(path: Path) -> dict[int, dict[str, str]]:
     """Of each step of a metrics.jsonl, by the metric's name."""
     found: dict[int, dict[str, str]] = {}
     for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-        same = {name: json.dumps(value) for name, value in line.items() if not name.startswith(UNLIKE)}
+        kept = (name for name in line if name != "time" and not name.startswith(UNLIKE))
+        same = {name: json.dumps(line[name]) for name in kept}
         found.setdefault(line["step"], {}).update(same)  # an evaluation has a line of its own
     return found
 

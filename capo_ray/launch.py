@@ -1,7 +1,7 @@
 """The program: `python -m capo_ray.launch +experiment=tiny_cpu [key=value ...]`.
 
 Composes and checks the configuration, says what will run, runs it, and ends with one clear message whatever happens.
-Leaves out how it is run (run, build, driver).
+Leaves out how it is run (training).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The trainer ranks start on this machine as the run's config.yaml says, from the newest checkpoint there was; the update
 is made once as a whole, then every micro-batch alone on weights that stand still, and where one is not finite, every
-response of it. Starts no Ray and no other engine, and changes nothing of the run. Leaves out what is kept (nonfinite)
-and the update itself (engines).
+response of it. Starts no Ray and no other engine, and changes nothing of the run. Leaves out what is kept
+(cluster.nonfinite) and the update itself (engines).
 """
 
 from __future__ import annotations

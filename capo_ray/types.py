@@ -246,7 +246,7 @@ class GroupSummary:
     """The oldest policy version that sampled any token of it."""
     has_credit: bool
     tally: Metrics
-    """Sums over the group, to be added up; `tally.metrics` turns them into means and rates."""
+    """Sums over the group, to be added up; `records.tally.rates` turns them into means and rates."""
     handle: Any
     """Reference to the tuple of TrainSequence that `lengths` speaks of."""
 

@@ -39,9 +39,8 @@ TROUBLE = ROOT / "docs" / "troubleshooting.md"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FILE = re.compile(
-    r"`((?:capo_ray|cluster|credit|engines|learn|tasks|tests|conf|docs|requirements|benchmarks)/[\w./-]*)`"
-)
+ROOMS = "|".join(path.name for path in (ROOT / "capo_ray").iterdir() if (path / "__init__.py").is_file())
+FILE = re.compile(rf"`((?:capo_ray|{ROOMS}|tests|conf|docs|requirements|benchmarks)/[\w./-]*)`")
 MODULE_FILE = re.compile(r"`(\w+\.py)`")
 FIELD = re.compile(
     r"`((?:critic|reward|algorithm|trainer|rollout|data|cluster|tracking|policy)\.[a-z_.]+)(?:[=:] ?[\w.]+)?`"

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[1]
 OTHERS = [version for version in ("3.11", "3.12", "3.13") if version != f"{sys.version_info[0]}.{sys.version_info[1]}"]
 SHIPPED = ("capo_ray", "conf", "docs", "requirements", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-PURE = ("credit", "test_grade.py", "test_gate.py", "test_tally.py", "test_driver.py")
+PURE = ("credit", "test_grade.py", "cluster/test_gate.py", "records/test_tally.py", "training/test_driver.py")
 ENGINES = "not engine and not ray and not e2e and not long and not slow"
 
 

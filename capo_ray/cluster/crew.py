@@ -1,7 +1,7 @@
-"""The running system on Ray, as the driver's loop sees it (driver.Crew).
+"""The running system on Ray, as the driver's loop sees it (training.driver.Crew).
 
 Ties the pools, the aggregator shards and the trainer group together, and keeps nobody sampling while weights move.
-Leaves out how the parts are made (build) and in which order they are used (driver).
+Leaves out how the parts are made (training.build) and in which order they are used (training.driver).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class CrewParts:
 
 
 class RayCrew:
-    """See driver.Crew."""
+    """See training.driver.Crew."""
 
     def __init__(self, parts: CrewParts, settings: CrewSettings) -> None:
         self._parts = parts

@@ -133,7 +133,7 @@ def _found(series: Series, totals: Mapping[str, float]) -> list[tuple[str, dict[
 
 
 class RunGauges:
-    """The newest of a run's own numbers (tracking.Sink), published until it is closed."""
+    """The newest of a run's own numbers (records.tracking.Sink), published until it is closed."""
 
     def __init__(self, run: str, *, make: Make = ray_instrument, every_s: float = EVERY_S) -> None:
         self._tags = {"run": run}

@@ -1,8 +1,8 @@
 """Which actor gets what of the machines: teams of actors, each with a placement group.
 
 Every actor has a bundle; the bundles are compared with the cluster before they are asked for, since a group that can
-never be met waits for ever. Leaves out the arithmetic of the bundles (planning), what the actors are made of (build)
-and what they do (actors).
+never be met waits for ever. Leaves out the arithmetic of the bundles (planning), what the actors are made of
+(training.build) and what they do (actors).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A run that outlives its actors: when one is lost that Ray does not start again, all are, and the work goes on.
 
 Nothing of the old crew survives, so nothing of the old line of weights can be trained on; what the new one begins with
-is its own affair (driver.train restores the newest checkpoint). Where the machines that are left are too few, a joined
-cluster is given time to bring the lost one back, or another. Leaves out which errors are a loss (faults).
+is its own affair (training.driver.train restores the newest checkpoint). Where the machines that are left are too few,
+a joined cluster is given time to bring the lost one back, or another. Leaves out which errors are a loss (faults).
 """
 
 from __future__ import annotations

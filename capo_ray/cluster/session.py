@@ -92,7 +92,8 @@ def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
 
 def tidy(told: Path, logs: Path) -> None:
     """What a session of this run left that was killed with its program: `told` names its folder, whose logs are kept.
-    A run has one program at a time (run_dir), so nobody is in there. Another folder than a session's is left alone."""
+    A run has one program at a time (files.run_dir), so nobody is in there. Another folder than a session's is left
+    alone."""
     if not told.is_file():
         return
     home = Path(told.read_text(encoding="utf-8", errors="replace").strip())

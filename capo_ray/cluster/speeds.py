@@ -1,6 +1,6 @@
 """How fast and how busy actors were between two steps, by actor and by role, from the totals that they keep.
 
-Leaves out what else a step is measured by (crew) and what Prometheus sees meanwhile (gauges).
+Leaves out what else a step is measured by (records.report) and what Prometheus sees meanwhile (gauges).
 """
 
 from __future__ import annotations

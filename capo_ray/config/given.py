@@ -1,6 +1,6 @@
 """What is given on a command line, argument by argument: read as Hydra would, refused in words where it cannot be read.
 
-Leaves out composing (see `run`) and whether there is such a key, which its model says.
+Leaves out composing (see `compose`) and whether there is such a key, which its model says.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Options that are handed on to vLLM and DeepSpeed by the libraries' own names, and the ones that are not to be.
 
 What has a setting of its own, or is what this project's figures rest on, is refused here, wherever the libraries are.
-Leaves out whether a library has an option of that name and type, which the library itself is asked (`options`).
+Leaves out whether a library has an option of that name and type, which the library itself is asked (`engines.options`).
 """
 
 from __future__ import annotations

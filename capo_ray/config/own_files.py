@@ -4,7 +4,7 @@
     config=RUN_DIR/config.yaml         a run's whole configuration, with whatever else is given set over it
     run_dir=RUN_DIR resume=true        the same of the run that is resumed
 
-Leaves out composing (run) and what a configuration must be (its models).
+Leaves out composing (compose) and what a configuration must be (its models).
 """
 
 from __future__ import annotations

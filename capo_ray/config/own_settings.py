@@ -1,6 +1,6 @@
 """Settings of a program's own: a block that is read from `key=value`, beside the configuration of a run or alone.
 
-Leaves out composing that configuration (see `run`) and how settings are listed (see `listing`).
+Leaves out composing that configuration (see `compose`) and how settings are listed (see `listing`).
 """
 
 from __future__ import annotations

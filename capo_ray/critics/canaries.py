@@ -3,8 +3,8 @@
 Which of them belong to a step is a pure function of seed and step, so a resumed run goes on with the next. They are
 asked about as any response is (template, critiques, rounds, queues), with no better reference than the run's own
 problems have, counted apart, and touch no reward; nothing waits for them: one that is not done when its step is written
-down counts at the step that follows. Leaves out the warnings (see `watch`) and what flags are worth against labels (see
-`credit.flags`).
+down counts at the step that follows. Leaves out the warnings (see `records.watch`) and what flags are worth against
+labels (see `credit.flags`).
 """
 
 from __future__ import annotations

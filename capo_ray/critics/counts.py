@@ -1,6 +1,6 @@
 """What the judging service counts of critiques as they come, and an example of those that failed.
 
-Leaves out how many failures a run bears (failures), and rates (tally).
+Leaves out how many failures a run bears (failures), and rates (records.tally).
 """
 
 from __future__ import annotations

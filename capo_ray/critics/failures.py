@@ -37,7 +37,8 @@ class FailureLimit:
         self._was_above = False
 
     def look(self, step: int, groups: Iterable[Metrics]) -> str | None:
-        """What is to be said after `step`, given the counts of its groups (tally.count_group), replaced ones too.
+        """What is to be said after `step`, given the counts of its groups (records.tally.count_group), replaced ones
+        too.
 
         Raises CriticsFailed.
         """

@@ -2,7 +2,7 @@
 
 With ZeRO or in bfloat16 DeepSpeed itself leaves such a step out, before it clips; in float32 without ZeRO it looks at
 nothing, and so it is looked at here. Leaves out where the gradient comes from and what becomes of a run in which this
-happens (train_deepspeed, watch).
+happens (train_deepspeed, records.watch).
 """
 
 from __future__ import annotations

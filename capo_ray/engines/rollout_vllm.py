@@ -1,7 +1,7 @@
 """Rollouts on vLLM: samples from the policy, with log-probabilities and the policy version, and takes new weights.
 
 Text and token starts come from the sampled ids (credit.tokens), never from vLLM's own text. Leaves out which worker
-gets which prompt (cluster.rollout_pool) and when weights may move (gate).
+gets which prompt (cluster.rollout_pool) and when weights may move (cluster.gate).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A checkpoint is written beside its place, synced and renamed; one that goes is r
 killed in between leaves a folder whose name begins with a dot: never read, removed by the next checkpoint. `state.json`
 is written last and names every other file with its size and checksum. One that does not hold what it names is set
 aside as `broken_step_000020`, and the one before it is gone on from. Leaves out what the trainer puts into its part
-(engines), what is tracked (tracking), and the directory around (run_dir).
+(engines), what is tracked (records.tracking), and the directory around (run_dir).
 """
 
 from __future__ import annotations

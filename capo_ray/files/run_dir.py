@@ -2,7 +2,7 @@
 
     RUN_DIR/config.yaml  metrics.jsonl  samples/  critiques/  responses/  tensorboard/  wandb/  checkpoints/  policy/
 
-Leaves out its checkpoints (checkpoint) and what is tracked (tracking).
+Leaves out its checkpoints (checkpoint) and what is tracked (records.tracking).
 """
 
 from __future__ import annotations

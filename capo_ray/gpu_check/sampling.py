@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from capo_ray.config.blocks import Rollout
 from capo_ray.gpu_check.notes import Notes
 from capo_ray.gpu_check.shapes import MODELS, Dtype, write_model
+from capo_ray.planning.bundles import actor_name
 from capo_ray.types import Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def open_rollout(
             device=notes.device,
             weight_transfer=transport,
         ),
-        name="rollout-0",
+        name=actor_name("rollout", 0),
     )
 
 

@@ -2,7 +2,7 @@
 
 JSON and headers, and for `check_finite` the numbers; where config.json leaves to transformers what it means (Gemma 3),
 transformers is asked. Raises ConfigError that names the file, the field and what to do. Leaves out where a model is
-(see `models`), tokenizers (`credit.tokens`) and chat templates (`chat`).
+(see `find`), tokenizers (`credit.tokens`) and chat templates (`chat`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where a model's files are, and whether they fit together: folder, tokenizer, vocabulary, window, chat template.
 
-Leaves out what one file says (model_files), loading weights (engines) and what a machine can hold (planning).
+Leaves out what one file says (files), loading weights (engines) and what a machine can hold (planning).
 """
 
 from __future__ import annotations

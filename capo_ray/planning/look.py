@@ -1,6 +1,6 @@
 """What a look without a start finds: faults, what could not be looked at, and the verdict on both.
 
-Asks no network, starts nothing and writes nothing. Leaves out what each program looks at (dry_run, sft.plan).
+Asks no network, starts nothing and writes nothing. Leaves out what each program looks at (training.dry_run, sft.plan).
 """
 
 from __future__ import annotations

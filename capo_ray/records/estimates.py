@@ -1,7 +1,7 @@
 """What samples of a problem are worth: avg@k, pass@k and maj@k, and bootstrap intervals over problems. Pure functions.
 
 n samples of one problem, c of them right, give an estimate for every k <= n. Leaves out what is right and which
-answers are equal (grading).
+answers are equal (evaluate.grading).
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """`python -m capo_ray.revote RUN_DIR [key=value ...]`: what another vote would have made of a run.
 
-From the ledger alone (see `ledger`), without GPU and without Ray: votes, token rewards and advantages are computed
-again by the path that training takes, `credit.group.score_group`, once as the run did and once with the keys given
-(`vote=majority process_weight=0.5 advantage=capo_mean`), and what differs is shown by range of steps. A key that is not
-given is the run's own. A vote or an advantage of the author's own (`module:name`) is code, and run with `trust=true`
-alone: without, another is to be given, and what the run's own made of it is not known (`-`). Where the run stopped
-asking before the new vote is decided, the response is undetermined: it is counted and left out. A group that a refill
-replaced is left out where no token of it has an advantage. `out` gets a line per response. Leaves out a KL term in the
-reward, and what the policy would have become: the responses are those that were sampled.
+From the ledger alone (see `records.ledger`), without GPU and without Ray: votes, token rewards and advantages are
+computed again by the path that training takes, `credit.group.score_group`, once as the run did and once with the keys
+given (`vote=majority process_weight=0.5 advantage=capo_mean`), and what differs is shown by range of steps. A key that
+is not given is the run's own. A vote or an advantage of the author's own (`module:name`) is code, and run with
+`trust=true` alone: without, another is to be given, and what the run's own made of it is not known (`-`). Where the run
+stopped asking before the new vote is decided, the response is undetermined: it is counted and left out. A group that a
+refill replaced is left out where no token of it has an advantage. `out` gets a line per response. Leaves out a KL term
+in the reward, and what the policy would have become: the responses are those that were sampled.
 """
 
 from __future__ import annotations

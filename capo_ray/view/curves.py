@@ -1,4 +1,5 @@
-"""Curves by step from `metrics.jsonl`, as options of an ECharts chart. Leaves out: what the numbers mean (`tally`)."""
+"""Curves by step from `metrics.jsonl`, as options of an ECharts chart. Leaves out: what the numbers mean
+(`records.tally`)."""
 
 from __future__ import annotations
 
