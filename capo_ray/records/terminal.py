@@ -280,11 +280,19 @@ def progress(metrics: Metrics) -> list[str]:
 
 
 def table_rows(before: Metrics, after: Metrics) -> list[tuple[str, str, str, str]]:
-    """Label, before, after and the change, of what both evaluations have; changes of shares in percentage points."""
+    """Label, before, after and the change, of what both evaluations have; changes of shares in percentage points. Where
+    evaluations have the 95 % interval of a share, half its width stands beside it."""
     rows = []
     for label, name, show in TABLE:
         if name in before and name in after:
             change = after[name] - before[name]
             changed = f"{100 * change:+.1f} points" if show is percent else f"{change:+.1f}"
-            rows.append((label, show(before[name]), show(after[name]), changed))
+            first, last = (f"{show(metrics[name])}{_interval(metrics, name)}" for metrics in (before, after))
+            known = " (± 95 % interval)" if "±" in first + last else ""
+            rows.append((label + known, first, last, changed))
     return rows
+
+
+def _interval(metrics: Metrics, name: str) -> str:
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    return "" if low is None or high is None else f" ± {50 * (high - low):.1f}"

@@ -256,6 +256,13 @@ def test_before_and_after(tmp_path: Path) -> None:
     ]
 
 
+def test_an_interval_stands_beside_its_share() -> None:
+    before = {"outcome/accuracy": 0.477, "outcome/accuracy_low": 0.446, "outcome/accuracy_high": 0.5085}
+    assert table_rows(before, {"outcome/accuracy": 0.627}) == [
+        ("right answer (± 95 % interval)", "47.7% ± 3.1", "62.7%", "+15.0 points")
+    ]
+
+
 def test_an_evaluation_that_is_made_again_replaces_the_first(tmp_path: Path) -> None:
     made = tracker(tmp_path)
     for accuracy in (0.1, 0.2):
