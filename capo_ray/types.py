@@ -209,6 +209,11 @@ class TrainSequence:
         if len(set(lengths.values())) != 1:
             raise ValueError(f"sequence lengths differ: {lengths}")
 
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and response."""
+        return len(self.prompt_ids) + len(self.token_ids)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
@@ -265,7 +270,3 @@ class Batch:
     @property
     def oldest_version(self) -> int:
         return min(group.oldest_version for group in self.groups)
-
-    @property
-    def num_responses(self) -> int:
-        return sum(len(group.lengths) for group in self.groups)

@@ -89,7 +89,7 @@ python() {
         return
     fi
     "$PYTHON" "$@" port="$PORT" &
-    ask="import urllib.request as web; web.urlopen('http://127.0.0.1:$PORT/').read()"
+    ask="import urllib.request as web; web.urlopen('http://127.0.0.1:$PORT/', timeout=5).read()"
     for _ in $(seq 120); do
         "$PYTHON" -c "$ask" 2> wait.txt && break
         sleep 1

@@ -77,7 +77,7 @@ class Ahead:
         """Micro-batches of this rank, as many as any rank has: collectives must match."""
         if not self._all_say(mine is not None):
             return None
-        (step,) = plan([_length(one) for one in mine or ()], ranks=1, tokens_per_micro_batch=self._budget)[0] or ((),)
+        (step,) = plan([one.length for one in mine or ()], ranks=1, tokens_per_micro_batch=self._budget)[0] or ((),)
         count = torch.tensor(len(step), device=self._device)
         dist.all_reduce(count, op=dist.ReduceOp.MAX)
         cut = [[(mine or ())[index] for index in indices] for indices in step]
@@ -100,7 +100,3 @@ def _carrying(logprobs: Tensor, sequence: TrainSequence) -> Tensor:
 
 def _key(whose: str, sequence: TrainSequence) -> Key:
     return whose, sequence.prompt_ids, sequence.token_ids
-
-
-def _length(sequence: TrainSequence) -> int:
-    return len(sequence.prompt_ids) + len(sequence.token_ids)

@@ -107,10 +107,6 @@ def _sequence(turns: Sequence[tuple[list[int], bool]]) -> TrainSequence:
     )
 
 
-def length(sequence: TrainSequence) -> int:
-    return len(sequence.prompt_ids) + len(sequence.token_ids)
-
-
 def tokenizer_of(model: Model) -> Any:
     """The tokenizer as the trained model will have it: with the configuration's chat template, and with the token that
     ends a turn as its end of text. A base model's own end stands after documents; engines would sample past turns."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from capo_ray.config.fault import ConfigError
 from capo_ray.models.files import read_decoder
 from capo_ray.models.find import check_fit, check_trained, find_folder, find_model
-from capo_ray.sft.conversations import encode, length, read, tokenizer_of
+from capo_ray.sft.conversations import encode, read, tokenizer_of
 from capo_ray.sft.settings import Sft
 from capo_ray.types import TrainSequence
 
@@ -49,7 +49,7 @@ def prepare(config: Sft) -> Examples:
     found = list(read(config.data, config.messages_field, model.system_prompt))
     sequences = encode([conversation for conversation in found if conversation is not None], tokenizer)
     longest = min(config.max_tokens or size.window, config.tokens_per_micro_batch)
-    kept = [sequence for sequence in sequences if length(sequence) <= longest]
+    kept = [sequence for sequence in sequences if sequence.length <= longest]
     if not kept:
         raise ConfigError(f"none of the {len(found)} conversations in {config.data.path} fits {longest} tokens")
     largest = max(max(sequence.prompt_ids + sequence.token_ids) for sequence in kept)

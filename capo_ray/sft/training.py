@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from capo_ray.engines.ports import free_port
 from capo_ray.files.durable import replace_folder
-from capo_ray.sft.conversations import length, tokenizer_of, write_tokenizer
+from capo_ray.sft.conversations import tokenizer_of, write_tokenizer
 from capo_ray.sft.examples import Examples, of_step
 from capo_ray.sft.settings import Sft, checkpoint_of
 from capo_ray.types import TrainSequence
@@ -84,7 +84,7 @@ def _steps(
         metrics = engine.update(_batch(config, chosen, engine.rank)).metrics
         if metrics["nonfinite_steps"]:
             raise FloatingPointError(f"the gradient of step {step + 1} is not finite: try a lower learning_rate")
-        num_tokens += sum(length(sequence) for sequence in chosen)
+        num_tokens += sum(sequence.length for sequence in chosen)
         if (step + 1) % config.report_every == 0 or step + 1 == steps:
             seconds = perf_counter() - since
             report(
@@ -106,7 +106,7 @@ def _batch(config: Sft, sequences: Sequence[TrainSequence], rank: int) -> Any:
     from capo_ray.learn.batch import denominators, loss_length, plan, select
 
     made = plan(
-        [length(sequence) for sequence in sequences],
+        [sequence.length for sequence in sequences],
         ranks=config.ranks,
         tokens_per_micro_batch=config.tokens_per_micro_batch,
     )

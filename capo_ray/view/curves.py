@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from capo_ray.records.plots import COLOURS
-from capo_ray.records.tracking import PREFIX
+from capo_ray.records.tracking import PREFIX, is_evaluation
 from capo_ray.types import JsonDict
 
 MOST_POINTS = 400
@@ -139,7 +139,7 @@ class Metrics:
     @property
     def last(self) -> JsonDict:
         """The newest line that is of a step; empty before there is one."""
-        return next((line for line in reversed(self.lines) if not _is_evaluation(line)), {})
+        return next((line for line in reversed(self.lines) if not is_evaluation(line)), {})
 
     def names(self) -> list[str]:
         """Of all metrics, evaluations apart."""
@@ -159,10 +159,6 @@ def _sound(line: Any) -> JsonDict:
     if type(line.get("step")) is not int or not 0 <= line["step"] < 1 << 40:
         raise ValueError("it has no step")
     return numbers
-
-
-def _is_evaluation(line: JsonDict) -> bool:
-    return any(name.startswith(PREFIX) for name in line)
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
