@@ -28,7 +28,7 @@ from capo_ray.config.run import Config
 from capo_ray.engines.ports import free_port
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.files.checkpoint import Checkpoints, fault_of
-from capo_ray.files.run_dir import RunDirError
+from capo_ray.files.run_dir import RunDirError, check_count
 from capo_ray.leaving import leave
 from capo_ray.program import run_program
 from capo_ray.types import Metrics, TrainSequence
@@ -84,12 +84,13 @@ def work(arguments: list[str]) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     folder = nonfinite.find(given.path)
     run_dir = given.run_dir or folder.resolve().parent.parent
+    check_count(run_dir)
     kept = nonfinite.read(folder)
     config = _on(_config_of(run_dir), given.device)
     if len(kept.shares) != config.trainer.ranks:
         raise RunDirError(f"{folder} is of {len(kept.shares)} ranks, {run_dir}/config.yaml says {config.trainer.ranks}")
     checkpoint = _checkpoint_before(run_dir, kept)
-    print(f"{folder}: step {kept.step} of {run_dir} (the first is 0), {_count(len(kept.shares), 'rank')}")
+    print(f"{folder}: step {kept.step} of {run_dir}, {_count(len(kept.shares), 'rank')}")
     print(_weights_of(checkpoint, kept), flush=True)
     _start(_task(config, kept, run_dir, checkpoint))
     return 0
@@ -122,9 +123,9 @@ def _on(config: Config, device: str | None) -> Config:
 
 
 def _checkpoint_before(run_dir: Path, kept: nonfinite.Kept) -> Path | None:
-    """The newest one that is there and not of a later step. Raises RunDirError where it is broken."""
+    """The newest one that was there before that step. Raises RunDirError where it is broken."""
     checkpoints = Checkpoints(run_dir, keep=1)
-    before = [step for step in checkpoints.steps() if step <= kept.step]
+    before = [step for step in checkpoints.steps() if step < kept.step]
     found = checkpoints.at(before[-1]) if before else None
     if found is not None and (fault := fault_of(found)) is not None:
         raise RunDirError(f"{found} is broken: {fault}")
@@ -135,11 +136,10 @@ def _weights_of(checkpoint: Path | None, kept: nonfinite.Kept) -> str:
     step = int(checkpoint.name.removeprefix("step_")) if checkpoint else 0
     source = f"of {checkpoint}" if checkpoint else "that the run began with (no checkpoint from before is there)"
     gone = f", {kept.checkpoint} is gone" if kept.checkpoint not in (None, checkpoint and checkpoint.name) else ""
-    if step == kept.step:
+    if step == kept.step - 1:
         return f"Weights: those {source}{gone}: as they were"
-    return (
-        f"Weights: those {source}{gone}: {_count(kept.step - step, 'step')} earlier, so that it may be finite with them"
-    )
+    earlier = _count(kept.step - 1 - step, "step")
+    return f"Weights: those {source}{gone}: {earlier} earlier, so that it may be finite with them"
 
 
 def _task(config: Config, kept: nonfinite.Kept, run_dir: Path, checkpoint: Path | None) -> Task:

@@ -261,6 +261,7 @@ class Batch:
     """The groups of one step in prompt order."""
 
     step: int
+    """Of the run, from 1. It trains policy version `step` - 1, and makes version `step` of it."""
     groups: tuple[GroupSummary, ...]
     spare: tuple[GroupSummary, ...] = ()
     """Groups that were sampled too and are not trained on, since no token of theirs has an advantage."""

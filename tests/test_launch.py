@@ -110,15 +110,15 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(capsys: pytest.Captu
     """Its records would be cut away: refused before anything is started, with all that is there left as it was."""
     Path("run/samples").mkdir(parents=True)
     for name, text in {
-        "config.yaml": "steps: 4\n", "metrics.jsonl": '{"step": 0}\n', ".newest_checkpoint": "step_000001\n",
-        "samples/000000-0.jsonl": "{}\n", ".lock": "",
+        "config.yaml": "steps: 4\n", "metrics.jsonl": '{"step": 1}\n', ".newest_checkpoint": "step_000001\n",
+        "samples/000001-0.jsonl": "{}\n", ".lock": "",
     }.items():  # fmt: skip
         Path("run", name).write_text(text)
     folder = Path("run").resolve()
     assert refused(capsys, TINY, "run_dir=run", "resume=true").startswith(
         f"{folder} cannot be gone on with: {folder}/checkpoints/step_000001 is not there any more, and from step 0 on"
     )
-    assert Path("run/metrics.jsonl").read_text() == '{"step": 0}\n'
+    assert Path("run/metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
 def test_an_error_that_cannot_be_written_down_is_told(tmp_path: Path) -> None:

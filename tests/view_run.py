@@ -44,15 +44,17 @@ def member(
 def write_step(run_dir: Path, step: int, scheme: Scheme = SCHEME) -> None:
     """A group of four for `two`, and one of two for `evil`, whose model attacks the page."""
     ledger = Ledger(run_dir, shard=0, scheme=scheme, sampling=Sampling(max_tokens=64))
-    two, evil = prompt("two", step), prompt("evil", step)
+    two, evil = prompt("two", step - 1), prompt("evil", step - 1)
     fine, slip = ["2 +", " 2\n\n", "is ", "4"], ["2 +", " 2\n\n", "is ", "5\n\n", "so 4"]
     group = [
-        member(two, 0, fine, "correct", ok(), ok(), version=step),
-        member(two, 1, slip, "correct", ok(1), ok(1), UNREADABLE, version=step),
+        member(two, 0, fine, "correct", ok(), ok(), version=step - 1),
+        member(two, 1, slip, "correct", ok(1), ok(1), UNREADABLE, version=step - 1),
         replace(
-            member(two, 2, slip, "wrong", ok(1), ok(), ok(), version=step), extracted=SAID, reason=f"{SAID} is not 4"
+            member(two, 2, slip, "wrong", ok(1), ok(), ok(), version=step - 1),
+            extracted=SAID,
+            reason=f"{SAID} is not 4",
         ),
-        member(two, 3, ["no"], "unverifiable", UNREADABLE, version=step),
+        member(two, 3, ["no"], "unverifiable", UNREADABLE, version=step - 1),
     ]
     ledger.add(step, two, group, [(True, True), (True, False, True), (True, False, True), None])
     attack = [EVIL, "\n\n", "done"]
@@ -60,19 +62,19 @@ def write_step(run_dir: Path, step: int, scheme: Scheme = SCHEME) -> None:
         step,
         evil,
         [
-            member(evil, 0, attack, "correct", ok(), ok(), version=step),
-            member(evil, 1, attack, "wrong", ok(0, text=EVIL), ok(0), version=step),
+            member(evil, 0, attack, "correct", ok(), ok(), version=step - 1),
+            member(evil, 1, attack, "wrong", ok(0, text=EVIL), ok(0), version=step - 1),
         ],
     )
     ledger.write(step)
     with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        line = {"step": step, "time": 0.0, "reward/mean_token_reward": 0.5 + step, "critic/recall": None}
+        line = {"step": step, "time": 0.0, "reward/mean_token_reward": step - 0.5, "critic/recall": None}
         file.write(json.dumps(line | {"speed/critic_tokens_per_s": 9.0}) + "\n")
 
 
 def write_run(run_dir: Path, steps: int = 2) -> Path:
     run_dir.mkdir(exist_ok=True)
     (run_dir / "config.yaml").write_text("steps: 3\n", encoding="utf-8")
-    for step in range(steps):
+    for step in range(1, steps + 1):
         write_step(run_dir, step)
     return run_dir

@@ -151,7 +151,7 @@ class Aggregator:
             reference_of(prompt, self._parts.reference),
             [shown.text for shown in steps],
             response_key=f"{prompt.id}/{rollout.index}",
-            seed=seed_of(seed, step, prompt.id, rollout.index, "critique"),
+            seed=seed_of(seed, step - 1, prompt.id, rollout.index, "critique"),
             shorter=shorter_reference(prompt, self._parts.reference),
         )
 

@@ -202,9 +202,8 @@ class RayCrew:
         self, prompt: Prompt, step: int, deliver: Callable[[Any], Awaitable[int]], ahead: ScoreAhead
     ) -> None:
         settings = self._settings
-        seeds = {
-            index: seed_of(settings.seed, step, prompt.id, index) for index in range(settings.responses_per_prompt)
-        }
+        responses = range(settings.responses_per_prompt)
+        seeds = {index: seed_of(settings.seed, step - 1, prompt.id, index) for index in responses}
         await self._rollouts.generate(
             prompt, settings.sampling, seeds, lambda rollout: ahead.passed_on(prompt, rollout, deliver)
         )
@@ -222,7 +221,7 @@ class RayCrew:
         """Where this fails, what was sampled and judged is written down: nothing else of the step will be."""
         try:
             await self._acceptance.look(batch)
-            self._trained = batch.step + 1
+            self._trained = batch.step
             folder = nonfinite.folder_of(self._parts.run_dir, batch.step)
             update = await self._parts.trainers.update(batch, keep_in=folder)
         except Exception as error:

@@ -147,7 +147,7 @@ class RunGauges:
     def write(self, step: int, metrics: Metrics) -> None:
         newest = {gauge_name(name): value for name, value in metrics.items() if not name.startswith("actor/")}
         if not any(name.startswith("evaluation/") for name in metrics):
-            newest["capo_step"] = float(step + 1)
+            newest["capo_step"] = float(step)
         self._newest = self._newest | newest
 
     def rewind(self, step: int) -> None:

@@ -33,7 +33,7 @@ class Kept:
     """One update, as it was begun."""
 
     step: int
-    """Of the run, from 0."""
+    """Of the run, from 1."""
     optimizer_step: int
     """Optimizer steps that had been taken or skipped before it."""
     checkpoint: str | None

@@ -65,9 +65,9 @@ class CanarySet:
         )
 
     def for_step(self, step: int, prompts: Sequence[Prompt] = ()) -> list[Canary]:
-        """Those that are judged beside the responses to `prompts`, each with the kind of reference that one of them
-        has."""
-        first, end = (math.ceil(self._per_step * steps) for steps in (step, step + 1))
+        """Those that are judged in `step`, the first of which is 1, beside the responses to `prompts`, each with the
+        kind of reference that one of them has."""
+        first, end = (math.ceil(self._per_step * steps) for steps in (step - 1, step))
         kinds = [reference_of(prompt, "solution").kind for prompt in prompts] or ["solution"]
         return [self._canary(number, kinds[number % len(kinds)]) for number in range(first, end)]
 

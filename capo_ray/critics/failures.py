@@ -74,7 +74,7 @@ class FailureLimit:
         kinds = ", ".join(
             f"{kind} {count:.0f}" for kind, count in sorted(failed.items(), key=lambda one: (-one[1], one[0]))
         )
-        steps = f"step {last + 1}" if first == last else f"steps {first + 1} to {last + 1}"
+        steps = f"step {last}" if first == last else f"steps {first} to {last}"
         return f"{failed.total():.0f} of the {self._finished():.0f} critiques of {steps} failed ({kinds})"
 
 

@@ -42,11 +42,11 @@ class Prompts:
         return len(self._problems)
 
     def for_step(self, step: int, attempt: int = 0) -> list[Prompt]:
-        """The prompts of `step`: all different as long as there are enough problems. A later `attempt` at the same
-        step draws others."""
+        """The prompts of `step`, the first of which is 1: all different as long as there are enough problems. A later
+        `attempt` at the same step draws others."""
         size = len(self._problems)
         prompts = []
-        for position in range(step * self._per_step, (step + 1) * self._per_step):
+        for position in range((step - 1) * self._per_step, step * self._per_step):
             epoch, offset = divmod(position, size)
             problem = self._problems[_permutation(self._seed, epoch, attempt, size)[offset]]
             # A small set can come twice in one step, so the id tells two draws of one problem apart.

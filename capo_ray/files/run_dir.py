@@ -74,11 +74,32 @@ def check_claim(run_dir: Path, *, resume: bool) -> None:
         raise RunDirError(
             f"{run_dir} holds no run to resume (no config.yaml); leave resume=true out to start one there"
         )
+    if resume:
+        check_count(run_dir)
     if not resume and not empty:
         raise RunDirError(
             f"the run directory {run_dir} exists and is not empty: pass resume=true to continue that run, "
             "or another run_dir (or none) to start a new one"
         )
+
+
+def check_count(run_dir: Path) -> None:
+    """Raises RunDirError where steps are counted from 0, as they once were: its files name other steps than those of
+    today, and some would be taken for others."""
+    if counts_from_zero(run_dir):
+        raise RunDirError(
+            f"{run_dir} was written by a version that counted training steps from 0, and they count from 1 now: go on "
+            "with it by that version, or start another run with another run_dir"
+        )
+
+
+def counts_from_zero(run_dir: Path) -> bool:
+    """By the first line of metrics.jsonl that is not of an evaluation."""
+    file = run_dir / "metrics.jsonl"
+    if not file.is_file():
+        return False
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        return next((line for line in lines if '"evaluation/' not in line), "").startswith('{"step": 0,')
 
 
 def check_place(run_dir: Path) -> None:

@@ -150,7 +150,7 @@ def steps_of(run_dir: Path) -> list[dict[str, Any]]:
 def told(steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
     last = steps[-1] if steps else {}
     return {
-        "steps": [line["step"] + 1 for line in steps],
+        "steps": [line["step"] for line in steps],
         "gap": max((line.get("trainer/sampler_gap_mean", 0.0) for line in steps), default=None),
         "valid_critiques": last.get("critic/valid_share"),
         "seconds_per_step": round(last["seconds/step"], 2) if "seconds/step" in last else None,
@@ -159,9 +159,9 @@ def told(steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def check(steps: Sequence[dict[str, Any]], wanted: int) -> None:
     """Every step once, and the engine's log-probabilities near the trainer's in each."""
-    if [line["step"] for line in steps] != list(range(wanted)):
-        raise RuntimeError(f"steps {[line['step'] + 1 for line in steps]} were written, 1 to {wanted} were asked for")
-    far = [line["step"] + 1 for line in steps if not line.get("trainer/sampler_gap_mean", NEAR) < NEAR]
+    if [line["step"] for line in steps] != list(range(1, wanted + 1)):
+        raise RuntimeError(f"steps {[line['step'] for line in steps]} were written, 1 to {wanted} were asked for")
+    far = [line["step"] for line in steps if not line.get("trainer/sampler_gap_mean", NEAR) < NEAR]
     if far:
         raise RuntimeError(f"in steps {far} the log-probabilities of engine and trainer differ by {NEAR:g} or more")
 

@@ -50,7 +50,7 @@ def of_step(
     metrics |= of_judging(shards) | speeds | _trainer_speed(batch, seconds)
     metrics |= {f"seconds/{name}": value for name, value in (seconds | {"collect": batch.seconds}).items()}
     metrics |= {
-        "staleness": float(batch.step - batch.oldest_version),
+        "staleness": float(batch.step - 1 - batch.oldest_version),
         "run/rollout_deaths": float(rollout_deaths),
         "tokens/sampled": tally.get("response_tokens", 0.0),
         "tokens/critiques": tally.get("critique_tokens", 0.0),

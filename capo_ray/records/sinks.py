@@ -48,7 +48,9 @@ class Sink(Protocol):
 
     def write(self, step: int, metrics: Metrics) -> None: ...
 
-    def rewind(self, step: int) -> None: ...
+    def rewind(self, step: int) -> None:
+        """Later steps than `step` are done again."""
+        ...
 
     def close(self) -> None: ...
 
@@ -121,10 +123,10 @@ class TensorBoard:
         self._add(step, summary=Summary(value=values))
 
     def rewind(self, step: int) -> None:
-        """TensorBoard leaves out events of `step` and later that stand before this."""
+        """TensorBoard leaves out events of later steps that stand before this."""
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
-        self._add(step, session_log=SessionLog(status=SessionLog.START))
+        self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def close(self) -> None:
         if self._writer is not None:

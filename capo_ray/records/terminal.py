@@ -94,13 +94,13 @@ TABLE: tuple[tuple[str, str, Show], ...] = (
 
 class Display(Protocol):
     def step(self, step: int, metrics: Metrics) -> None:
-        """What step `step` (from 0) did."""
+        """What step `step` (from 1) did."""
         ...
 
     def evaluation(self, step: int, metrics: Metrics) -> None: ...
 
     def rewind(self, step: int) -> None:
-        """The next step is `step`."""
+        """`step` steps are done."""
         ...
 
     def close(self) -> None: ...
@@ -122,8 +122,8 @@ class Lines:
 
     def step(self, step: int, metrics: Metrics) -> None:
         self._seconds.append(metrics.get("seconds/step", math.nan))
-        head = f"step {step + 1:>{len(str(self._total_steps))}}/{self._total_steps}"
-        self._say(head, metrics, left(self._seconds, self._total_steps - step - 1))
+        head = f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}"
+        self._say(head, metrics, left(self._seconds, self._total_steps - step))
         if log.isEnabledFor(logging.INFO):
             for row in rows_by_actor(metrics):
                 print("  " + "  ".join(row), flush=True)
@@ -176,7 +176,7 @@ class InPlace:
             for _, name, _ in entries:
                 if math.isfinite(metrics.get(name, math.nan)):
                     self._trends.setdefault(name, deque(maxlen=MOST_TREND)).append(metrics[name])
-        self._progress.update(self._bar, completed=step + 1, description="training")
+        self._progress.update(self._bar, completed=step, description="training")
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
         line = " | ".join([f"evaluation after {step} steps", *progress(metrics)])

@@ -2,11 +2,11 @@
 
     RUN_DIR/metrics.jsonl  tensorboard/  wandb/offline-run-*/
 
-A line of metrics.jsonl is `{"step": 7, "time": ..., NAME: number, ...}`: what step 7 did, or, where the names begin
-with `evaluation/`, how the policy of version 7 does. Numbers that JSON has no word for (nan, inf) stand as null. The
-file is the truth and can be cut back to a checkpoint; TensorBoard hides what was cut off, wandb shows it on one axis.
-Leaves out what the numbers mean (tally), how the terminal shows them (terminal), and the responses themselves (the
-aggregators write samples and the ledger).
+A line of metrics.jsonl is `{"step": 7, "time": ..., NAME: number, ...}`: what step 7 did, the first being 1, or, where
+the names begin with `evaluation/`, how the policy after 7 steps does, which is version 7. Numbers that JSON has no word
+for (nan, inf) stand as null. The file is the truth and can be cut back to a checkpoint; TensorBoard hides what was cut
+off, wandb shows it on one axis. Leaves out what the numbers mean (tally), how the terminal shows them (terminal), and
+the responses themselves (the aggregators write samples and the ledger).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Tracker:
         self._best_by = best_by
         self._since_saved: list[float] = []
         self._synced = 0
-        """Files of steps before this one are on the disk."""
+        """Files of so many steps are on the disk."""
         self._stop_after = stop_after
         self._stop_after_nonfinite = stop_after_nonfinite
         self._watches = self._new_watches()
@@ -127,14 +127,14 @@ class Tracker:
         self._sinks.append(sink)
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """Write down what step `step` (from 0) did. Then raises Diverged where the run must not go on."""
+        """Write down what step `step` (from 1) did. Then raises Diverged where the run must not go on."""
         self._write(step, metrics | {"run/restarts": float(self._restarts)})
         self._since_saved.extend(metrics[name] for name in (self._best_by,) if name in metrics)
         if self._display is not None:
             self._display.step(step, metrics)
         for watch in self._watches:
             if (warning := watch.look(metrics)) is not None:
-                log.warning("step %d: %s", step + 1, warning)
+                log.warning("step %d: %s", step, warning)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
         """Write down how the policy does after `step` steps; `metrics` without the prefix."""
@@ -148,18 +148,11 @@ class Tracker:
         return step in self._evaluations
 
     def rewind(self, step: int) -> None:
-        """Leave out what is not part of a run whose next step is `step`: later lines and files are moved to
-        RUN_DIR/rolled_back/NUMBER, for who wants to know what they said.
-
-        The evaluation after `step` steps stays: it is of the weights that the run goes on with.
-        """
-
-        def stays(line: JsonDict) -> bool:
-            return line["step"] < step or (line["step"] == step and is_evaluation(line))
-
+        """Leave out what is not part of a run that has done `step` steps: later lines and files are moved to
+        RUN_DIR/rolled_back/NUMBER, for who wants to know what they said."""
         self._synced = min(self._synced, step)
         aside = _next_folder(self._run_dir / "rolled_back")
-        kept = _keep_whole_lines(self._file, stays, aside=aside)
+        kept = _keep_whole_lines(self._file, lambda line: line["step"] <= step, aside=aside)
         self._evaluations = evaluations(kept)
         self._watches = self._new_watches()
         for line in kept:
@@ -172,7 +165,7 @@ class Tracker:
             found = STEP_FILE.fullmatch(path.name)
             if path.suffix == ".partial":
                 path.unlink()
-            elif found and int(found[1]) >= step:
+            elif found and int(found[1]) > step:
                 (aside / path.parent.name).mkdir(parents=True, exist_ok=True)
                 path.rename(aside / path.parent.name / path.name)
         for sink in self._sinks:
@@ -189,13 +182,13 @@ class Tracker:
         return watches
 
     def sync(self, step: int) -> None:
-        """Have on the disk what is written of the steps before `step`: to be called before a checkpoint names them as
+        """Have on the disk what is written of the first `step` steps: to be called before a checkpoint names them as
         done. Until then nothing of it is synced, neither lines of metrics.jsonl nor files of the aggregators: a loss of
         power takes what is after the last checkpoint, and a run would go back there anyway. What aggregators on other
         machines wrote went to the shared storage when they closed it."""
         folders = [folder for name in BY_STEP if (folder := self._run_dir / name).is_dir()]
         for path in [path for folder in folders for path in folder.iterdir()]:
-            if (found := STEP_FILE.fullmatch(path.name)) and self._synced <= int(found[1]) < step:
+            if (found := STEP_FILE.fullmatch(path.name)) and self._synced < int(found[1]) <= step:
                 sync_one(path)
         for path in (self._file, *folders, self._run_dir):
             if path.exists():

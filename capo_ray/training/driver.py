@@ -27,11 +27,12 @@ class Crew(Protocol):
     """The running system, as the loop sees it."""
 
     async def restore(self) -> int:
-        """Bring the newest checkpoint back, if there is one; the step to go on with."""
+        """Bring the newest checkpoint back, if there is one; how many steps are done."""
         ...
 
     async def collect(self, step: int) -> Batch:
-        """Sample, judge and score the prompts of `step`. The version that samples is fixed when this first runs."""
+        """Sample, judge and score the prompts of `step`, the first of which is 1. The version that samples is fixed
+        when this first runs."""
         ...
 
     async def update(self, batch: Batch) -> Update:
@@ -52,7 +53,7 @@ class Crew(Protocol):
         ...
 
     async def save(self, step: int) -> None:
-        """Write the checkpoint from which step `step` is the next."""
+        """Write the checkpoint of `step` steps."""
         ...
 
     async def export(self, step: int) -> None:
@@ -114,14 +115,14 @@ async def train(
     try:
         while step < steps and not stop.asked:
             while len(in_flight) <= max_staleness and step + len(in_flight) < steps:
-                in_flight.append(asyncio.create_task(crew.collect(step + len(in_flight))))
+                in_flight.append(asyncio.create_task(crew.collect(step + len(in_flight) + 1)))
                 await asyncio.sleep(0)  # let it take the gate, so that its version does not depend on timing
             start = monotonic()
             if (batch := await stop.cut(in_flight.popleft())) is None:
                 break
             refuse_stale(batch, step, max_staleness)
             if not any(group.lengths and group.has_credit for group in batch.groups):
-                log.warning("step %d: no token of any response has an advantage; the step teaches nothing", step)
+                log.warning("step %d: no token of any response has an advantage; it teaches nothing", batch.step)
             waited = monotonic()
             update = await crew.update(batch)
             updated = monotonic()

@@ -141,6 +141,11 @@ class Metrics:
         """The newest line that is of a step; empty before there is one."""
         return next((line for line in reversed(self.lines) if not is_evaluation(line)), {})
 
+    @property
+    def from_zero(self) -> bool:
+        """Whether training steps count from 0, as they once did."""
+        return next((line["step"] for line in self.lines if not is_evaluation(line)), 1) == 0
+
     def names(self) -> list[str]:
         """Of all metrics, evaluations apart."""
         found = {name for line in self.lines for name in line if not name.startswith(PREFIX)}

@@ -70,6 +70,8 @@ class Viewer:
     def problem(self) -> str:
         """What of the run is not shown, or not as it was, and why; empty where all is."""
         said = [self._unread, self.metrics.problem, self._read_config()[1]]
+        if self.metrics.from_zero:
+            said.append("an older version wrote this run: its training steps count from 0")
         if broken := self.index.broken:
             first = broken[min(broken)]
             said.append(f"{len(broken)} of {self.index.num_files} files are not shown: {first}")
@@ -143,10 +145,10 @@ class Viewer:
         last, total = self.metrics.last, self.config().get("steps")
         if not last:
             return "waiting for the first step"
-        done = f"training step {last['step'] + 1}"
+        done = f"training step {last['step']}"
         if type(total) is int and total > 0:
             done += f" of {total}"
-            if last["step"] + 1 >= total:
+            if last["step"] >= total:
                 return f"{done}, finished"
         return f"{done}, last written {ago(time() - last['time'])} ago" if "time" in last else done
 

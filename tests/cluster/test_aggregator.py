@@ -145,7 +145,7 @@ def test_what_critics_are_asked(tmp_path: Path) -> None:
     shard.score(group_of(GOOD, FLAWED)[1:])
     (asked,) = shard.critic.asked  # while the other is still being sampled
     assert asked["steps"] == ["a slip", "so 42"]
-    assert asked["seed"] == seed_of(11, 3, "p@3", 1, "critique")
+    assert asked["seed"] == seed_of(11, 2, "p@3", 1, "critique")
     assert PROMPT.question in asked["text"] and PROMPT.solution in asked["text"]
     answer_only = Shard(tmp_path, reference="answer")
     answer_only.score(group_of(GOOD))
@@ -362,7 +362,7 @@ def test_the_ledger_has_dropped_responses_too(tmp_path: Path) -> None:
         ["ok"] * 2, ["unreadable"] * 2, ["ok"] * 2,
     ]  # fmt: skip
     first, second = group.members[0].critiques
-    assert first.seed == seed_of(11, 3, "p@3", 0, "critique") and second.seed == first.seed + 1
+    assert first.seed == seed_of(11, 2, "p@3", 0, "critique") and second.seed == first.seed + 1
     assert first.prompt_hash == second.prompt_hash != group.members[1].critiques[0].prompt_hash
 
 

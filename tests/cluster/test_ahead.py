@@ -178,12 +178,12 @@ def test_a_step_has_its_responses_scored_by_the_ranks_in_whole_groups_while_the_
 
     async def two_batches_in_flight() -> None:
         parts.score_ahead = None
-        batches = [asyncio.create_task(crew._groups([prompt], step, 0)) for step, prompt in enumerate(PROMPTS)]
+        batches = [asyncio.create_task(crew._groups([prompt], step, 0)) for step, prompt in enumerate(PROMPTS, start=1)]
         assert await asyncio.gather(*batches) == [["a"], ["b"]]
 
     asyncio.run(two_batches_in_flight())
     parts.score_ahead = trainers.score
     happened.clear()
-    assert asyncio.run(crew._groups(PROMPTS, 0, 0)) == ["a", "b"]
+    assert asyncio.run(crew._groups(PROMPTS, 1, 0)) == ["a", "b"]
     assert happened[:2] == [(0, ["a"], [["a0", "a1"]], True), (1, ["b"], [["b0", "b1"]], True)]
     assert sorted(happened[2:]) == ["closed a", "closed b"]

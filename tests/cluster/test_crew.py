@@ -205,8 +205,8 @@ def test_records_are_on_the_disk_before_a_checkpoint_names_their_step(
             (tmp_path / folder).mkdir(exist_ok=True)
             (tmp_path / folder / f"{number:06d}-0.{name}").write_text("x")
         synced.clear()
-        asyncio.run(crew.save(number + 1))
-        return sorted(synced[: synced.index(f"checkpoints/.partial_{number + 1:06d}")])
+        asyncio.run(crew.save(number))
+        return sorted(synced[: synced.index(f"checkpoints/.partial_{number:06d}")])
 
     def files(*steps: int) -> list[str]:
         of_steps = [f"{step:06d}-0" for step in steps]
@@ -217,10 +217,10 @@ def test_records_are_on_the_disk_before_a_checkpoint_names_their_step(
     def without_state(paths: list[str]) -> list[str]:
         return [path for path in paths if not path.startswith("checkpoints")]
 
-    assert without_state(step(0)) == files(0)
     assert without_state(step(1)) == files(1)
+    assert without_state(step(2)) == files(2)
     crew._parts.tracker.rewind(1)
-    assert without_state(step(1)) == files(1)
+    assert without_state(step(2)) == files(2)
 
 
 class Writes:

@@ -81,20 +81,26 @@ class Crew:
     async def restore(self) -> int:
         step = max(self._run.disk, default=0)
         self._weights = self._run.disk.get(step, 0)
-        self._run.metrics = {s: value for s, value in self._run.metrics.items() if s < step}
+        self._run.metrics = {s: value for s, value in self._run.metrics.items() if s <= step}
         return step
 
     async def collect(self, step: int) -> Batch:
         self._meet("collect", step)
         group = GroupSummary(
-            prompt_id="p", prompt_tokens=1, lengths=(2, 2), oldest_version=step, has_credit=True, tally={}, handle=None
+            prompt_id="p",
+            prompt_tokens=1,
+            lengths=(2, 2),
+            oldest_version=step - 1,
+            has_credit=True,
+            tally={},
+            handle=None,
         )
         return Batch(step=step, groups=(group,), seconds=0.0)
 
     async def update(self, batch: Batch) -> Update:
         self._meet("update", batch.step)
-        self._weights += batch.step + 1
-        return Update(metrics={}, version=batch.step + 1)
+        self._weights += batch.step
+        return Update(metrics={}, version=batch.step)
 
     async def sync(self, version: int) -> None:
         self._meet("sync", version)
@@ -111,7 +117,7 @@ class Crew:
     async def export(self, step: int) -> None: ...
 
 
-UNDISTURBED = {0: 1, 1: 3, 2: 6, 3: 10, 4: 15}
+UNDISTURBED = {1: 1, 2: 3, 3: 6, 4: 10, 5: 15}
 
 
 def test_an_undisturbed_run_is_hired_for_once() -> None:
@@ -134,7 +140,7 @@ def test_a_loss_leads_back_to_the_checkpoint_and_to_the_same_numbers(
 
 
 def test_a_loss_before_the_first_checkpoint_leads_back_to_the_start() -> None:
-    run = Run([("update", 1, ActorDiedError()), ("update", 0, GONE)])
+    run = Run([("update", 2, ActorDiedError()), ("update", 1, GONE)])
     run.go()
     assert (run.metrics, run.restarts) == (UNDISTURBED, [1, 2])
 
@@ -152,7 +158,7 @@ def test_one_loss_too_many_ends_the_run() -> None:
 
 def test_losses_that_cost_no_checkpoint_are_no_row() -> None:
     """A run of weeks meets more of them than any run may in a row."""
-    run = Run([("update", step, ActorDiedError()) for step in (1, 3, 3, 4, 4)])
+    run = Run([("update", step, ActorDiedError()) for step in (2, 4, 4, 5, 5)])
     run.go(max_restarts=2)
     assert (run.metrics, run.restarts) == (UNDISTURBED, [1, 2, 3, 4, 5])
 

@@ -85,21 +85,21 @@ def items(count: int) -> list[Item]:
 def test_a_step_has_its_canaries_whenever_it_is_run() -> None:
     """After a resume too: nothing is carried from step to step."""
     made, again = (CanarySet(items(7), seed=3, per_step=2.5) for _ in range(2))
-    steps = [made.for_step(step) for step in range(8)]
-    assert [again.for_step(step) for step in reversed(range(8))] == steps[::-1]
+    steps = [made.for_step(step) for step in range(1, 9)]
+    assert [again.for_step(step) for step in reversed(range(1, 9))] == steps[::-1]
     other = CanarySet(items(7), seed=4, per_step=2.5)
-    assert [other.for_step(step) for step in range(8)] != steps
+    assert [other.for_step(step) for step in range(1, 9)] != steps
 
 
 def test_the_rate_is_kept_over_steps() -> None:
     made = CanarySet(items(5), seed=0, per_step=0.3)
-    assert [len(made.for_step(step)) for step in range(10)] == [1, 0, 0, 1, 0, 0, 1, 0, 0, 0]
-    assert sum(len(CanarySet(items(5), seed=0, per_step=5.12).for_step(step)) for step in range(100)) == 512
+    assert [len(made.for_step(step)) for step in range(1, 11)] == [1, 0, 0, 1, 0, 0, 1, 0, 0, 0]
+    assert sum(len(CanarySet(items(5), seed=0, per_step=5.12).for_step(step)) for step in range(1, 101)) == 512
 
 
 def test_all_come_before_one_comes_again_and_then_with_other_critiques() -> None:
     made = CanarySet(items(6), seed=0, per_step=4)
-    canaries = [canary for step in range(3) for canary in made.for_step(step)]
+    canaries = [canary for step in (1, 2, 3) for canary in made.for_step(step)]
     first, second = canaries[:6], canaries[6:]
     assert {canary.item.id for canary in first} == {canary.item.id for canary in second} == set("012345")
     assert len({canary.seed for canary in canaries}) == 12
@@ -131,7 +131,7 @@ def test_they_are_shown_no_better_reference_than_the_runs_problems_have(
     engine = Engine({"one": [1]})
     item = Item(id="i", question="q?", steps=STEPS, labels=(False,) * 4, solution="it is so", answer="seven")
     prompt = Prompt(id="p", question="?", token_ids=(1,), answer=answer, solution=solution)
-    (canary,) = CanarySet([item], seed=0, per_step=1).for_step(0, [prompt])
+    (canary,) = CanarySet([item], seed=0, per_step=1).for_step(1, [prompt])
     taken(engine, canary)
     told = engine.asked[0]["messages"][-1]["content"]
     assert [text for text in ("it is so", "seven") if text in told] == ([shown] if shown else [])
@@ -298,13 +298,13 @@ def configured(source: object, *more: str) -> Config:
 
 
 def test_none_without_a_source() -> None:
-    assert CanarySet.of(compose(["+experiment=tiny_cpu", "critic.canaries=null"])).for_step(0) == []
+    assert CanarySet.of(compose(["+experiment=tiny_cpu", "critic.canaries=null"])).for_step(1) == []
     without = compose(["+experiment=tiny_cpu", "critic=null", "algorithm.advantage=grpo"])
-    assert CanarySet.of(without).for_step(0) == []
+    assert CanarySet.of(without).for_step(1) == []
 
 
 def test_the_tiny_world_has_some_with_wrong_steps() -> None:
-    canaries = CanarySet.of(configured("arithmetic")).for_step(0)
+    canaries = CanarySet.of(configured("arithmetic")).for_step(1)
     assert len(canaries) == round(0.05 * 16 * 16)
     assert all(True in canary.item.labels and canary.item.solution for canary in canaries)
     assert len({canary.item.question for canary in canaries}) == len(canaries)
@@ -322,7 +322,7 @@ def written(folder: Path, *records: dict[str, Any]) -> Path:
 
 def test_a_file_in_the_layout_of_processbench(tmp_path: Path) -> None:
     path = written(tmp_path, record(), record(id="b", label=-1))
-    canaries = CanarySet.of(configured(path)).for_step(0)
+    canaries = CanarySet.of(configured(path)).for_step(1)
     assert Counter(canary.item.labels for canary in canaries) == {(True, None): 7, (False, False): 6}
 
 

@@ -85,13 +85,13 @@ def test_what_is_nobodys_failure_and_what_came_before_count_in_nothing() -> None
 
 def test_the_message() -> None:
     limit = FailureLimit(max_share=0.5, prompts=4)
-    warning = limit.look(0, [BAD, MIXED, MIXED, BAD])
+    warning = limit.look(1, [BAD, MIXED, MIXED, BAD])
     assert warning is not None and warning.startswith(
         "12 of the 16 critiques of step 1 failed (unreadable 10, truncated 2); 50% may (critic.max_failed_share), and "
         "the run ends if the next step is no better."
     )
     with pytest.raises(CriticsFailed) as caught:
-        limit.look(1, [BAD, BAD])
+        limit.look(2, [BAD, BAD])
     assert str(caught.value) == (
         "20 of the 24 critiques of steps 1 to 2 failed (unreadable 18, truncated 2); 50% may (critic.max_failed_share)"
     )
@@ -161,10 +161,10 @@ def test_a_crew_ends_before_it_trains_and_leaves_what_critics_said(
     summary = GroupSummary(
         prompt_id="p", prompt_tokens=1, lengths=(2,), oldest_version=0, has_credit=True, tally=BAD, handle=None
     )
-    asyncio.run(crew.update(Batch(step=0, groups=(summary,), seconds=0.0)))
+    asyncio.run(crew.update(Batch(step=1, groups=(summary,), seconds=0.0)))
     assert "One of them: a reply that ends in 'hm'" in caplog.text and shard.written == []
     with pytest.raises(
         CriticsFailed, match=r"4 of the 4 critiques of step 2 failed .*One of them: a reply that ends in"
     ):
-        asyncio.run(crew.update(Batch(step=1, groups=(summary,), seconds=0.0)))
-    assert shard.written == [1]
+        asyncio.run(crew.update(Batch(step=2, groups=(summary,), seconds=0.0)))
+    assert shard.written == [2]

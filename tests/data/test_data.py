@@ -68,9 +68,9 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_step_is_a_function_of_seed_and_step(file: Path) -> None:
     first, again, other = load(file), load(file), load(file, seed=1)
-    drawn = [first.for_step(step) for step in (3, 0, 7, 3)]
+    drawn = [first.for_step(step) for step in (3, 1, 7, 3)]
     assert drawn[0] == drawn[3] == again.for_step(3)
-    assert [questions(first, s) for s in range(5)] != [questions(other, s) for s in range(5)]
+    assert [questions(first, s) for s in range(1, 6)] != [questions(other, s) for s in range(1, 6)]
     assert questions(first, 2) != questions(first, 2, attempt=1)
     assert questions(first, 2, attempt=1) == questions(again, 2, attempt=1)
 
@@ -78,12 +78,12 @@ def test_a_step_is_a_function_of_seed_and_step(file: Path) -> None:
 def test_an_epoch_meets_every_problem_once(file: Path) -> None:
     prompts = load(file, prompts_per_step=5)
     for epoch in range(3):
-        drawn = questions(prompts, 2 * epoch) + questions(prompts, 2 * epoch + 1)
+        drawn = questions(prompts, 2 * epoch + 1) + questions(prompts, 2 * epoch + 2)
         assert sorted(drawn) == sorted(record["question"] for record in RECORDS)
 
 
 def test_ids_differ_even_when_a_small_set_comes_twice_in_a_step(file: Path) -> None:
-    ids = [prompt.id for prompt in load(file, prompts_per_step=25).for_step(0)]
+    ids = [prompt.id for prompt in load(file, prompts_per_step=25).for_step(1)]
     assert len(set(ids)) == 25
     assert ids[0].startswith("train.jsonl:")
 
@@ -91,7 +91,7 @@ def test_ids_differ_even_when_a_small_set_comes_twice_in_a_step(file: Path) -> N
 def test_a_prompt_holds_what_the_file_says(tmp_path: Path) -> None:
     path = write(tmp_path / "one.jsonl.gz", [{"q": "What?", "a": "So it is 7\n#### 7 ", "s": "Because."}])
     names = {"question_field": "q", "answer_field": "a", "solution_field": "s", "answer_pattern": r"####\s*(.+)"}
-    (prompt,) = load(path, prompts_per_step=1, **names).for_step(0)
+    (prompt,) = load(path, prompts_per_step=1, **names).for_step(1)
     assert (prompt.question, prompt.answer, prompt.solution) == ("What?", "7", "Because.")
     assert prompt.token_ids == tuple(b"What?")
 
@@ -106,7 +106,7 @@ def test_held_out_problems_are_a_fixed_draw_that_is_never_trained_on(file: Path)
     first, other = load(file, evaluation_prompts=4), load(file, evaluation_prompts=4, seed=5)
     assert [prompt.id for prompt in first.held_out] == [prompt.id for prompt in other.held_out]
     assert len(first.held_out) == 4 and len(first) == 6
-    drawn = {question for step in range(3) for question in questions(first, step)}
+    drawn = {question for step in range(1, 4) for question in questions(first, step)}
     assert not drawn & {prompt.question for prompt in first.held_out}
 
 
@@ -138,11 +138,11 @@ def test_held_out_problems_have_columns_of_their_own_where_they_are_named(file: 
 def test_arithmetic_needs_no_file_and_holds_out() -> None:
     made = load_prompts(config_of(kind="arithmetic", limit=200, evaluation_prompts=50, max_prompt_tokens=200), encode)
     assert (len(made), len(made.held_out)) == (200, 50)
-    trained = {question for step in range(50) for question in questions(made, step)}
+    trained = {question for step in range(1, 51) for question in questions(made, step)}
     assert not trained & {prompt.question for prompt in made.held_out}
     other = load_prompts(config_of(9, kind="arithmetic", limit=5, evaluation_prompts=50, max_prompt_tokens=200), encode)
     assert [prompt.question for prompt in other.held_out] == [prompt.question for prompt in made.held_out]
-    assert other.for_step(0)[0].solution
+    assert other.for_step(1)[0].solution
 
 
 def test_missing_file(tmp_path: Path) -> None:

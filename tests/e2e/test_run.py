@@ -99,7 +99,7 @@ def test_what_is_killed_or_interrupted_costs_no_numbers(disturbed: Disturbed) ->
     said = disturbed.interrupted.output
     assert said.count("an actor was lost: ") == 1 and "TrainerActor" in said, said
     restarted, back, resumed = disturbed.passes
-    assert [step["step"] for step in restarted] == [3, 4]
+    assert [step["step"] for step in restarted] == [4, 5]
     assert restarted[1]["critic/retries"] > 0 and not any(step["critic/retries"] for step in [*back, *resumed])
     for steps, restarts in zip(disturbed.passes, (0, 1, 0), strict=True):
         assert [step["run/restarts"] for step in steps] == [restarts] * 2
@@ -130,7 +130,7 @@ def test_a_run_says_what_it_does_and_leaves_its_files(whole: Ran) -> None:
     assert exports == ["step_000003", "step_000006"]
     last, policy = (whole.run_dir / name / "model.safetensors" for name in ("exports/step_000006", "policy"))
     assert last.read_bytes() == policy.read_bytes()
-    assert [line["step"] for line in whole.steps] == [0, 1, 2, 3, 4, 5]
+    assert [line["step"] for line in whole.steps] == [1, 2, 3, 4, 5, 6]
     assert all(line["staleness"] == 0 for line in whole.steps)
     assert sum(line.get("critic/canaries", 0) for line in whole.steps) >= 1
 
@@ -253,7 +253,7 @@ def test_two_of_everything_one_step_behind_until_ctrl_c(tmp_path: Path, monkeypa
     assert [line["staleness"] for line in ran.steps[:4]] == [0, 1, 1, 1]
     assert [line["critic/over_budget_share"] for line in ran.steps[:2]] == [0.5, 0.5]
     assert all(line["critic/over_budget_share"] < 0.5 for line in ran.steps[2:])
-    assert {tuple(sample["versions"]) for sample in ran.samples if sample["step"] == 3} == {(2,)}
+    assert {tuple(sample["versions"]) for sample in ran.samples if sample["step"] == 4} == {(2,)}
     server = f"judge at {endpoint.removeprefix('http://').removesuffix('/v1')}"
     judged = [sample["critiques"] for sample in ran.samples if any(c["critic"] for c in sample["critiques"])]
     assert judged  # what is over the budget has critiques that nobody was asked for

@@ -35,7 +35,7 @@ def named(count: int, *, broken: int | None = None) -> list[TrainSequence]:
     return made
 
 
-def kept(*ranks: list[list[TrainSequence]], step: int = 4) -> nonfinite.Kept:
+def kept(*ranks: list[list[TrainSequence]], step: int = 5) -> nonfinite.Kept:
     """One optimizer step; of each rank its micro-batches."""
     shares = tuple(UpdateBatch(micro_batches=[some], denominators=[60.0], spread=0.01) for some in ranks)
     return nonfinite.Kept(step=step, optimizer_step=6, checkpoint="step_000003", metrics={}, shares=shares)
@@ -110,7 +110,7 @@ def test_a_whole_run_directory_is_enough_and_nothing_in_it_changes(tmp_path: Pat
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[:2] == [
-        f"{folder}: step 4 of {run_dir} (the first is 0), 1 rank",
+        f"{folder}: step 5 of {run_dir}, 1 rank",
         "Weights: those that the run began with (no checkpoint from before is there), step_000003 is gone: 4 steps "
         "earlier, so that it may be finite with them",
     ]
@@ -147,6 +147,9 @@ def test_what_cannot_be_repeated_is_refused_in_one_line(tmp_path: Path, capsys: 
     assert "name the run by run_dir=" in refused(str(elsewhere))
     assert f"is of 2 ranks, {run_dir}/config.yaml says 1" in refused(str(elsewhere), f"run_dir={run_dir}")
     write_config(compose([*TINY, "trainer.ranks=2"]), run_dir)
+    (run_dir / "metrics.jsonl").write_text('{"step": 0, "x": 1}\n')
+    assert "was written by a version that counted training steps from 0" in refused(str(folder))
+    (run_dir / "metrics.jsonl").unlink()
     checkpoints = Checkpoints(run_dir, keep=9)
     for step in (2, 5):
         partial = checkpoints.begin(step)

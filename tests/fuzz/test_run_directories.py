@@ -80,10 +80,10 @@ def sampled(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run_dir / "samples").mkdir(parents=True)
     viewer = Viewer(sound)
     viewer.look(60)
-    with (run_dir / "samples" / "000000-0.jsonl").open("w") as file:
+    with (run_dir / "samples" / "000001-0.jsonl").open("w") as file:
         for response in viewer.responses(viewer.index.entries[:4]):
             file.write(json.dumps(_sample(response)) + "\n")
-    shutil.copy(run_dir / "samples" / "000000-0.jsonl", run_dir / "samples" / "000001-0.jsonl")
+    shutil.copy(run_dir / "samples" / "000001-0.jsonl", run_dir / "samples" / "000002-0.jsonl")
     return run_dir
 
 
@@ -117,13 +117,13 @@ def test_a_broken_ledger(kind: str, sound: Path, tmp_path: Path, capsys: pytest.
     for seed in seeds(40):
         run_dir = tmp_path / str(seed)
         shutil.copytree(sound, run_dir)
-        path = run_dir / kind / "000001-0.parquet"
+        path = run_dir / kind / "000002-0.parquet"
         if seed % 4:
             _break_table(path, seed)
         else:
             path.write_bytes(odd_bytes(path.read_bytes(), seed))
         check(run_dir, seed, capsys)
-        assert {entry.step for entry in _entries(run_dir)} >= {0}, seed
+        assert {entry.step for entry in _entries(run_dir)} >= {1}, seed
         shutil.rmtree(run_dir)
 
 
@@ -165,7 +165,7 @@ def test_broken_samples(sampled: Path, tmp_path: Path, capsys: pytest.CaptureFix
     for seed in seeds(60):
         run_dir = tmp_path / str(seed)
         shutil.copytree(sampled, run_dir)
-        path = run_dir / "samples" / "000001-0.jsonl"
+        path = run_dir / "samples" / "000002-0.jsonl"
         lines = path.read_bytes().splitlines()
         if seed % 4:
             made = json.dumps(odd_json(json.loads(lines[1]), seed)).encode("utf-8", errors="surrogatepass")
@@ -180,7 +180,7 @@ def test_broken_samples(sampled: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def test_what_a_sample_says_is_text(sampled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A line of markup in the place of every text of a response."""
     evil = "x\"'><img src=x onerror=alert(1)></script><script>alert(1)</script>"
-    line = json.loads((sampled / "samples" / "000001-0.jsonl").read_text().splitlines()[1])
+    line = json.loads((sampled / "samples" / "000002-0.jsonl").read_text().splitlines()[1])
 
     def marked(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
@@ -191,7 +191,7 @@ def test_what_a_sample_says_is_text(sampled: Path, tmp_path: Path, capsys: pytes
 
     made = marked(line) | {"response": evil.ljust(len(line["response"]))[: len(line["response"])], "finish": "stop"}
     (tmp_path / "samples").mkdir()
-    for number, outcome in enumerate((evil, "ok")):
+    for number, outcome in enumerate((evil, "ok"), start=1):
         made["critiques"][0]["outcome"] = outcome
         (tmp_path / "samples" / f"00000{number}-0.jsonl").write_text(json.dumps({**made, "step": number}) + "\n")
     check(tmp_path, 0, capsys)

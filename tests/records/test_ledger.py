@@ -178,7 +178,7 @@ def test_a_run_that_goes_back_forgets_what_is_not_part_of_it(tmp_path: Path) -> 
     ledger.write(4)
     (tmp_path / "critiques" / "000001-0.partial").touch()
     tracking = Tracking(wandb="off", tensorboard=False)
-    Tracker(tmp_path, tracking, run_name="r", resolved_config={}, total_steps=9).rewind(4)
+    Tracker(tmp_path, tracking, run_name="r", resolved_config={}, total_steps=9).rewind(3)
     kept = [name for name in files(tmp_path) if not name.startswith("rolled_back/")]
     assert kept == ["critiques/000003-1.parquet", "responses/000003-1.parquet"]
 

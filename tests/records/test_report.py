@@ -55,7 +55,7 @@ def test_a_step_has_its_groups_its_update_and_what_actors_said() -> None:
         "speed/trainer_tokens_per_s": 16 / 4,
         "seconds/update": 4,
         "seconds/collect": 1.5,
-        "staleness": 1,
+        "staleness": 0,
         "run/rollout_deaths": 3,
         "tokens/sampled": 36,
         "tokens/critiques": 9,

@@ -62,9 +62,9 @@ def log() -> Iterator[logging.Logger]:
 
 def test_every_actor_where_more_is_asked_for(capsys: pytest.CaptureFixture[str], log: logging.Logger) -> None:
     lines = Lines(3)
-    lines.step(0, METRICS)
-    log.setLevel(logging.INFO)
     lines.step(1, METRICS)
+    log.setLevel(logging.INFO)
+    lines.step(2, METRICS)
     assert capsys.readouterr().out.splitlines() == [
         "step 1/3 | right answer 52.0% | tok/s rollout 850",
         "step 2/3 | right answer 52.0% | tok/s rollout 850",
@@ -75,12 +75,12 @@ def test_every_actor_where_more_is_asked_for(capsys: pytest.CaptureFixture[str],
 
 def test_the_time_that_is_left_is_shown_from_the_third_step(capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines(200)
-    for step, seconds in enumerate((600.0, 60.0, 62.0)):  # the first step warms up
+    for step, seconds in enumerate((600.0, 60.0, 62.0), start=1):  # the first step warms up
         lines.step(step, {"seconds/step": seconds})
     shown = capsys.readouterr().out.splitlines()
     assert ["left" in line for line in shown] == [False, False, True]
     assert shown[2].endswith("| 3 h 24 min left")
-    lines.step(199, {"seconds/step": 60.0})
+    lines.step(200, {"seconds/step": 60.0})
     assert "left" not in capsys.readouterr().out
 
 
@@ -103,7 +103,7 @@ logging.basicConfig(format="W %(message)s", stream=sys.stderr)
 shown = display(4)
 shown.rewind(1)
 shown.evaluation(1, {"outcome/accuracy": 0.25})
-for step, accuracy in enumerate((0.5, 0.75, float("nan")), start=1):
+for step, accuracy in enumerate((0.5, 0.75, float("nan")), start=2):
     shown.step(step, {"outcome/accuracy": accuracy, "speed/rollout_tokens_per_s": 850.0, "idle/rollout_share": 0.25})
     logging.warning("after %d", step)
 shown.close()
@@ -128,7 +128,7 @@ def test_in_place(tmp_path: Path) -> None:
         raw += part
     assert process.wait(timeout=60) == 0
     lines = screen(raw.decode())
-    assert lines[:4] == ["evaluation after 1 steps | right answer 25.0%", "W after 1", "W after 2", "W after 3"]
+    assert lines[:4] == ["evaluation after 1 steps | right answer 25.0%", "W after 2", "W after 3", "W after 4"]
     assert lines[4].startswith("training ━") and " 4/4 " in lines[4]
     assert any(line.startswith("right answer") and "nan%" in line and "▁█" in line for line in lines[5:])
     assert any("rollout" in line and "850" in line and "75.0%" in line for line in lines[5:])

@@ -67,19 +67,19 @@ def heads(run_dir: Path) -> list[tuple[int, bool]]:
 def four_steps(run_dir: Path) -> Tracker:
     made = tracker(run_dir)
     made.evaluation(0, {"outcome/accuracy": 0.5})
-    for step in range(4):
+    for step in range(1, 5):
         made.step(step, {"x": float(step)})
-        if step % 2:
-            made.evaluation(step + 1, {"outcome/accuracy": 0.5 + step / 10})
+        if step % 2 == 0:
+            made.evaluation(step, {"outcome/accuracy": 0.5 + step / 10})
     return made
 
 
 def test_a_line_is_there_when_its_step_is(tmp_path: Path) -> None:
     made = tracker(tmp_path)
-    made.step(0, {"a/b": 0.5, "loss": math.nan, "gap": math.inf})
+    made.step(1, {"a/b": 0.5, "loss": math.nan, "gap": math.inf})
     (line,) = lines(tmp_path)
     assert line.pop("time") > 1.7e9
-    assert line == {"step": 0, "a/b": 0.5, "loss": None, "gap": None, "run/restarts": 0}
+    assert line == {"step": 1, "a/b": 0.5, "loss": None, "gap": None, "run/restarts": 0}
     made.evaluation(1, {"outcome/accuracy": 0.25})
     assert lines(tmp_path)[1] | {"time": 0} == {"step": 1, "time": 0, "evaluation/outcome/accuracy": 0.25}
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -87,9 +87,9 @@ def test_a_line_is_there_when_its_step_is(tmp_path: Path) -> None:
 
 def test_restarts_are_counted(tmp_path: Path) -> None:
     made = tracker(tmp_path)
-    for step in range(2):
+    for step in (1, 2):
         made.step(step, METRICS)
-        made.restarted(step + 1)
+        made.restarted(step)
     assert [line["run/restarts"] for line in lines(tmp_path)] == [0, 1]
 
 
@@ -99,10 +99,10 @@ def test_a_run_that_is_stopped_now_and_then_is_warned_as_one_that_is_not(
     def warnings(run_dir: Path, resumed_at: tuple[int, ...]) -> list[str]:
         caplog.clear()
         made = tracker(run_dir)
-        for step in range(60):
-            if step in resumed_at:
+        for step in range(1, 61):
+            if step - 1 in resumed_at:
                 made = tracker(run_dir)
-                made.rewind(step)
+                made.rewind(step - 1)
             accuracy = 0.6 - 0.005 * step
             made.step(
                 step,
@@ -123,7 +123,7 @@ def test_a_critic_below_its_floor_is_warned_of(tmp_path: Path, caplog: pytest.Lo
     for floor, warnings in ((0.0, 0), (0.3, 1)):
         caplog.clear()
         made = tracker(tmp_path, canaries=Canaries(source="arithmetic", min_recall=floor))
-        made.step(4, counts)
+        made.step(5, counts)
         assert len(caplog.messages) == warnings
     assert caplog.messages[0].startswith("step 5: the critic is below its floor on the last 60 canaries: recall 0.11")
 
@@ -131,14 +131,14 @@ def test_a_critic_below_its_floor_is_warned_of(tmp_path: Path, caplog: pytest.Lo
 def test_a_run_has_the_floors_of_its_configuration(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     floor = ("critic.canaries.source=arithmetic", "critic.canaries.min_precision=0.9", "tracking.tensorboard=false")
     made = Tracker.open(compose(["+experiment=tiny_cpu", "tracking.wandb=off", *floor]), tmp_path)
-    made.step(0, {"critic/canaries": 60, "critic/canary_hits": 1, "critic/canary_flagged": 2, "critic/canary_wrong": 1})
+    made.step(1, {"critic/canaries": 60, "critic/canary_hits": 1, "critic/canary_flagged": 2, "critic/canary_wrong": 1})
     assert "precision 0.50 (critic.canaries.min_precision 0.9)" in caplog.text
 
 
 def test_the_progress_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = tracker(tmp_path, console=True)
-    made.step(0, METRICS)
-    made.step(11, {"outcome/accuracy": 1.0, "seconds/step": 60.0})
+    made.step(1, METRICS)
+    made.step(12, {"outcome/accuracy": 1.0, "seconds/step": 60.0})
     made.evaluation(12, {"truth/step_accuracy": 0.5})
     assert capsys.readouterr().out.splitlines() == [
         "step  1/12 | reward +0.400 | right answer 52.0%, steps 81.3%, both 44.0% | valid critiques 98.0% | "
@@ -157,25 +157,25 @@ def test_short_numbers(value: float, text: str) -> None:
 
 
 def test_going_back(tmp_path: Path) -> None:
-    """To step 2: what steps 0 and 1 did stays, and how the policy after 2 steps does."""
+    """To step 2: what steps 1 and 2 did stays, and how the policy after them does."""
     made = four_steps(tmp_path)
-    assert heads(tmp_path) == [(0, True), (0, False), (1, False), (2, True), (2, False), (3, False), (4, True)]
+    assert heads(tmp_path) == [(0, True), (1, False), (2, False), (2, True), (3, False), (4, False), (4, True)]
     samples = tmp_path / "samples"
     samples.mkdir()
-    kept = ["000000-0.jsonl", "000001-0.jsonl", "000001-1.jsonl", "notes.txt"]
-    for name in [*kept, "000002-0.jsonl", "000003-1.jsonl", "1000000-0.jsonl", "000001-0.partial"]:
+    kept = ["000001-0.jsonl", "000002-0.jsonl", "000002-1.jsonl", "notes.txt"]
+    for name in [*kept, "000003-0.jsonl", "000004-1.jsonl", "1000000-0.jsonl", "000002-0.partial"]:
         (samples / name).touch()
     made.rewind(2)
-    assert heads(tmp_path) == [(0, True), (0, False), (1, False), (2, True)]
+    assert heads(tmp_path) == [(0, True), (1, False), (2, False), (2, True)]
     assert sorted(path.name for path in samples.iterdir()) == kept
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "rolled_back", "samples"]
     aside = tmp_path / "rolled_back" / "1"
-    assert heads(aside) == [(2, False), (3, False), (4, True)]
-    gone = ["000002-0.jsonl", "000003-1.jsonl", "1000000-0.jsonl"]
+    assert heads(aside) == [(3, False), (4, False), (4, True)]
+    gone = ["000003-0.jsonl", "000004-1.jsonl", "1000000-0.jsonl"]
     assert sorted(path.name for path in (aside / "samples").iterdir()) == gone
     assert "after 2" in columns(made)
     assert made.has_evaluation(2) and not made.has_evaluation(4)
-    made.step(2, {"x": -1.0})
+    made.step(3, {"x": -1.0})
     assert lines(tmp_path)[-1]["x"] == -1.0
     made.rewind(0)
     assert heads(tmp_path) == [(0, True)]
@@ -187,22 +187,22 @@ def test_how_good_a_checkpoint_is(tmp_path: Path) -> None:
         tmp_path, QUIET, run_name="r", resolved_config={}, total_steps=4, console=False, best_by="outcome/accuracy"
     )
     assert made.score(0) is None
-    for step, accuracy in enumerate((0.1, 0.3, 0.8)):
+    for step, accuracy in enumerate((0.1, 0.3, 0.8), start=1):
         made.step(step, {"outcome/accuracy": accuracy})
-        if step == 1:
+        if step == 2:
             assert made.score(2) == pytest.approx(0.2)
     made.evaluation(3, {"outcome/accuracy": 0.7})
     assert made.score(3) == 0.7
-    made.step(3, {"other": 1.0})
+    made.step(4, {"other": 1.0})
     assert made.score(4) is None
 
 
 def test_a_broken_policy_ends_the_run_when_its_step_is_written(tmp_path: Path) -> None:
     made = Tracker(tmp_path, QUIET, run_name="r", resolved_config={}, total_steps=4, console=False, stop_after=1)
-    made.step(0, {"group/credit_share": 0.0})
+    made.step(1, {"group/credit_share": 0.0})
     with pytest.raises(Diverged):
-        made.step(1, {"group/credit_share": 0.0})
-    assert heads(tmp_path) == [(0, False), (1, False)]
+        made.step(2, {"group/credit_share": 0.0})
+    assert heads(tmp_path) == [(1, False), (2, False)]
     again = Tracker(tmp_path, QUIET, run_name="r", resolved_config={}, total_steps=4, console=False, stop_after=1)
     again.rewind(2)
 
@@ -280,16 +280,19 @@ def test_tensorboard(tmp_path: Path) -> None:
 
     made = tracker(tmp_path, Tracking(wandb="off"))
     made.evaluation(0, {"x": 7.0})
-    for step in range(4):
+    for step in range(1, 5):
         made.step(step, {"x": float(step)})
+        made.evaluation(step, {"x": 7.0 + step})
     made.rewind(2)
-    made.step(2, {"x": 20.0})
+    made.step(3, {"x": 20.0})
     made.finish()
     made.finish()
     seen = EventAccumulator(str(tmp_path / "tensorboard"))
     seen.Reload()
-    assert [(event.step, event.value) for event in seen.Scalars("x")] == [(0, 0.0), (1, 1.0), (2, 20.0)]
-    assert [(event.step, event.value) for event in seen.Scalars("evaluation/x")] == [(0, 7.0)]
+    assert [(event.step, event.value) for event in seen.Scalars("x")] == [(1, 1.0), (2, 2.0), (3, 20.0)]
+    assert [(event.step, event.value) for event in seen.Scalars("evaluation/x")] == [
+        *((0, 7.0), (1, 8.0), (2, 9.0)),
+    ]
 
 
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,14 +302,14 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Tracking(wandb="offline", tensorboard=False)
     first = tracker(tmp_path, config)
     (tmp_path / "samples").mkdir()
-    (tmp_path / "samples" / "000000-0.jsonl").write_text(json.dumps(SAMPLE) + "\n")
-    first.step(0, METRICS | {"broken": math.nan})
+    (tmp_path / "samples" / "000001-0.jsonl").write_text(json.dumps(SAMPLE) + "\n")
+    first.step(1, METRICS | {"broken": math.nan})
     state = first.state()
     first.finish()
     assert list(tmp_path.glob("wandb/offline-run-*/files/media/table/samples_*.table.json"))
     second = tracker(tmp_path, config, resume_state=state)
     second.rewind(0)
-    second.step(0, METRICS)
+    second.step(1, METRICS)
     second.finish()
     assert second.state() == state and set(state) == {"wandb_id"}
     runs = [path.name for path in (tmp_path / "wandb").glob("offline-run-*") if any(path.glob("*.wandb"))]
@@ -330,7 +333,7 @@ def test_wandb_that_is_not_there(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     made = tracker(tmp_path, Tracking(wandb="offline", tensorboard=False))
-    made.step(0, METRICS)
+    made.step(1, METRICS)
     made.finish()
     (message,) = caplog.messages
     assert message.startswith("wandb cannot start, the run goes on without it: ModuleNotFoundError: ")
@@ -417,7 +420,7 @@ def void(value: object) -> None:
 def test_tensorboard_that_cannot_write_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "tensorboard").write_text("a file where its folder would be")
     made = tracker(tmp_path, Tracking(wandb="off"))
-    for step in range(2):
+    for step in (1, 2):
         made.step(step, METRICS)
     made.finish()
     assert len(lines(tmp_path)) == 2
@@ -587,26 +590,26 @@ def config_of(run_dir: Path) -> Config:
 
 def test_opened_again_from_the_newest_checkpoint(tmp_path: Path) -> None:
     first = Tracker.open(config_of(tmp_path), tmp_path)
-    for step in range(3):
+    for step in (1, 2, 3):
         first.step(step, {"x": 1.0})
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.commit(checkpoints.begin(2), {"step": 2, **first.state()})
     assert Tracker.open(config_of(tmp_path), tmp_path).state() == first.state()
-    assert heads(tmp_path) == [(0, False), (1, False)]
+    assert heads(tmp_path) == [(1, False), (2, False)]
 
 
 def test_opened_again_without_a_checkpoint(tmp_path: Path) -> None:
     """The run begins again, and its file with it; what it had written is kept beside."""
     first = Tracker.open(config_of(tmp_path), tmp_path)
     for number in (1, 2):
-        first.step(0, {"x": 1.0})
+        first.step(1, {"x": 1.0})
         (tmp_path / "samples").mkdir(exist_ok=True)
-        (tmp_path / "samples" / "000000-0.jsonl").write_text("{}\n")
+        (tmp_path / "samples" / "000001-0.jsonl").write_text("{}\n")
         again = Tracker.open(config_of(tmp_path), tmp_path)
         assert again.state() != first.state()
         assert heads(tmp_path) == [] and list((tmp_path / "samples").iterdir()) == []
         kept = tmp_path / "rolled_back" / str(number)
-        assert [path.name for path in kept.rglob("*.jsonl")] == ["metrics.jsonl", "000000-0.jsonl"]
+        assert [path.name for path in kept.rglob("*.jsonl")] == ["metrics.jsonl", "000001-0.jsonl"]
         assert '"x": 1.0' in (kept / "metrics.jsonl").read_text()
         first = again
     assert not (tmp_path / "rolled_back" / "3").exists()

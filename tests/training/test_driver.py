@@ -50,7 +50,7 @@ class FakeCrew:
     async def restore(self) -> int:
         step = max(self.disk, default=0)
         self.trained = self.disk.get(step, 17)
-        self.lines = {s: line for s, line in self.lines.items() if s < step}
+        self.lines = {s: line for s, line in self.lines.items() if s <= step}
         return step
 
     async def collect(self, step: int) -> Batch:
@@ -73,7 +73,7 @@ class FakeCrew:
         self._note("update", batch.step, sorted(self.sampling))
         await asyncio.sleep(self.delay("update", batch.step))
         self.trained = hash((self.trained, batch.groups[0].handle))
-        return Update(metrics={"loss": float(self.trained)}, version=batch.step + 1)
+        return Update(metrics={"loss": float(self.trained)}, version=batch.step)
 
     async def sync(self, version: int) -> None:
         async with self.gate.exclusive():
@@ -132,18 +132,18 @@ def test_the_order_of_a_run() -> None:
     assert crew.events == [
         ("sync", 0),
         ("evaluate", 0),
-        ("collect", 0, 0),
-        ("update", 0, []),
-        ("sync", 1),
-        ("record", 0),
-        ("collect", 1, 1),
+        ("collect", 1, 0),
         ("update", 1, []),
-        ("sync", 2),
+        ("sync", 1),
         ("record", 1),
+        ("collect", 2, 1),
+        ("update", 2, []),
+        ("sync", 2),
+        ("record", 2),
         ("save", 2),
         ("evaluate", 2),
     ]
-    assert set(crew.lines[0][1]) == {"wait", "update", "sync", "step"}
+    assert set(crew.lines[1][1]) == {"wait", "update", "sync", "step"}
 
 
 @pytest.mark.parametrize(
@@ -153,15 +153,15 @@ def test_which_version_samples_which_step(max_staleness: int, versions: list[int
     """Step s is sampled k steps ahead, whatever takes how long."""
     for seed in range(5):
         crew = run(FakeCrew(delay=jitter(seed)), 5, max_staleness)
-        assert crew.of("collect") == list(enumerate(versions))
+        assert crew.of("collect") == list(enumerate(versions, start=1))
 
 
 @pytest.mark.parametrize(
-    ("max_staleness", "beside"), [(0, [[], [], [], []]), (1, [[1], [2], [3], []]), (2, [[1, 2], [3], [], []])]
+    ("max_staleness", "beside"), [(0, [[], [], [], []]), (1, [[2], [3], [4], []]), (2, [[2, 3], [4], [], []])]
 )
 def test_what_is_in_flight_during_an_update(max_staleness: int, beside: list[list[int]]) -> None:
     """Slow batches after the first: those begun ahead are sampled while it is trained on; a sync waits for them."""
-    crew = run(FakeCrew(delay=lambda method, step: 0.01 * (method == "collect" and step > 0)), 4, max_staleness)
+    crew = run(FakeCrew(delay=lambda method, step: 0.01 * (method == "collect" and step > 1)), 4, max_staleness)
     assert [in_flight for _, in_flight in crew.of("update")] == beside
 
 
@@ -170,21 +170,21 @@ def test_a_stale_sample_is_never_trained_on(max_staleness: int) -> None:
     class Liar(FakeCrew):
         def batch(self, step: int, version: int, sample: int) -> Batch:
             dropped = group(-9, lengths=())  # nothing of it is trained on, so its age is nobody's concern
-            old = group(version - (step == 3), sample, prompt_id="gsm8k/7")
-            return Batch(step=step, groups=(dropped, group(step, sample), old), seconds=0.0)
+            old = group(version - (step == 4), sample, prompt_id="gsm8k/7")
+            return Batch(step=step, groups=(dropped, group(step - 1, sample), old), seconds=0.0)
 
         async def update(self, batch: Batch) -> Update:
             self._note("update", batch.step)
-            return Update(metrics={}, version=batch.step + 1)
+            return Update(metrics={}, version=batch.step)
 
     crew = Liar()
     with pytest.raises(StaleSample) as error:
         run(crew, 6, max_staleness)
     assert str(error.value) == (
-        f"prompt 'gsm8k/7' of step 3 was sampled by policy version {2 - max_staleness}, version 3 is trained now, "
+        f"prompt 'gsm8k/7' of step 4 was sampled by policy version {2 - max_staleness}, version 3 is trained now, "
         f"and max_staleness is {max_staleness}"
     )
-    assert crew.of("update") == [(0,), (1,), (2,)]
+    assert crew.of("update") == [(1,), (2,), (3,)]
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 2])
@@ -193,7 +193,7 @@ def test_results_do_not_depend_on_timing(max_staleness: int) -> None:
     for seed in range(5):
         hurried = run(FakeCrew(delay=jitter(seed)), 6, max_staleness)
         assert [line[0] for line in hurried.lines.values()] == [line[0] for line in calm.lines.values()]
-        assert list(hurried.lines) == list(range(6))
+        assert list(hurried.lines) == list(range(1, 7))
 
 
 def test_a_resumed_run_is_the_run_that_never_stopped() -> None:
@@ -202,19 +202,19 @@ def test_a_resumed_run_is_the_run_that_never_stopped() -> None:
     second = run(FakeCrew(disk=first.disk), 4)
     assert [line[0] for line in (first.lines | second.lines).values()] == [line[0] for line in whole.lines.values()]
     assert second.trained == whole.trained
-    assert second.events[:2] == [("sync", 2), ("collect", 2, 2)]  # the evaluation before was made by the first run
+    assert second.events[:2] == [("sync", 2), ("collect", 3, 2)]  # the evaluation before was made by the first run
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1])
 def test_train_again_goes_back_to_the_last_checkpoint(max_staleness: int) -> None:
     """A rollback: what was done since is done again, from the checkpoint's weights, and nothing in flight survives."""
-    crew = FakeCrew(fail={("update", 3): RuntimeError("rank 1 died")})
+    crew = FakeCrew(fail={("update", 4): RuntimeError("rank 1 died")})
     with pytest.raises(RuntimeError, match="rank 1 died"):
         run(crew, 5, max_staleness, checkpoint_every=2)
     crew.events.clear()
     run(crew, 5, max_staleness, checkpoint_every=2)
-    assert crew.events[:2] == [("sync", 2), ("collect", 2, 2)]
-    assert crew.of("update")[0][0] == 2 and list(crew.lines) == [0, 1, 2, 3, 4]
+    assert crew.events[:2] == [("sync", 2), ("collect", 3, 2)]
+    assert crew.of("update")[0][0] == 3 and list(crew.lines) == [1, 2, 3, 4, 5]
     if max_staleness == 0:
         assert crew.trained == run(FakeCrew(), 5).trained
 
@@ -241,17 +241,17 @@ def test_a_failure_reaches_the_caller(where: str, max_staleness: int) -> None:
 
 
 def test_a_failure_does_not_wait_for_what_is_in_flight() -> None:
-    crew = FakeCrew(fail={("update", 0): RuntimeError("rank 0 died")})
-    crew.delay = lambda method, step: 3600.0 * (method == "collect" and step > 0)
+    crew = FakeCrew(fail={("update", 1): RuntimeError("rank 0 died")})
+    crew.delay = lambda method, step: 3600.0 * (method == "collect" and step > 1)
     with pytest.raises(RuntimeError, match="rank 0 died"):
         run(crew, 4, max_staleness=2)
 
 
 def test_a_failed_batch_is_heard_of_when_it_is_its_turn() -> None:
-    crew = FakeCrew(fail={("collect", 1): RuntimeError("no critic is left")})
+    crew = FakeCrew(fail={("collect", 2): RuntimeError("no critic is left")})
     with pytest.raises(RuntimeError, match="no critic is left"):
         run(crew, 4, max_staleness=1)
-    assert crew.of("update") == [(0, [])]
+    assert crew.of("update") == [(1, [])]
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 2])
@@ -279,12 +279,12 @@ def test_cancelled(after: str, max_staleness: int) -> None:
 def test_told_to_stop_it_saves_what_is_trained(during: str, max_staleness: int) -> None:
     """What it samples is let go at once; a step that is being trained is finished. Resumed, the numbers are those of a
     run that nobody stopped."""
-    crew = FakeCrew(delay=lambda method, step: 3600.0 if (method, during, step) == ("collect", "collect", 3) else 0.001)
+    crew = FakeCrew(delay=lambda method, step: 3600.0 if (method, during, step) == ("collect", "collect", 4) else 0.001)
 
     async def told() -> int:
         stop = Stop()
         training = asyncio.create_task(train(crew, steps=6, max_staleness=max_staleness, evaluate_every=1, stop=stop))
-        while not any(event[:2] == (during, 3) for event in crew.events):
+        while not any(event[:2] == (during, 3 + (during == "collect")) for event in crew.events):
             await asyncio.sleep(0)
         stop.ask()
         async with asyncio.timeout(10):
@@ -354,8 +354,8 @@ def test_a_step_without_credit_is_said(caplog: pytest.LogCaptureFixture) -> None
     class Flat(FakeCrew):
         def batch(self, step: int, version: int, sample: int) -> Batch:
             dropped = group(version, lengths=())
-            return Batch(step=step, groups=(group(version, sample, has_credit=step != 1), dropped), seconds=0.0)
+            return Batch(step=step, groups=(group(version, sample, has_credit=step != 2), dropped), seconds=0.0)
 
     with caplog.at_level(logging.WARNING):
         run(Flat(), 3)
-    assert caplog.messages == ["step 1: no token of any response has an advantage; the step teaches nothing"]
+    assert caplog.messages == ["step 2: no token of any response has an advantage; it teaches nothing"]

@@ -19,7 +19,7 @@ from capo_ray.view.records import Response
 def shown(run_dir: Path, problem: str, index: int) -> Response:
     made = Index(write_run(run_dir, steps=1))
     made.refresh()
-    entry = made.find(0, f"{problem}@0", index)
+    entry = made.find(1, f"{problem}@0", index)
     assert entry
     return made.source.response(entry)
 

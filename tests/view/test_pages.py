@@ -38,7 +38,7 @@ def page(base: str) -> Iterator[browser.Page]:
 
 def test_a_broken_file_is_said_above_every_page(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run")
-    (run_dir / "responses" / "000001-0.parquet").write_text("not this")
+    (run_dir / "responses" / "000002-0.parquet").write_text("not this")
     (run_dir / "config.yaml").write_text("[")
     with serving(run_dir) as address, browser.page() as page:
         for path, shown in (("/", "Reward per token"), ("/responses", "6 of 6 responses"), ("/flagged", "written")):
@@ -57,7 +57,7 @@ def test_the_curves(page: browser.Page, base: str) -> None:
 
 
 def test_every_token_has_its_credit(page: browser.Page, base: str) -> None:
-    page.open(f"{base}/response?step=0&prompt=two@0&index=1")
+    page.open(f"{base}/response?step=1&prompt=two@0&index=1")
     page.wait_for("Critique 2")
     blame = "getComputedStyle(document.querySelector('.step.flagged .tok i')).backgroundColor"
     credit = "getComputedStyle(document.querySelector('.step:not(.flagged):not(.head) .tok i')).backgroundColor"
@@ -70,7 +70,7 @@ def test_every_token_has_its_credit(page: browser.Page, base: str) -> None:
 
 
 def test_a_flag_leads_to_its_critique(page: browser.Page, base: str) -> None:
-    page.open(f"{base}/response?step=0&prompt=two@0&index=1")
+    page.open(f"{base}/response?step=1&prompt=two@0&index=1")
     page.wait_for("Critique 2")
     assert not page.run("document.querySelector('#critique-0').checkVisibility()")
     page.click(".step.flagged a", "✗")
@@ -86,7 +86,7 @@ def test_filters_narrow_and_stand_in_the_address(page: browser.Page, base: str) 
     page.wait("location.search == '?verdict=unjudged'")
     page.open(f"{base}/responses?answer=wrong&text=so+4&credit=reward")
     page.wait_for("2 of 12 responses")
-    for shown in ("training step 1\ntwo@1 / 2", "reward per token"):  # the list comes after the line that counts it
+    for shown in ("training step 2\ntwo@1 / 2", "reward per token"):  # the list comes after the line that counts it
         page.wait_for(shown)
     page.click("a.resp", "two@1")
     page.wait_for("The answer is wrong: 5")
@@ -108,7 +108,7 @@ def test_the_rest(page: browser.Page, base: str) -> None:
 
 
 def test_what_a_model_wrote_runs_nothing(page: browser.Page, base: str) -> None:
-    for path in ("/responses", "/response?step=0&prompt=evil@0&index=1", "/problem?id=evil", "/flagged"):
+    for path in ("/responses", "/response?step=1&prompt=evil@0&index=1", "/problem?id=evil", "/flagged"):
         page.open(base + path)
         page.wait_for(EVIL[:12])
         sleep(0.3)
@@ -118,7 +118,7 @@ def test_what_a_model_wrote_runs_nothing(page: browser.Page, base: str) -> None:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize(
-    "path", ["/", "/responses", "/response?step=0&prompt=two@0&index=1", "/problem?id=two", "/flagged"]
+    "path", ["/", "/responses", "/response?step=1&prompt=two@0&index=1", "/problem?id=two", "/flagged"]
 )
 def test_narrow_and_wide_light_and_dark(page: browser.Page, base: str, path: str, width: int, dark: bool) -> None:
     """Nothing sticks out of a telephone; dark is what the system says, and letters can be told from what is behind."""
@@ -144,7 +144,7 @@ def test_a_live_run_renews_the_page_and_leaves_the_reader_where_he_is(tmp_path: 
         page.open(f"{base}/responses?answer=correct")
         page.wait_for("3 of 6 responses")
         page.wait("(window.scrollTo(0, 180), window.scrollY) == 180")  # once the list is there
-        write_step(run, 1)
+        write_step(run, 2)
         page.wait_for("12 responses")
         page.wait_for("There is more: show it")
         assert page.run("window.scrollY") == 180 and "3 of 6 responses" in page.text()

@@ -52,13 +52,13 @@ def test_credit_is_what_training_gave(tmp_path: Path) -> None:
     ((scheme, groups), _) = read(tmp_path)
     score = score_group(groups[0].members, scheme.scheme)
     for at in range(4):
-        entry = index.find(0, "two@0", at)
+        entry = index.find(1, "two@0", at)
         assert entry
         response = index.source.response(entry)
         assert (response.rewards, response.advantages) == (score.members[at].token_rewards, score.advantages[at])
         assert (response.question, response.gold, response.solution) == ("What is two?", "4", "Add the two: 4.")
         assert response.char_ends == groups[0].members[at].rollout.char_ends and response.vote == "majority"
-    assert index.find(0, "two@0", 9) is None
+    assert index.find(1, "two@0", 9) is None
 
 
 def test_credit_over_a_batch_is_standardised_over_the_whole_step(tmp_path: Path) -> None:
@@ -90,19 +90,19 @@ def test_the_newest_is_read_first_and_nothing_twice(tmp_path: Path, monkeypatch:
     entries = type(index.source).entries
     monkeypatch.setattr(type(index.source), "entries", lambda self, name: seen.append(name) or entries(self, name))
     assert index.refresh(seconds=0) and (index.num_read, index.num_files) == (1, 3)
-    assert {entry.step for entry in index.entries} == {2}
+    assert {entry.step for entry in index.entries} == {3}
     while index.refresh(seconds=0):
         pass
-    assert seen == ["000002-0.parquet", "000001-0.parquet", "000000-0.parquet"]
+    assert seen == ["000003-0.parquet", "000002-0.parquet", "000001-0.parquet"]
     assert [entry.step for entry in index.entries] == sorted((entry.step for entry in index.entries), reverse=True)
-    write_step(tmp_path, 3)
-    assert index.refresh() and seen[3:] == ["000003-0.parquet"] and not index.refresh()
+    write_step(tmp_path, 4)
+    assert index.refresh() and seen[3:] == ["000004-0.parquet"] and not index.refresh()
 
 
 def test_a_run_that_goes_back_is_followed(tmp_path: Path) -> None:
     index = index_of(write_run(tmp_path))
-    (tmp_path / "responses" / "000001-0.parquet").unlink()
-    assert index.refresh() and {entry.step for entry in index.entries} == {0}
+    (tmp_path / "responses" / "000002-0.parquet").unlink()
+    assert index.refresh() and {entry.step for entry in index.entries} == {1}
 
 
 def test_a_run_without_a_ledger_shows_its_samples(tmp_path: Path) -> None:
@@ -125,23 +125,23 @@ def test_a_run_without_a_ledger_shows_its_samples(tmp_path: Path) -> None:
     index = Index(tmp_path)
     assert not index.refresh() and index.entries == []
     for number, piece in enumerate(("so\n\n", "or")):
-        asyncio.run(aggregator.score(made, response(piece, "4", index=number, prompt_id=made.id), 0, 0))
-    aggregator.close(made, 0, num_samples=2)
-    aggregator.write_samples(0)
+        asyncio.run(aggregator.score(made, response(piece, "4", index=number, prompt_id=made.id), 0, 1))
+    aggregator.close(made, 1, num_samples=2)
+    aggregator.write_samples(1)
     assert index.refresh() and isinstance(index.source, Samples)
     entry = index.entries[0]
     shown = index.source.response(entry)
     assert (shown.text, shown.char_ends, shown.solution) == ("so\n\n4", (4, 5, 5), "Add the two: 4.")
     assert shown.chars == ((0, 4), (4, 5)) and shown.critiques == () and shown.rewards == (2, 2, 2)
-    assert index.source.found("000000-0.jsonl", "WHAT is") == {0, 1}
-    assert index.source.found("000000-0.jsonl", "or") == {1}
+    assert index.source.found("000001-0.jsonl", "WHAT is") == {0, 1}
+    assert index.source.found("000001-0.jsonl", "or") == {1}
 
 
 def test_texts_are_searched_whatever_their_case(tmp_path: Path) -> None:
     source = index_of(write_run(tmp_path)).source
-    assert source.found("000000-0.parquet", "IS 5") == {1, 2}
-    assert source.found("000000-0.parquet", "is evil") == {4, 5}
-    assert source.found("000000-0.parquet", ".*") == set()
+    assert source.found("000001-0.parquet", "IS 5") == {1, 2}
+    assert source.found("000001-0.parquet", "is evil") == {4, 5}
+    assert source.found("000001-0.parquet", ".*") == set()
 
 
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
@@ -155,31 +155,31 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
 
 def test_a_broken_file_hides_itself_alone_until_it_is_whole(tmp_path: Path) -> None:
     write_run(tmp_path)
-    path = tmp_path / "responses" / "000001-0.parquet"
+    path = tmp_path / "responses" / "000002-0.parquet"
     whole = path.read_bytes()
     path.write_text("not this")
     viewer = Viewer(tmp_path)
     assert viewer.look(60) and not viewer.look(60)
-    assert {entry.step for entry in viewer.index.entries} == {0}
+    assert {entry.step for entry in viewer.index.entries} == {1}
     assert viewer.problem.startswith(f"1 of 2 files are not shown: {path} cannot be read: ")
     path.write_bytes(whole)
     assert viewer.look(60)
-    assert {entry.step for entry in viewer.index.entries} == {0, 1} and not viewer.problem
+    assert {entry.step for entry in viewer.index.entries} == {1, 2} and not viewer.problem
 
 
 def test_a_file_that_breaks_later_is_hidden_when_it_is_opened(tmp_path: Path) -> None:
     viewer = Viewer(write_run(tmp_path))
     viewer.look(60)
     entries = list(viewer.index.entries)
-    (tmp_path / "critiques" / "000001-0.parquet").write_text("not this")
-    assert [response.entry.step for response in viewer.responses(entries)] == [0] * 6
-    assert {entry.step for entry in viewer.index.entries} == {0} and "1 of 2 files are not shown" in viewer.problem
+    (tmp_path / "critiques" / "000002-0.parquet").write_text("not this")
+    assert [response.entry.step for response in viewer.responses(entries)] == [1] * 6
+    assert {entry.step for entry in viewer.index.entries} == {1} and "1 of 2 files are not shown" in viewer.problem
 
 
 def test_code_that_the_run_names_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    write_step(run_dir, 0, Scheme(vote="evil_viewed:vote"))
+    write_step(run_dir, 1, Scheme(vote="evil_viewed:vote"))
     (tmp_path / "evil_viewed.py").write_text("open('ran', 'w').close()\ndef vote(count, valid):\n    return 1.0\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -201,7 +201,7 @@ def test_a_broken_line_of_the_metrics_is_left_out(tmp_path: Path, line: bytes) -
     path.write_bytes(first + line + b"\n" + second)
     viewer = Viewer(tmp_path)
     viewer.look(60)
-    assert [line["step"] for line in viewer.metrics.lines] == [0, 1] and len(viewer.index.entries) == 12
+    assert [line["step"] for line in viewer.metrics.lines] == [1, 2] and len(viewer.index.entries) == 12
     assert viewer.problem.startswith(f"line 2 of {path} (1 of 2 lines) is no step's numbers: ")
     assert viewer.status().startswith("training step 2 of 3")
 
@@ -219,14 +219,23 @@ def test_a_broken_configuration_is_said(tmp_path: Path, text: bytes) -> None:
 def test_a_file_without_a_column_is_named(tmp_path: Path) -> None:
     """As from an older version."""
     write_run(tmp_path)
-    path = tmp_path / "responses" / "000001-0.parquet"
+    path = tmp_path / "responses" / "000002-0.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["steps_right"]), path)
     index = Index(tmp_path)
     index.refresh(60)
-    assert str(index.broken["000001-0.parquet"]).startswith(f"{path} cannot be read: it has no steps_right")
+    assert str(index.broken["000002-0.parquet"]).startswith(f"{path} cannot be read: it has no steps_right")
 
 
 def test_the_schemes_of_tests_and_ledger_agree(tmp_path: Path) -> None:
     write_run(tmp_path)
     assert next(read(tmp_path))[0].scheme == SCHEME
-    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["step"] == 0
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
+
+
+def test_a_run_whose_steps_count_from_0_is_told(tmp_path: Path) -> None:
+    """As an older version wrote it."""
+    path = write_run(tmp_path) / "metrics.jsonl"
+    path.write_text('{"step": 0, "evaluation/x": 1}\n{"step": 0, "time": 1, "x": 1}\n')
+    viewer = Viewer(tmp_path)
+    viewer.look(60)
+    assert viewer.problem == "an older version wrote this run: its training steps count from 0"
