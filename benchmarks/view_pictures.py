@@ -40,7 +40,7 @@ def main() -> None:
     pages = {
         "curves": ("/", "Tokens per second"),
         "responses": ("/responses", "page 1 of"),
-        "response": (f"/response?{one}", "Tokens by step"),
+        "response": (f"/response?{one}", "Tokens by reasoning step"),
         "problem": (f"/problem?{urlencode({'id': entry.problem})}", "was sampled"),
         "flagged": ("/flagged", "flagged by the vote"),
     }

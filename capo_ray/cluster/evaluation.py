@@ -22,13 +22,15 @@ Generate = Callable[[Prompt, Mapping[int, int], Callable[[Any], Awaitable[int]]]
 async def measured(
     problems: Sequence[Prompt], shard_of: Callable[[Prompt], Any], generate: Generate, *, seed: int, responses: int
 ) -> Metrics:
-    """Of as many `responses` to each problem, which the aggregator `shard_of` it verifies. `seed` is the run's."""
+    """Of as many `responses` to each problem, which the aggregator `shard_of` it verifies. `seed` is the run's. No
+    critic judges them, so there is no reward: it would be another one than what training calls so."""
     start = monotonic()
     async with asyncio.TaskGroup() as tasks:
         asked = [tasks.create_task(_counted(one, shard_of(one), generate, seed, responses)) for one in problems]
     counted = [one.result() for one in asked]
     tallies = [tally for problem in counted for tally in problem]
-    metrics = rates(add(tallies)) | over_problems(counted, seed)
+    measures = {name: value for name, value in rates(add(tallies)).items() if not name.startswith("reward/")}
+    metrics = measures | over_problems(counted, seed)
     return metrics | {"responses": float(len(tallies)), "seconds": monotonic() - start}
 
 

@@ -31,7 +31,7 @@ CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("KL per token", (("to the old policy", "trainer/kl_old"), ("to the reference", "trainer/kl_reference"))),
     ("Gradient norm", (("before clipping", "trainer/grad_norm"),)),
     ("Clipped tokens", (("share", "trainer/clip_fraction"),)),
-    ("Learning rate", (("at the last optimizer step", "trainer/learning_rate"),)),
+    ("Learning rate", (("at its last optimizer step", "trainer/learning_rate"),)),
     (
         "Critic against the truth",
         (
@@ -134,7 +134,9 @@ class Metrics:
         except (ValueError, RecursionError) as error:
             self._num_bad += 1
             first = self.problem.partition(" (")[0] or f"line {self._num_read} of {self._file}"
-            self.problem = f"{first} ({self._num_bad} of {self._num_read} lines) is no step's numbers: {error}"[:300]
+            self.problem = (
+                f"{first} ({self._num_bad} of {self._num_read} lines) is no training step's numbers: {error}"[:300]
+            )
 
     @property
     def last(self) -> JsonDict:

@@ -58,9 +58,9 @@ def facts(entry: Entry) -> str:
     ]
     verdict = verdict_of(entry)
     if verdict == "flagged":
-        made.append(_badge(f"flagged: step {', '.join(map(str, entry.flagged))}", "bad"))
+        made.append(_badge(f"flagged: reasoning step {', '.join(map(str, entry.flagged))}", "bad"))
     elif verdict == "clean":
-        made.append(_badge("no step flagged", "ok"))
+        made.append(_badge("no reasoning step flagged", "ok"))
     else:
         made.append(_badge("unjudged"))
     if entry.disagree:
@@ -72,9 +72,11 @@ def facts(entry: Entry) -> str:
     if entry.steps_right is not None:
         right = sum(entry.steps_right)
         kind = "ok" if right == len(entry.steps_right) else "bad"
-        made.append(f'<span class="{kind}">truth: {right} of {len(entry.steps_right)} steps right</span>')
-    policy = f", policy {entry.version}" if entry.version >= 0 else ""
-    made.append(f'<span class="faint">{entry.num_tokens} tokens, {entry.num_steps} steps{policy}</span>')
+        made.append(f'<span class="{kind}">truth: {right} of {len(entry.steps_right)} reasoning steps right</span>')
+    made.append(f'<span class="faint">{entry.num_tokens} tokens, {entry.num_steps} reasoning steps</span>')
+    if entry.version >= 0:
+        title = "how many training steps made the policy that sampled it"
+        made.append(f'<span class="faint" title="{title}">policy version {entry.version}</span>')
     return "".join(made)
 
 
@@ -141,8 +143,8 @@ def _outcome_of_vote(entry: Entry) -> str:
     if not entry.judged:
         return "unjudged."
     if not entry.flagged:
-        return '<span class="ok">no step is wrong.</span>'
-    return f'<span class="bad">step {", ".join(map(str, entry.flagged))} wrong.</span>'
+        return '<span class="ok">no reasoning step is wrong.</span>'
+    return f'<span class="bad">reasoning step {", ".join(map(str, entry.flagged))} wrong.</span>'
 
 
 def _plain(text: str) -> str:
@@ -181,9 +183,9 @@ def _head(response: Response) -> str:
     )
     truth = '<span class="wide">truth</span>' if response.entry.steps_right is not None else ""
     vote = '<span class="wide">vote</span>' if response.critiques else ""
-    label = "Tokens by step; critique " if response.critiques else "Tokens by step"
+    label = "Tokens by reasoning step; critique " if response.critiques else "Tokens by reasoning step"
     side = f'<div class="flags"{_width(response)}>{cells}{vote}{truth}</div>' if cells or truth else ""
-    return f'<div class="step head"><div>step</div><div>{label}{"→" if response.critiques else ""}</div>{side}</div>'
+    return f'<div class="step head"><div>no.</div><div>{label}{"→" if response.critiques else ""}</div>{side}</div>'
 
 
 def _width(response: Response) -> str:
@@ -217,7 +219,9 @@ def _cell(number: int, critique: Critique, step: int) -> str:
 def _says(critique: Critique) -> str:
     if critique.outcome != "ok":
         return critique.outcome.replace("_", " ")
-    return f"flags step {', '.join(map(str, critique.wrong_steps))}" if critique.wrong_steps else "flags nothing"
+    return (
+        f"flags reasoning step {', '.join(map(str, critique.wrong_steps))}" if critique.wrong_steps else "flags nothing"
+    )
 
 
 def critiques(response: Response) -> str:
@@ -249,7 +253,7 @@ def flagged_table(found: Sequence[Written]) -> str:
         )
     head = (
         '<tr><th class="n">flagged by the vote</th><th class="n">by critiques</th><th class="n">written</th>'
-        '<th class="n">share</th><th class="n">wrong in truth</th><th>step</th></tr>'
+        '<th class="n">share</th><th class="n">wrong in truth</th><th>reasoning step</th></tr>'
     )
     return f'<div class="scroll"><table class="plainly">{head}{"".join(rows)}</table></div>'
 
@@ -274,7 +278,15 @@ def draws_table(drawn: Sequence[Draw]) -> str:
         )
     head = "".join(
         f'<th class="n">{name}</th>'
-        for name in ("policy", "step", "responses", "right", "flagged", "critiques differ", "mean tokens")
+        for name in (
+            "policy version",
+            "training step",
+            "responses",
+            "right",
+            "flagged",
+            "critiques differ",
+            "mean tokens",
+        )
     )
     return f'<div class="scroll"><table class="plainly"><tr>{head}<th>open</th></tr>{"".join(rows)}</table></div>'
 

@@ -86,9 +86,10 @@ def when_changed(viewer: Viewer, act: Callable[[], object]) -> None:
 
 def curves_page(viewer: Viewer) -> None:
     drawn: dict[str, ui.echart] = {}
-    ui.label("Lines are training steps, diamonds are evaluations on held-out problems.").classes("text-xs faint")
+    said = "By training step. Lines: what it trained on. Diamonds: the policy after it on held-out problems."
+    ui.label(said).classes("text-xs faint")
     grid = ui.element("div").classes("w-full grid grid-cols-1 md:grid-cols-2 xl:grid-cols-3 gap-3")
-    waiting = html('<div class="faint">No step is finished yet. This page fills by itself.</div>')
+    waiting = html('<div class="faint">No training step is finished yet. This page fills by itself.</div>')
 
     def show(title: str, options: dict) -> None:
         if title not in drawn:
@@ -164,7 +165,7 @@ async def list_page(viewer: Viewer, query: dict[str, str]) -> None:
             ui.label(said).classes("bad")
         shown = await loaded(viewer, found[(page - 1) * PAGE : page * PAGE])
         limit = markup.limit_of(shown, credit[0])
-        html(legend(limit, f"{credit[0]} per token; a bar is the border of a step"))
+        html(legend(limit, f"{credit[0]} per token; a bar is the border of a reasoning step"))
         html("".join(f'<div style="margin-bottom:8px">{markup.list_row(r, credit[0], limit)}</div>' for r in shown))
         if not found:
             html('<div class="faint">No response is like that. Widen a filter.</div>')
@@ -189,17 +190,17 @@ async def response_page(viewer: Viewer, query: dict[str, str]) -> None:
     if entry is None:
         missing = viewer.index.num_files - viewer.index.num_read
         ui.label(
-            f"There is no response {key[2]} to {key[1]!r} in step {key[0]}"
+            f"There is no response {key[2]} to {key[1]!r} in training step {key[0]}"
             + (f" in what has been read; {missing} files are to be read: try again." if missing else " of this run.")
         )
         return
     if not (read := await loaded(viewer, [entry])):
-        ui.label(f"Response {key[2]} to {key[1]!r} in step {key[0]} cannot be read.")
+        ui.label(f"Response {key[2]} to {key[1]!r} in training step {key[0]} cannot be read.")
         return
     (response,) = read
     group = [other for other in viewer.index.of_file(entry.file) if other.prompt_id == entry.prompt_id]
     with ui.row().classes("w-full items-center gap-2"):
-        ui.label(f"step {entry.step}").classes("font-bold")
+        ui.label(f"training step {entry.step}").classes("font-bold")
         ui.label(f"{entry.prompt_id} / {entry.index}")
     html(f'<div class="resp" style="border:0;padding:0"><div class="facts">{markup.facts(entry)}</div></div>')
     with ui.row().classes("w-full items-center gap-x-4 gap-y-1 text-sm"):
@@ -233,7 +234,8 @@ async def problem_page(viewer: Viewer, query: dict[str, str]) -> None:
     said = "by one policy version: there is nothing to compare yet" if len(versions) == 1 else "oldest first"
     ui.label(f"{problem} was sampled {len(found)} time{'s' if len(found) > 1 else ''}, {said}.").classes("text-sm")
     html(markup.draws_table(found))
-    choices = {n: f"policy {entry.version}, step {entry.step}, response {entry.index}" for n, entry in _flat(found)}
+    ui.label("A policy version is the number of training steps that made it.").classes("text-xs faint")
+    choices = {n: f"training step {entry.step}, response {entry.index}" for n, entry in _flat(found)}
     entries = dict(_flat(found))
     chosen = [0, len(entries) - len(found[-1].entries) if len(found) > 1 else min(1, len(entries) - 1)]
 
@@ -266,8 +268,12 @@ def _flat(found: list[Draw]) -> list[tuple[int, Entry]]:
 async def flagged_page(viewer: Viewer) -> None:
     """The steps most often flagged; counted again on reload."""
     found = await viewer.most_flagged()
-    ui.label("Steps with the same text, those that the vote flags most often first.").classes("text-sm")
-    html(markup.flagged_table(found) if found else '<div class="faint">No critique has flagged a step yet.</div>')
+    ui.label("Reasoning steps with the same text, those that the vote flags most often first.").classes("text-sm")
+    html(
+        markup.flagged_table(found)
+        if found
+        else '<div class="faint">No critique has flagged a reasoning step yet.</div>'
+    )
 
 
 def add_pages(viewer: Viewer, *, dark: bool | None) -> None:

@@ -144,7 +144,7 @@ class Viewer:
         """One line on how far the run is."""
         last, total = self.metrics.last, self.config().get("steps")
         if not last:
-            return "waiting for the first step"
+            return "waiting for the first training step"
         done = f"training step {last['step']}"
         if type(total) is int and total > 0:
             done += f" of {total}"

@@ -104,7 +104,7 @@ def test_the_rest(page: browser.Page, base: str) -> None:
     page.click("table a", "is 5")
     page.wait_for("2 of 12 responses")
     page.open(f"{base}/response?step=9&prompt=two@0&index=1")
-    page.wait_for("There is no response 1 to 'two@0' in step 9 of this run.")
+    page.wait_for("There is no response 1 to 'two@0' in training step 9 of this run.")
 
 
 def test_what_a_model_wrote_runs_nothing(page: browser.Page, base: str) -> None:

@@ -202,7 +202,7 @@ def test_a_broken_line_of_the_metrics_is_left_out(tmp_path: Path, line: bytes) -
     viewer = Viewer(tmp_path)
     viewer.look(60)
     assert [line["step"] for line in viewer.metrics.lines] == [1, 2] and len(viewer.index.entries) == 12
-    assert viewer.problem.startswith(f"line 2 of {path} (1 of 2 lines) is no step's numbers: ")
+    assert viewer.problem.startswith(f"line 2 of {path} (1 of 2 lines) is no training step's numbers: ")
     assert viewer.status().startswith("training step 2 of 3")
 
 
