@@ -3,6 +3,8 @@
 # make test        the checks and every test but long ones; make test-fast: those that start no engine
 # make test-long   long real runs: pages' commands, a pretrained model, faults
 # make gpu-check   the first ten minutes on a GPU: does it work there, and how fast (docs/gpu.md)
+# make test-faults a run to which one fault after another is done: half an hour
+# make soak        the same for an hour, adding up in runs/soak (docs/reliability.md)
 # make lint        ruff and mypy
 # make learn-check the whole tiny_cpu run with three seeds: does it learn?
 # make lab-quick   two arms, two seeds, the laboratory's report: under 10 minutes
@@ -18,7 +20,7 @@ export CAPO_TEST_DATA ?= $(abspath ../shared/data)
 PARALLEL := -n 2 --dist loadfile
 test test-fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-fast test-long gpu-check lint setup setup-gpu learn-check lab-quick tiny-models
+.PHONY: help demo test test-fast test-long test-faults soak gpu-check lint setup setup-gpu learn-check lab-quick tiny-models
 
 help:
 	@sed -n 's/^# //p; /^$$/q' Makefile
@@ -34,7 +36,13 @@ test-fast: setup
 	$(PY) -m pytest -q $(PARALLEL) -m "not engine and not ray and not e2e and not slow and not long" $(ARGS)
 
 test-long: setup
-	$(PY) -m pytest -q -m long --strict-skips --durations 0 $(ARGS)
+	$(PY) -m pytest -q -m "long and not faults" --strict-skips --durations 0 $(ARGS)
+
+test-faults: setup
+	$(PY) -m pytest -q -m faults --strict-skips $(ARGS)
+
+soak: setup
+	$(PY) -m capo_ray.faults out=runs/soak $(ARGS)
 
 # A trial with device=cpu is for machines that hold the stack for CPU.
 gpu-check: $(if $(findstring device=cpu,$(ARGS)),setup,setup-gpu)

@@ -12,6 +12,7 @@ from capo_ray.data import __main__ as data
 from capo_ray.doctor import __main__ as doctor
 from capo_ray.evaluate import settings
 from capo_ray.evaluate.suites import find_suite
+from capo_ray.faults import __main__ as faults
 from capo_ray.gpu_check import __main__ as gpu_check
 from capo_ray.lab import __main__ as lab
 from capo_ray.lab.design import load
@@ -52,6 +53,7 @@ CHECKS: dict[str, Callable[[Arguments], object]] = {
     "critic_bench": _critic_bench,
     "data": _data,
     "doctor": doctor.asked,
+    "faults": lambda arguments: faults.chosen(faults.asked(arguments).kinds),
     "gpu_check": gpu_check.options_of,
     "lab": _lab,
     "credit": lambda arguments: read(credit.SETTINGS, arguments),

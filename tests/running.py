@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from capo_ray.faults.processes import find
+
 QUICK = (
     "+experiment=tiny_cpu",
     "prompts_per_step=4",
@@ -129,15 +131,8 @@ class Running:
             self.read_until("step ")
 
     def find(self, *names: str) -> list[psutil.Process]:
-        """The first process below the program with the first of these in its name, the first below that with the
-        second, and so on; empty where there is none."""
-        found = [psutil.Process(self.process.pid)]
-        for name in names:
-            below = found[-1].children(recursive=True)
-            if (child := next((child for child in below if name in name_of(child)), None)) is None:
-                return []
-            found.append(child)
-        return found[1:]
+        """See faults.processes."""
+        return find(self.process.pid, *names)
 
     def reachable(self) -> set[str]:
         """Ports that other machines can reach, by the process that listens."""
@@ -198,13 +193,6 @@ class Running:
 
 def run(run_dir: Path, *overrides: str) -> Ran:
     return Running(run_dir, *overrides).end()
-
-
-def name_of(process: psutil.Process) -> str:
-    try:
-        return process.name()
-    except psutil.NoSuchProcess:
-        return ""
 
 
 def left_behind(mark: str) -> list[str]:

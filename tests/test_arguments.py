@@ -22,6 +22,7 @@ from capo_ray.critic_bench import __main__ as critic_bench
 from capo_ray.data import __main__ as data
 from capo_ray.doctor import __main__ as doctor
 from capo_ray.evaluate import __main__ as evaluate
+from capo_ray.faults import __main__ as faults
 from capo_ray.gpu_check import __main__ as gpu_check
 from capo_ray.lab import __main__ as lab
 from capo_ray.models.find import ASSETS
@@ -41,6 +42,7 @@ PROGRAMS: dict[str, tuple[ModuleType, list[str], str]] = {
     "doctor": (doctor, [], "out"),
     "evaluate": (evaluate, ["model=m", "suite=math"], "runs"),
     "export": (export, ["run"], "step"),
+    "faults": (faults, ["out=o", "report=only"], "minutes"),
     "gpu_check": (gpu_check, ["device=cpu"], "minutes"),
     "grade": (grade, [], "timeout"),
     "lab": (lab, ["run=quick", "report=only"], "arms"),

@@ -1,0 +1,110 @@
+"""What is kept of faults that were tried, so that figures of many runs add up and the next one goes on from there.
+
+    OUT/faults.jsonl   a line per fault
+    OUT/runs.jsonl     a line per run that has ended: what `check` found of it
+    OUT/memory.jsonl   what memory each process had for itself, and when
+    OUT/NUMBER/        the run's metrics.jsonl, config.yaml and what it said; where a promise was broken, files/
+
+Leaves out what is made of it (table).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from time import time
+from typing import Any
+
+from capo_ray.faults.check import Checked
+from capo_ray.faults.plan import Fault
+from capo_ray.faults.processes import own_memory
+from capo_ray.faults.strike import Tried
+from capo_ray.faults.subject import Subject, newest
+from capo_ray.files.lines import appending, cut_to_whole_lines
+from capo_ray.types import JsonDict
+
+FAULTS, RUNS, MEMORY = "faults.jsonl", "runs.jsonl", "memory.jsonl"
+MOST_SAID, MOST_LETTERS = 12, 300
+KEPT = ("metrics.jsonl", "config.yaml", "error.log")
+LOOK_S = 10.0
+
+
+class Record:
+    """Of one folder. Not for several programs at a time."""
+
+    def __init__(self, out: Path) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.out = out
+        for name in (FAULTS, RUNS, MEMORY):
+            cut_to_whole_lines(out / name)
+        self.run = 1 + max([line["run"] for name in (FAULTS, RUNS) for line in read(out / name)], default=-1)
+        """The number of the next run."""
+
+    @property
+    def folder(self) -> Path:
+        return self.out / f"{self.run:04d}"
+
+    def turn(self, *, disturbed: bool) -> int:
+        """How many runs there are to which faults were done, or of the others."""
+        hit = {line["run"] for line in read(self.out / FAULTS)}
+        runs = hit | {line["run"] for line in read(self.out / RUNS)}
+        return len(hit if disturbed else runs - hit)
+
+    @property
+    def tried(self) -> int:
+        """How many faults of the sequence."""
+        return 1 + max((line["number"] for line in read(self.out / FAULTS)), default=-1)
+
+    def fault(self, fault: Fault, tried: Tried) -> None:
+        said = [line[:MOST_LETTERS] for line in tried.said[:MOST_SAID]]
+        line = {"run": self.run, "number": fault.number, "kind": fault.kind.name, "time": time()}
+        self._append(FAULTS, line | asdict(tried) | {"said": said})
+
+    def ended(self, checked: Checked, *, seed: int, failures: list[str], seconds: float) -> None:
+        line = {"run": self.run, "seed": seed, "seconds": seconds, "failures": failures, "time": time()}
+        self._append(RUNS, line | asdict(checked))
+
+    def keep(self, run_dir: Path, lines: list[str], *, whole: bool) -> None:
+        """Of a run's files, and of what it said."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "output.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        if whole:
+            ignored = shutil.ignore_patterns("checkpoints", ".filler", "policy")
+            shutil.copytree(run_dir, self.folder / "files", symlinks=True, dirs_exist_ok=True, ignore=ignored)
+        for name in KEPT:
+            if (run_dir / name).is_file():
+                shutil.copy(run_dir / name, self.folder / name)
+
+    @contextmanager
+    def watching_memory(self, subject: Callable[[], Subject | None]) -> Iterator[None]:
+        """Of whichever run `subject` returns, as long as this lasts."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(LOOK_S):
+                if (now := subject()) is not None and (last := newest(now.run_dir)):
+                    for (part, pid), mib in own_memory(now.pid).items():
+                        at = {"run": self.run, "step": last["step"], "part": part, "pid": pid, "mib": round(mib, 2)}
+                        self._append(MEMORY, at)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
+    def _append(self, name: str, line: JsonDict) -> None:
+        with appending(self.out / name) as append:
+            append(json.dumps(line) + "\n")
+
+
+def read(path: Path) -> list[Any]:
+    """The lines of one of its files; none where there is no such file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

@@ -1,0 +1,134 @@
+"""What a folder of faults says, as a page: promises and what was seen, samples, memory, and the numbers of the runs.
+
+Pure but for reading the folder. Leaves out trying anything.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean, median
+
+from capo_ray.faults.kinds import KINDS
+from capo_ray.faults.record import FAULTS, MEMORY, RUNS, read
+from capo_ray.records.tracking import is_evaluation
+from capo_ray.types import JsonDict
+
+WARM_STEPS, LEAST_STEPS = 30, 40
+"""Steps of a process that are left out of its slope, and how many there must be besides."""
+COMPARED = ("reward/mean_token_reward", "outcome/accuracy", "response/mean_tokens", "trainer/loss")
+CURVE = "truth/right_answer_and_process"
+
+
+def page(out: Path) -> str:
+    faults, runs = read(out / FAULTS), read(out / RUNS)
+    parts = (_faults(faults), _runs(runs), _numbers(out), _memory(read(out / MEMORY)))
+    return "\n".join(line for part in parts for line in (*part, "")).rstrip() + "\n"
+
+
+def _faults(faults: Sequence[JsonDict]) -> Iterator[str]:
+    by_kind: dict[str, list[JsonDict]] = defaultdict(list)
+    for line in faults:
+        by_kind[line["kind"]].append(line)
+    failed = sum(bool(line["failures"]) for line in faults)
+    yield f"{len(faults)} faults of {len(by_kind)} kinds; a promise was broken {failed} times."
+    yield ""
+    yield "| fault | promised | tried | broken | noticed, s: median, most | two steps on, s: median, most |"
+    yield "|---|---|---|---|---|---|"
+    for kind in KINDS.values():
+        if lines := by_kind.get(kind.name):
+            broken = sum(bool(line["failures"]) for line in lines)
+            seen = " | ".join(_seconds([line[name] for line in lines]) for name in ("noticed_s", "recovered_s"))
+            yield f"| {kind.name} | {kind.promise} | {len(lines)} | {broken} | {seen} |"
+
+
+def _seconds(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{median(known):.0f}, {max(known):.0f}" if known else "-"
+
+
+def _runs(runs: Sequence[JsonDict]) -> Iterator[str]:
+    if not runs:
+        return
+    steps, responses, tokens = (sum(run[name] for run in runs) for name in ("steps", "responses", "trained_tokens"))
+    broken = sum(len(run["findings"]) for run in runs)
+    hours = sum(run["seconds"] for run in runs) / 3600
+    yield f"{len(runs)} runs, {hours:.1f} hours, {steps:,} steps. Of their {responses:,} responses, {tokens:,} tokens"
+    yield f"of which were trained on, {broken or 'none'} {'is' if broken == 1 else 'are'} found to be lost uncounted,"
+    gap = max(run["largest_gap"] for run in runs)
+    yield f"trained on twice, too old or from other weights; log-probabilities differ by {gap:.1e} at most."
+
+
+def same_numbers(out: Path) -> tuple[int, int]:
+    """Steps that an undisturbed run of the same seed made too, and those of them with other numbers: there are to be
+    none, whatever was done to a run."""
+    quiet, hit, curves = _curves(out)
+    pairs = [
+        (curves[calm["run"]][step], line)
+        for run in hit
+        for calm in quiet
+        if calm["seed"] == run["seed"]
+        for step, line in curves[run["run"]].items()
+        if step in curves[calm["run"]]
+    ]
+    return len(pairs), sum(not _alike(*pair) for pair in pairs)
+
+
+def _numbers(out: Path) -> Iterator[str]:
+    quiet, hit, curves = _curves(out)
+    if not quiet or not hit:
+        return
+    compared, other = same_numbers(out)
+    yield f"{compared:,} steps were made by an undisturbed run of the same seed too, {other or 'none'} with other"
+    yield f"numbers ({', '.join(COMPARED)})."
+    last = min(max(curve, default=0) for curve in curves.values())
+    for name, runs in (("undisturbed", quiet), ("disturbed", hit)):
+        means = [mean(line.get(CURVE, 0.0) for line in list(curves[run["run"]].values())[: last + 1]) for run in runs]
+        seen = f"{min(means):.3f} to {max(means):.3f}"
+        yield f"{CURVE}, mean of the first {last + 1} steps, of {len(means)} {name} runs: {seen}."
+
+
+def _curves(out: Path) -> tuple[list[JsonDict], list[JsonDict], dict[int, dict[int, JsonDict]]]:
+    """Runs that were left alone, those that were not, and by run and step the numbers of all."""
+    runs, disturbed = read(out / RUNS), {line["run"] for line in read(out / FAULTS)}
+    files = {run["run"]: read(out / f"{run['run']:04d}" / "metrics.jsonl") for run in runs}
+    curves = {run: {line["step"]: line for line in lines if not is_evaluation(line)} for run, lines in files.items()}
+    runs = [run for run in runs if curves[run["run"]]]
+    sorted_out: tuple[list[JsonDict], list[JsonDict]] = ([], [])
+    for run in runs:
+        sorted_out[run["run"] in disturbed].append(run)
+    return *sorted_out, curves
+
+
+def _alike(mine: JsonDict, theirs: JsonDict) -> bool:
+    pairs = [(mine.get(name), theirs.get(name)) for name in COMPARED]
+    return all(a == b or (a is not None and b is not None and abs(a - b) <= 1e-4 + 1e-4 * abs(b)) for a, b in pairs)
+
+
+def _memory(samples: Sequence[JsonDict]) -> Iterator[str]:
+    """Per process that lived long enough: the slope of a line through its samples, least squares."""
+    of: dict[tuple[str, int, int], list[tuple[float, float]]] = defaultdict(list)
+    for line in samples:
+        of[line["part"], line["run"], line["pid"]].append((line["step"], line["mib"]))
+    slopes: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    for (part, _, _), points in of.items():
+        warm = [point for point in points if point[0] >= points[0][0] + WARM_STEPS]
+        if len(warm) > 2 and (steps := warm[-1][0] - warm[0][0]) >= LEAST_STEPS:
+            slopes[part].append((slope(warm), steps, warm[-1][1]))
+    if slopes:
+        yield f"Memory of its own, of each process, over {LEAST_STEPS} steps at least after its first {WARM_STEPS}:"
+        yield ""
+        yield "| process | how many | MiB a step: median, most | steps, most | MiB at the end, most |"
+        yield "|---|---|---|---|---|"
+    for part, found in sorted(slopes.items()):
+        rates, steps_of, ends = zip(*found, strict=True)
+        yield (
+            f"| {part} | {len(found)} | {median(rates):.3f}, {max(rates):.3f} | {max(steps_of):.0f} | {max(ends):.0f} |"
+        )
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    across, along = mean(x for x, _ in points), mean(y for _, y in points)
+    spread = sum((x - across) ** 2 for x, _ in points)
+    return sum((x - across) * (y - along) for x, y in points) / spread if spread else 0.0
