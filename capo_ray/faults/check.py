@@ -97,7 +97,7 @@ def look(
     findings: list[str] = []
     steps = [line["step"] for line in lines]
     findings += [f"step {step} is written down {times} times" for step, times in Counter(steps).items() if times > 1]
-    missing = sorted(set(range(len(set(steps)))) - set(steps))
+    missing = sorted(set(range(1, max(steps, default=0) + 1)) - set(steps))
     findings += [f"step {step} is not written down, a later one is" for step in missing]
     findings += _twice([group for groups in by_step.values() for group in groups if not group.spare])
     responses = trained = 0
@@ -152,20 +152,20 @@ def _lost(line: JsonDict, groups: Sequence[RecordedGroup], rules: Rules) -> Iter
 
 
 def _stale(line: JsonDict, groups: Sequence[RecordedGroup], rules: Rules) -> Iterator[str]:
-    """Step s, from 0, is trained on by version s."""
-    oldest = line["step"]
+    """Step s, from 1, is trained on by version s - 1 and makes version s."""
+    oldest = version = line["step"] - 1
     for group in groups:
         for member in group.members:
             versions, name = member.rollout.versions, f"{group.prompt_id}/{member.rollout.index}"
             if len(set(versions)) > 1:
                 yield f"{name} was sampled while weights moved, by versions {versions}"
-            if max(versions) > line["step"]:
+            if max(versions) > version:
                 yield f"{name} was sampled by version {max(versions)}, which is not made yet"
-            if (age := line["step"] - min(versions)) > rules.max_staleness:
+            if (age := version - min(versions)) > rules.max_staleness:
                 yield f"{name} is {age} versions old, {rules.max_staleness} may be (algorithm.max_staleness)"
             oldest = oldest if group.spare else min(oldest, *versions)
-    if not _same(line, "staleness", line["step"] - oldest):
-        yield f"staleness {line.get('staleness')} is counted, {line['step'] - oldest} is recorded"
+    if not _same(line, "staleness", version - oldest):
+        yield f"staleness {line.get('staleness')} is counted, {version - oldest} is recorded"
 
 
 def _weights(line: JsonDict, trained: int, rules: Rules) -> Iterator[str]:

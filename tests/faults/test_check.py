@@ -50,10 +50,10 @@ class Made:
 
 def made() -> Made:
     run = Made()
-    for step in range(STEPS):
+    for step in range(1, STEPS + 1):
         names = [f"p@{step * PROMPTS + place}" for place in range(PROMPTS)]
-        answers: Sequence[Answer] = ("correct", "wrong", "unverifiable" if step == 1 else "wrong")
-        run.groups[step] = {n: [member(n, i, step, a) for i, a in enumerate(answers)] for n in names}
+        answers: Sequence[Answer] = ("correct", "wrong", "unverifiable" if step == 2 else "wrong")
+        run.groups[step] = {n: [member(n, i, step - 1, a) for i, a in enumerate(answers)] for n in names}
         everybody = [m for group in run.groups[step].values() for m in group]
         scored = [score_group(group, SCHEME) for group in run.groups[step].values()]
         trained = sum(len(row) for score in scored for row in score.advantages if row)
@@ -91,21 +91,21 @@ def test_a_run_that_keeps_its_promises(tmp_path: Path) -> None:
 
 
 def lose_a_response(run: Made) -> None:
-    del run.groups[2]["p@4"][1]
+    del run.groups[3]["p@6"][1]
 
 
 def lose_it_in_the_counts_too(run: Made) -> None:
-    gone = run.groups[2]["p@4"].pop(1)
+    gone = run.groups[3]["p@6"].pop(1)
     run.lines[2]["tokens/sampled"] -= len(gone.rollout.token_ids)
     run.lines[2]["trainer/tokens"] -= PASSES * len(gone.rollout.token_ids)
 
 
 def lose_a_group(run: Made) -> None:
-    del run.groups[2]["p@5"]
+    del run.groups[3]["p@7"]
 
 
 def lose_a_step(run: Made) -> None:
-    del run.groups[2]
+    del run.groups[3]
 
 
 def lose_a_line(run: Made) -> None:
@@ -117,8 +117,8 @@ def write_a_line_twice(run: Made) -> None:
 
 
 def take_a_group_twice(run: Made) -> None:
-    run.groups[3]["p@4"] = [
-        replace(m, rollout=replace(m.rollout, versions=(3,), prompt_id="p@4")) for m in run.groups[3].pop("p@7")
+    run.groups[4]["p@6"] = [
+        replace(m, rollout=replace(m.rollout, versions=(3,), prompt_id="p@6")) for m in run.groups[4].pop("p@9")
     ]
 
 
@@ -135,7 +135,7 @@ def count_no_failure(run: Made) -> None:
 
 
 def sample_from(run: Made, *versions: int) -> None:
-    group = run.groups[3]["p@6"]
+    group = run.groups[4]["p@8"]
     group[0] = replace(group[0], rollout=replace(group[0].rollout, versions=versions))
     run.lines[3]["staleness"] = float(3 - min(*versions, 3))
 
@@ -155,22 +155,22 @@ def have_no_number(run: Made) -> None:
 @pytest.mark.parametrize(
     ("spoil", "found"),
     [
-        (lose_a_response, "step 2: responses [1] to p@4 are lost"),
-        (lose_it_in_the_counts_too, "step 2: responses [1] to p@4 are lost"),
-        (lose_a_group, "step 2: 1 groups are recorded, 2 were to be sampled"),
-        (lose_a_step, "step 2 has no responses in the ledger"),
-        (lose_a_line, "step 2 is not written down, a later one is"),
-        (write_a_line_twice, "step 3 is written down 2 times"),
-        (take_a_group_twice, "response p@4/0 is trained on twice, in steps 2, 3"),
-        (train_on_more_than_there_is, "step 1: "),
-        (train_on_more_where_steps_were_skipped, "step 1: "),
-        (count_no_failure, "step 1: 2 of 6 answers are unverifiable, which is counted otherwise"),
-        (lambda run: sample_from(run, 2), "step 3: p@6/0 is 1 versions old, 0 may be"),
-        (lambda run: sample_from(run, 4), "step 3: p@6/0 was sampled by version 4, which is not made yet"),
-        (lambda run: sample_from(run, 2, 3), "step 3: p@6/0 was sampled while weights moved, by versions (2, 3)"),
-        (count_another_staleness, "step 3: staleness 1.0 is counted, 0 is recorded"),
-        (have_other_weights, "step 3: log-probabilities of sampler and trainer differ by 0.02"),
-        (have_no_number, "step 3: log-probabilities of sampler and trainer differ by None"),
+        (lose_a_response, "step 3: responses [1] to p@6 are lost"),
+        (lose_it_in_the_counts_too, "step 3: responses [1] to p@6 are lost"),
+        (lose_a_group, "step 3: 1 groups are recorded, 2 were to be sampled"),
+        (lose_a_step, "step 3 has no responses in the ledger"),
+        (lose_a_line, "step 3 is not written down, a later one is"),
+        (write_a_line_twice, "step 4 is written down 2 times"),
+        (take_a_group_twice, "response p@6/0 is trained on twice, in steps 3, 4"),
+        (train_on_more_than_there_is, "step 2: "),
+        (train_on_more_where_steps_were_skipped, "step 2: "),
+        (count_no_failure, "step 2: 2 of 6 answers are unverifiable, which is counted otherwise"),
+        (lambda run: sample_from(run, 2), "step 4: p@8/0 is 1 versions old, 0 may be"),
+        (lambda run: sample_from(run, 4), "step 4: p@8/0 was sampled by version 4, which is not made yet"),
+        (lambda run: sample_from(run, 2, 3), "step 4: p@8/0 was sampled while weights moved, by versions (2, 3)"),
+        (count_another_staleness, "step 4: staleness 1.0 is counted, 0 is recorded"),
+        (have_other_weights, "step 4: log-probabilities of sampler and trainer differ by 0.02"),
+        (have_no_number, "step 4: log-probabilities of sampler and trainer differ by None"),
     ],
 )
 def test_what_is_broken_is_found(spoil: Callable[[Made], None], found: str, tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_samples_may_be_as_old_as_the_run_allows(tmp_path: Path) -> None:
 
 def test_what_was_replaced_is_no_sample_of_its_step(tmp_path: Path) -> None:
     run = made()
-    members = [member("p@4.1", index, 2, "wrong") for index in range(RESPONSES)]
-    run.groups[2]["p@4.1"] = members
-    run.spare[2] = ["p@4.1"]
+    members = [member("p@6.1", index, 2, "wrong") for index in range(RESPONSES)]
+    run.groups[3]["p@6.1"] = members
+    run.spare[3] = ["p@6.1"]
     run.lines[2]["tokens/sampled"] += sum(len(m.rollout.token_ids) for m in members)
     assert check(write(run, tmp_path)).findings == ()
 
@@ -211,7 +211,7 @@ def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     lose_a_group(run)
     write(run, tmp_path / "ill")
     assert program.main([f"check={tmp_path / 'ill'}"]) == 1
-    assert "step 2: 1 groups are recorded" in capsys.readouterr().out
+    assert "step 3: 1 groups are recorded" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml"])
