@@ -20,6 +20,8 @@ from capo_ray.config.optimizer import (
     DeepSpeed,
     FinalLrShare,
     GradientCheckpointing,
+    HeadFloat32,
+    HeadTokens,
     MaxGradNorm,
     Schedule,
     WarmupSteps,
@@ -206,6 +208,8 @@ class Trainer(Block):
         "tokens, prompt included, in one forward pass of one rank", unit="tokens", gt=0
     )
     gradient_checkpointing: GradientCheckpointing = True
+    head_tokens: HeadTokens = None
+    head_float32: HeadFloat32 = False
     deepspeed: DeepSpeed = Field({})
 
 

@@ -1,4 +1,5 @@
-"""Settings of AdamW and of DeepSpeed that a run's trainer and supervised training share: types with their meaning.
+"""Settings of AdamW, of passes over the model and of DeepSpeed that a run's trainer and supervised training share:
+types with their meaning.
 
 Leaves out what they are where nothing is said, which the blocks say.
 """
@@ -33,6 +34,22 @@ GradientCheckpointing = Annotated[
     setting(
         "recompute activations instead of keeping them; the plan says where there is room without",
         source="transformers `gradient_checkpointing_enable`",
+    ),
+]
+HeadTokens = Annotated[
+    int | None,
+    setting(
+        "tokens whose logits a rank holds at a time, forward and backward; null: as many as a quarter of a GiB holds "
+        "in float32. Fewer take less memory; beyond one piece the head's product is taken twice",
+        unit="tokens",
+        gt=0,
+    ),
+]
+HeadFloat32 = Annotated[
+    bool,
+    setting(
+        "take the head's product in float32 where the model is bfloat16: log-probabilities nearer to the true ones, "
+        "for more time and a float32 copy of the head",
     ),
 ]
 DeepSpeed = Annotated[

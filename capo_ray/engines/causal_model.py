@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from capo_ray.learn.batch import MicroBatch
-from capo_ray.learn.loss import token_logprobs
+from capo_ray.learn.head import token_logprobs
 
 _HEAD_EXTRAS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Fields of models that change the logits after the head."""
@@ -158,16 +158,38 @@ def without_dropout(model: Any) -> Any:
 class Scorer(nn.Module):
     """Log-probabilities of the tokens of a micro-batch. The head sees the tokens that carry loss and no others."""
 
-    def __init__(self, model: Any, *, entropy_gradient: bool = False) -> None:
+    def __init__(
+        self, model: Any, *, entropy_gradient: bool = False, float32: bool = False, head_tokens: int | None = None
+    ) -> None:
+        """The last three are `learn.head.token_logprobs`'s. Raises ValueError where the head is not linear."""
         super().__init__()
         self.model = model
-        self._entropy_gradient = entropy_gradient
+        self._how = {"entropy_gradient": entropy_gradient, "float32": float32, "piece": head_tokens}
+        head = model.get_output_embeddings()
+        if type(head) not in (nn.Linear, ScoringHead):
+            raise ValueError(
+                f"the head of {type(model).__name__} is a {type(head).__name__}: only linear ones are scored"
+            )
+        head.__class__ = ScoringHead
 
     def forward(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy, [N] each, in float32."""
         hidden = self.model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        logits = self.model.get_output_embeddings()(hidden.flatten(0, 1)[batch.places])
-        return token_logprobs(logits, batch.targets, temperature, entropy_gradient=self._entropy_gradient)
+        carrying = hidden.flatten(0, 1)[batch.places]
+        scored: tuple[Tensor, Tensor] = self.model.get_output_embeddings()(
+            carrying, batch.targets, temperature, **self._how
+        )
+        return scored
+
+
+class ScoringHead(nn.Linear):
+    """A head that turns hidden states into log-probabilities of `targets` (see `learn.head`), or into logits. Scoring
+    is a call of the head itself since ZeRO-3 has its weights there only while it is called, or its gradient taken."""
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, *given: Any, **how: Any) -> Any:
+        if targets is None:
+            return super().forward(hidden)
+        return token_logprobs(hidden, self.weight, self.bias, targets, *given, **how)
 
 
 def shapes(model: Any) -> dict[str, tuple[int, ...]]:

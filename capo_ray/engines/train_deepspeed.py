@@ -26,6 +26,7 @@ from capo_ray.engines.ahead import Ahead, Nested
 from capo_ray.engines.optimizer_step import move
 from capo_ray.engines.process_group import join
 from capo_ray.engines.protocols import UpdateBatch
+from capo_ray.engines.scorers import reference_of, scorer_of
 from capo_ray.engines.trainer_metrics import Sums
 from capo_ray.engines.trainer_settings import decay_groups, deepspeed_config, learning_rate, objective_of
 from capo_ray.engines.trainer_state import (
@@ -78,10 +79,15 @@ class DeepSpeedEngine:
         self._device = join(rank, world_size, device)
         precision = getattr(torch, dtype)
         self._objective = objective_of(algorithm) if algorithm else Objective()
-        self._zero_three = trainer.deepspeed.get("zero_optimization", {}) if trainer.zero_stage == 3 else None
-        self._model = causal_model.make(model, dtype=precision, seed=seed, zero_three=self._zero_three)
-        self._reference = self._make_reference(reference if reference is not None else model, precision, seed)
-        has_reference = self._reference is not None
+        zero_three = trainer.deepspeed.get("zero_optimization", {}) if trainer.zero_stage == 3 else None
+        self._model = causal_model.make(model, dtype=precision, seed=seed, zero_three=zero_three)
+        has_reference = self._objective.kl_weight > 0
+        self._reference: Any = None
+        if has_reference:
+            frozen = causal_model.make(
+                model if reference is None else reference, dtype=precision, seed=seed, zero_three=zero_three
+            )
+            self._reference = reference_of(frozen, trainer, self._device, world_size)
         self._metrics = policy_metrics(self._objective, reference=has_reference) if algorithm else NLL_METRICS
         if trainer.gradient_checkpointing:
             self._model.gradient_checkpointing_enable({"use_reentrant": trainer.zero_stage == 3})
@@ -104,26 +110,12 @@ class DeepSpeedEngine:
             fused=True,  # one kernel for the whole step, in place of several for each tensor
         )
         engine, *_ = deepspeed.initialize(
-            model=causal_model.Scorer(self._model, entropy_gradient=self._objective.entropy_weight > 0),
+            model=scorer_of(self._model, self._trainer, entropy_gradient=self._objective.entropy_weight > 0),
             optimizer=optimizer,
             config=deepspeed_config(self._trainer, self._model, self.world_size),
             dist_init_required=False,
         )
         engine.train()
-        return engine
-
-    def _make_reference(self, source: str | Mapping[str, Any], precision: torch.dtype, seed: int) -> Any:
-        if not self._objective.kl_weight:
-            return None
-        model = causal_model.make(source, dtype=precision, seed=seed, zero_three=self._zero_three)
-        scorer = causal_model.Scorer(model.requires_grad_(False)).eval()
-        if self._zero_three is None:
-            return scorer.to(self._device)
-        import deepspeed
-
-        config = deepspeed_config(self._trainer, model, self.world_size)
-        engine, *_ = deepspeed.initialize(model=scorer, config=config, dist_init_required=False)
-        engine.eval()
         return engine
 
     def update(self, batch: UpdateBatch) -> Update:

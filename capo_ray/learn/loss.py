@@ -1,9 +1,10 @@
-"""Token log-probabilities, and the objectives over them (docs/algorithm.md section 7).
+"""The objectives over the log-probabilities of tokens (docs/algorithm.md section 7).
 
 Everything is flat: one entry per token that carries loss, [N]. The loss of a micro-batch is the sum of its tokens'
 losses times their weights; the weights hold the aggregation (see `learn.batch`). Metrics come beside the loss, as sums
 over tokens, so that whoever adds them up over micro-batches and ranks divides once. An objective is a surrogate (see
-`learn.surrogate`) and its settings. Leaves out: the model, the optimizer and how numbers travel between ranks.
+`learn.surrogate`) and its settings. Leaves out: where log-probabilities come
+from (see `learn.head`), the optimizer and how numbers travel between ranks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from capo_ray.learn.surrogate import Clip, Tokens, surrogate_of
 
@@ -28,34 +28,6 @@ policy has all but ruled out overflows to infinity, and infinity times an advant
 
 _MOST_LOG_RATIO = 700.0
 """Metrics show ratios as they are, up to what float64 can hold."""
-_CHUNK_ELEMENTS = 2**27
-"""Logits scored at a time; float32 copies of all logits at once would be the largest tensor of a run."""
-
-
-def token_logprobs(
-    logits: Tensor, targets: Tensor, temperature: float = 1.0, *, entropy_gradient: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy of its distribution [N], of logits [N, V] divided by `temperature`.
-
-    Computed in float32 whatever the logits are. The entropy carries a gradient only if it is asked for.
-    """
-    rows = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
-    if len(logits) <= rows:
-        return _score(logits, targets, temperature, entropy_gradient)
-    parts = [
-        checkpoint(_score, part, target, temperature, entropy_gradient, use_reentrant=False)
-        for part, target in zip(logits.split(rows), targets.split(rows), strict=True)
-    ]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-
-
-def _score(logits: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    log_normaliser = scaled.logsumexp(-1)
-    chosen = scaled.gather(-1, targets[:, None])[:, 0] - log_normaliser
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy = log_normaliser - ((scaled - log_normaliser[:, None]).exp() * scaled).sum(-1)
-    return chosen, entropy
 
 
 def clamped(log_ratio: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ LIVE = 1_000_000_000
 """Parameters that ZeRO-3 has gathered at a time, at most (`stage3_max_live_parameters`)."""
 SYNC_BYTES = 1 << 28
 """One piece of a weight sync between GPUs (engines.weights_gpu); a larger tensor is a piece alone."""
-CHUNK = 1 << 27
-"""Logits that learn.loss scores at a time, in float32."""
+PIECE_ELEMENTS = 1 << 26
+"""Logits that learn.head holds at a time unless trainer.head_tokens says otherwise."""
 BYTES = {"float32": 4, "bfloat16": 2}
 QUANTISED = {
     **dict.fromkeys(("fp8", "fbgemm_fp8", "fp8_per_tensor", "fp8_per_block", "fp8_per_channel"), 1.0),
@@ -68,22 +68,32 @@ def bytes_held(stage: int, ranks: int, width: int) -> Held:
     )
 
 
-def activation_bytes(shape: Shape, width: int, tokens: int, *, checkpointing: bool) -> float:
+def activation_bytes(
+    shape: Shape, width: int, tokens: int, *, checkpointing: bool, head_tokens: int | None = None
+) -> float:
     """Most that a forward and backward pass over `tokens` keeps, when every token carries loss.
 
-    A decoder layer of transformers' Llama or Qwen keeps its norms in float32 and both factors of every product; the
-    head's logits are there thrice when their gradient is put together. The width of the MLP is read off the number of
-    parameters.
+    A decoder layer of transformers' Llama or Qwen keeps its norms in float32 and both factors of every product. The
+    width of the MLP is read off the number of parameters.
     """
     hidden, layers, vocabulary = shape.hidden_size, shape.layers, shape.vocabulary
     per_layer = (shape.parameters - vocabulary * hidden) / layers
     mlp = max(hidden, (per_layer - 2 * hidden * (hidden + shape.key_value_size)) / (3 * hidden))
     layer = tokens * (width * (8.5 * hidden + 4 * mlp) + 8 * hidden)
-    logits = tokens * vocabulary
-    head = 2 * width * logits + max(width * logits, 16 * min(logits, CHUNK))
+    head = _head_bytes(shape, width, tokens, head_tokens or max(1, PIECE_ELEMENTS // vocabulary))
     if not checkpointing:
         return layers * layer + head
     return layers * tokens * width * hidden + max(head, 1.5 * layer)
+
+
+def _head_bytes(shape: Shape, width: int, tokens: int, piece: int) -> float:
+    """Of learn.head's backward pass: float32 logits and what their gradient is put together from; beyond one piece the
+    hidden states with their gradient, and the sum of the weights' gradient in float32, cast when it is whole."""
+    logits = min(tokens, piece) * shape.vocabulary
+    if tokens <= piece:
+        return (16 + 2 * width) * logits
+    sums = (4 + width) * shape.vocabulary * shape.hidden_size
+    return 2 * width * tokens * shape.hidden_size + max(sums, 4 * shape.vocabulary * shape.hidden_size + 14 * logits)
 
 
 def rank_memory(
@@ -109,7 +119,14 @@ def rank_memory(
         memory["buffers"] = _buffers(trainer, shape, width)
     tokens = trainer.tokens_per_micro_batch
     passing = {
-        "activations": activation_bytes(shape, width, tokens, checkpointing=trainer.gradient_checkpointing) / GIB,
+        "activations": activation_bytes(
+            shape,
+            width,
+            tokens,
+            checkpointing=trainer.gradient_checkpointing,
+            head_tokens=trainer.head_tokens,
+        )
+        / GIB,
         "optimizer step": number * each.step,
     }
     if transfer in ("nccl", "ipc"):  # a copy of the tensor, and the piece that it goes into

@@ -23,6 +23,8 @@ from capo_ray.config.optimizer import (
     DeepSpeed,
     FinalLrShare,
     GradientCheckpointing,
+    HeadFloat32,
+    HeadTokens,
     MaxGradNorm,
     Schedule,
     WarmupSteps,
@@ -65,6 +67,8 @@ class Sft(Block):
     ranks: int = setting("processes on this machine", 1, unit="processes", source="DeepSpeed", ge=1)
     device: Literal["auto", "cpu", "gpu"] = setting("where it runs; auto: on GPUs where there are any", "auto")
     gradient_checkpointing: GradientCheckpointing = True
+    head_tokens: HeadTokens = None
+    head_float32: HeadFloat32 = False
     deepspeed: DeepSpeed = Field({})
     seed: int = setting("every random choice of the run is a function of it", 0, unit="none", ge=0)
     evaluation_share: float = setting("share of the conversations held out", 0.0, unit="share", ge=0, lt=1)

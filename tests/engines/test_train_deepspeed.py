@@ -112,6 +112,30 @@ def test_under_zero_three_a_model_is_made_in_shares_and_gathered_as_at_every_sta
                 np.testing.assert_array_equal(other[name], first[name])
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_head_in_pieces_changes_nothing(two: Ranks, stage: int, tied: bool) -> None:
+    """With an entropy bonus and a reference, in a model whose head is its embedding or is not."""
+    case = MANY.but(
+        stage=stage,
+        model=MODEL | {"tie_word_embeddings": tied},
+        algorithm={"kl_weight": 0.05, "entropy_weight": 0.01},
+        trainer={"optimisation_passes": 2, "gradient_checkpointing": True},
+    )
+    whole = two(updated, case, 2)
+    assert_same(two(updated, case.but(trainer=case.trainer | {"head_tokens": 4}), 2), whole)
+    assert_same(two(updated, case.but(trainer=case.trainer | {"head_tokens": 4, "head_float32": True}), 2), whole)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_head_in_float32_moves_what_bfloat16_scores(two: Ranks, stage: int) -> None:
+    case = MANY.but(dtype="bfloat16", stage=stage, trainer={"head_float32": True})
+    in_pieces = case.but(trainer={"head_float32": True, "head_tokens": 4})
+    entropies = [two(updated, one)[0][0]["entropy"] for one in (case.but(trainer={}), case, in_pieces)]
+    assert entropies[1] == pytest.approx(entropies[2], rel=1e-5)
+    assert entropies[0] != entropies[1] and entropies[0] == pytest.approx(entropies[1], rel=0.01)
+
+
 @pytest.mark.parametrize("aggregation", ["token_mean", "constant"])
 def test_every_aggregation_survives_the_split(one: Ranks, two: Ranks, aggregation: str) -> None:
     case = MANY.but(algorithm={"aggregation": aggregation})

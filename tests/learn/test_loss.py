@@ -1,14 +1,13 @@
 """The objectives against slow loops in float64, and their gradients against finite differences."""
 
 import math
-import random
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-import capo_ray.learn.loss as module
+from capo_ray.learn.head import token_logprobs
 from capo_ray.learn.loss import (
     NLL_METRICS,
     KlEstimator,
@@ -19,7 +18,6 @@ from capo_ray.learn.loss import (
     nll,
     policy_loss,
     policy_metrics,
-    token_logprobs,
 )
 from capo_ray.learn.surrogate import SURROGATES, Clip, SurrogateName, Tokens, clip
 
@@ -42,6 +40,12 @@ OBJECTIVES = [
 ]
 LENGTHS = [1, 7, 12, 1, 19]
 """Ragged, with responses of one token."""
+
+
+def scored(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropy of logits, as those of a head that changes nothing."""
+    unchanged = torch.eye(logits.shape[-1], dtype=logits.dtype)
+    return token_logprobs(logits, unchanged, None, targets, entropy_gradient=True)
 
 
 def case(seed: int) -> dict[str, Tensor]:
@@ -232,7 +236,7 @@ def test_the_entropy_bonus_is_the_entropy_of_the_formula() -> None:
         return loss
 
     leaf = logits.clone().requires_grad_()
-    logprobs, entropy = token_logprobs(leaf, targets, entropy_gradient=True)
+    logprobs, entropy = scored(leaf, targets)
     fields: dict[str, Any] = given | {"logprobs": logprobs, "entropy": entropy, "reference": None}
     made = policy_loss(**fields, objective=Objective(entropy_weight=weight)).value
     made.backward()
@@ -247,7 +251,7 @@ def test_the_entropy_bonus_is_the_entropy_of_the_formula() -> None:
 
 def test_an_entropy_bonus_raises_the_entropy() -> None:
     logits = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
-    logprobs, entropy = token_logprobs(logits, torch.zeros(6, dtype=torch.long), entropy_gradient=True)
+    logprobs, entropy = scored(logits, torch.zeros(6, dtype=torch.long))
     zeros = torch.zeros(6, dtype=torch.float64)
     policy_loss(
         logprobs,
@@ -260,9 +264,8 @@ def test_an_entropy_bonus_raises_the_entropy() -> None:
         objective=Objective(entropy_weight=0.5),
         entropy=entropy,
     ).value.backward()
-    moved = token_logprobs(logits - 0.1 * logits.grad, torch.zeros(6, dtype=torch.long))[1]
+    moved = scored(logits - 0.1 * logits.grad, torch.zeros(6, dtype=torch.long))[1]
     assert (moved > entropy).all()
-    assert not token_logprobs(logits, torch.zeros(6, dtype=torch.long))[1].requires_grad
 
 
 def test_on_policy_the_gradient_is_reinforce() -> None:
@@ -396,40 +399,6 @@ def test_k3_expects_the_true_kl() -> None:
     policy, reference = torch.randn(2, 30, generator=generator, dtype=torch.float64).log_softmax(-1)
     true = (policy.exp() * (policy - reference)).sum()
     assert (policy.exp() * kl_penalty(policy, reference, "k3")).sum().item() == pytest.approx(true.item())
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_token_logprobs_equal_a_loop(temperature: float) -> None:
-    rng = random.Random(0)
-    logits = [[rng.gauss(0, 3) for _ in range(11)] for _ in range(6)]
-    targets = [rng.randrange(11) for _ in range(6)]
-    made, entropy = token_logprobs(torch.tensor(logits, dtype=torch.float64), torch.tensor(targets), temperature)
-    for row, target, logprob, spread in zip(logits, targets, made.tolist(), entropy.tolist(), strict=True):
-        odds = [math.exp(logit / temperature) for logit in row]
-        shares = [odd / sum(odds) for odd in odds]
-        assert logprob == pytest.approx(math.log(shares[target]), rel=1e-12)
-        assert spread == pytest.approx(-sum(share * math.log(share) for share in shares), rel=1e-12)
-
-
-def test_chunks_change_neither_logprobs_nor_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = torch.randn(10, 7, dtype=torch.float64)
-    targets = torch.randint(0, 7, (10,))
-    results = []
-    for elements in (2**27, 21):
-        monkeypatch.setattr(module, "_CHUNK_ELEMENTS", elements)
-        leaf = logits.clone().requires_grad_()
-        made, entropy = token_logprobs(leaf, targets, 0.7)
-        (made * torch.arange(10)).sum().backward()
-        results.append((made, entropy, leaf.grad))
-    for one, other in zip(*results, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_bfloat16_logits_are_scored_in_float32() -> None:
-    logits = torch.randn(4, 7).bfloat16()
-    made, _ = token_logprobs(logits, torch.zeros(4, dtype=torch.long))
-    assert made.dtype == torch.float32
-    assert torch.allclose(made, logits.float().log_softmax(-1)[:, 0], atol=1e-6)
 
 
 def test_nll_is_the_weighted_sum() -> None:

@@ -136,7 +136,7 @@ def test_a_cluster_is_no_way_round_a_fault() -> None:
 def test_no_advice_names_what_is_set_or_would_not_help() -> None:
     (fault,) = plan_for(config("+experiment=qwen7b_grpo", "trainer.ranks=1")).faults
     assert fault.endswith("; add trainer.ranks")
-    (fault,) = plan_for(config("+experiment=qwen1_5b_grpo", "trainer.tokens_per_micro_batch=200000")).faults
+    (fault,) = plan_for(config("+experiment=qwen1_5b_grpo", "trainer.tokens_per_micro_batch=400000")).faults
     assert fault.endswith("; lower trainer.tokens_per_micro_batch (not below 5120) or raise trainer.zero_stage or add "
                           "trainer.ranks")  # fmt: skip
 
@@ -189,7 +189,10 @@ def test_memory_of_the_trainer_by_zero_stage(stage: int, weights: float, gradien
 def test_gradient_checkpointing_saves_activations() -> None:
     kept = [
         trainer_memory(one, one.policy.shape)["activations"]
-        for one in (config(PAPER), config(PAPER, "trainer.gradient_checkpointing=false"))
+        for one in (
+            config("+experiment=llama3b_grpo"),
+            config("+experiment=llama3b_grpo", "trainer.gradient_checkpointing=false"),
+        )
     ]
     assert kept[0] < kept[1] / 2
 
@@ -225,7 +228,7 @@ def test_what_is_missing_is_named() -> None:
         (
             [PAPER, "cluster.weight_transfer=ipc"],
             80.0,
-            "a GPU has 12 beside its rollout worker; lower rollout.gpu_memory_share or lower trainer.tokens",
+            "a GPU has 12 beside its rollout worker; lower rollout.gpu_memory_share or raise trainer.zero_stage",
         ),
     ],
 )
