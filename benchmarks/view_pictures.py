@@ -1,8 +1,8 @@
 """Pictures of the viewer's pages, light and dark, narrow and wide: `python benchmarks/view_pictures.py RUN_DIR FOLDER`.
 
 For whoever changes how it looks; `docs/view.png` is `response-1280-light.png` of a finished run of tiny_cpu. Shows the
-newest response whose answer is right and that the vote flags, else the newest. Needs Chromium. Leaves out how fast the
-pages are (view_page).
+newest response whose answer is right and that the vote flags, else the newest; then what is shown where something is
+not there. Needs Chromium. Leaves out how fast the pages are (view_page).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from view_server import serving
 from capo_ray.view.index import Index
 from capo_ray.view.records import Entry
 
-WINDOWS = {1280: 760, 400: 900}
+WINDOWS = {1600: 1000, 1280: 760, 420: 900}
 """Width and height in pixels."""
 
 
@@ -39,10 +39,13 @@ def main() -> None:
     one = urlencode({"step": entry.step, "prompt": entry.prompt_id, "index": entry.index})
     pages = {
         "curves": ("/", "Tokens per second"),
-        "responses": ("/responses", "page 1 of"),
+        "responses": ("/responses", "blame is underlined"),
         "response": (f"/response?{one}", "Tokens by reasoning step"),
         "problem": (f"/problem?{urlencode({'id': entry.problem})}", "was sampled"),
         "flagged": ("/flagged", "flagged by the vote"),
+        "no-response": ("/response?step=99&prompt=none@0&index=1", "There is no response"),
+        "no-problem": ("/problem?id=none", "No response to"),
+        "no-match": ("/responses?steps=lots&tokens=9-1", "No response is like that"),
     }
     with serving(run_dir) as base, browser.page() as page:
         for name, (path, awaited) in pages.items():

@@ -101,7 +101,8 @@ def _shades() -> str:
 
 def stylesheet() -> str:
     """For every page."""
-    return f"body{{{_variables(LIGHT)}}}body.body--dark{{{_variables(DARK)}}}{_shades()}{_LAYOUT}"
+    scroll_bars = "html:has(body.body--dark){color-scheme:dark}"
+    return f"body{{{_variables(LIGHT)}}}body.body--dark{{{_variables(DARK)}}}{scroll_bars}{_shades()}{_LAYOUT}"
 
 
 def stylesheet_within(name: str) -> str:
@@ -164,6 +165,7 @@ table.plainly th { text-align: left; color: var(--faint); font-weight: 600; }
 table.plainly th, table.plainly td { padding: 5px 8px; border-bottom: 1px solid var(--line); vertical-align: top; }
 table.plainly td.n, table.plainly th.n { text-align: right; font-variant-numeric: tabular-nums; }
 table.plainly th:last-child { width: 60%; }
+table.plainly td.links { min-width: 9rem; line-height: 1.7; }
 table.plainly a, a.link { color: var(--right); }
 .scroll { overflow-x: auto; }
 @media (max-width: 700px) {

@@ -58,7 +58,7 @@ def facts(entry: Entry) -> str:
     ]
     verdict = verdict_of(entry)
     if verdict == "flagged":
-        made.append(_badge(f"flagged: reasoning step {', '.join(map(str, entry.flagged))}", "bad"))
+        made.append(_badge(f"flagged: {_steps(entry.flagged)}", "bad"))
     elif verdict == "clean":
         made.append(_badge("no reasoning step flagged", "ok"))
     else:
@@ -144,7 +144,7 @@ def _outcome_of_vote(entry: Entry) -> str:
         return "unjudged."
     if not entry.flagged:
         return '<span class="ok">no reasoning step is wrong.</span>'
-    return f'<span class="bad">reasoning step {", ".join(map(str, entry.flagged))} wrong.</span>'
+    return f'<span class="bad">{_steps(entry.flagged)} wrong.</span>'
 
 
 def _plain(text: str) -> str:
@@ -219,9 +219,11 @@ def _cell(number: int, critique: Critique, step: int) -> str:
 def _says(critique: Critique) -> str:
     if critique.outcome != "ok":
         return critique.outcome.replace("_", " ")
-    return (
-        f"flags reasoning step {', '.join(map(str, critique.wrong_steps))}" if critique.wrong_steps else "flags nothing"
-    )
+    return f"flags {_steps(critique.wrong_steps)}" if critique.wrong_steps else "flags nothing"
+
+
+def _steps(numbers: Sequence[int]) -> str:
+    return f"reasoning step{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def critiques(response: Response) -> str:
@@ -274,7 +276,7 @@ def draws_table(drawn: Sequence[Draw]) -> str:
             f'<td class="n">{draw.share(entry.answer == "correct" for entry in entries):.0%}</td>'
             f'<td class="n">{draw.share(bool(entry.flagged) for entry in entries):.0%}</td>'
             f'<td class="n">{draw.share(entry.disagree for entry in entries):.0%}</td><td class="n">{mean:.0f}</td>'
-            f"<td>{' '.join(_link(entry) for entry in entries)}</td></tr>"
+            f'<td class="links">{" ".join(_link(entry) for entry in entries)}</td></tr>'
         )
     head = "".join(
         f'<th class="n">{name}</th>'

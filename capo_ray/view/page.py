@@ -165,7 +165,8 @@ async def list_page(viewer: Viewer, query: dict[str, str]) -> None:
             ui.label(said).classes("bad")
         shown = await loaded(viewer, found[(page - 1) * PAGE : page * PAGE])
         limit = markup.limit_of(shown, credit[0])
-        html(legend(limit, f"{credit[0]} per token; a bar is the border of a reasoning step"))
+        if shown:
+            html(legend(limit, f"{credit[0]} per token; a bar is the border of a reasoning step"))
         html("".join(f'<div style="margin-bottom:8px">{markup.list_row(r, credit[0], limit)}</div>' for r in shown))
         if not found:
             html('<div class="faint">No response is like that. Widen a filter.</div>')

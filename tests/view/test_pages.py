@@ -118,7 +118,11 @@ def test_what_a_model_wrote_runs_nothing(page: browser.Page, base: str) -> None:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize(
-    "path", ["/", "/responses", "/response?step=1&prompt=two@0&index=1", "/problem?id=two", "/flagged"]
+    "path",
+    [
+        *("/", "/responses", "/response?step=1&prompt=two@0&index=1", "/problem?id=two", "/flagged"),
+        *("/response?step=9&prompt=none&index=1", "/problem?id=none", "/responses?steps=lots&tokens=9-1"),
+    ],
 )
 def test_narrow_and_wide_light_and_dark(page: browser.Page, base: str, path: str, width: int, dark: bool) -> None:
     """Nothing sticks out of a telephone; dark is what the system says, and letters can be told from what is behind."""
