@@ -40,9 +40,9 @@ class Change:
 
 
 COLUMNS = (
-    "steps", "responses", "undetermined", "verdicts changed", "flagged before", "flagged", "reward before", "reward",
-    "signs changed",
-)  # fmt: skip
+    *("training steps", "responses", "undetermined", "verdicts changed", "flagged before", "flagged"),
+    *("reward before", "reward", "signs changed"),
+)
 
 
 def rows_of(changes: Mapping[int, Change]) -> list[tuple[str, ...]]:

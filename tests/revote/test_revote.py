@@ -61,9 +61,9 @@ def lines(path: Path) -> list[dict]:
 
 def test_the_runs_own_vote_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = table(capsys, record(tmp_path / "run", GROUP, STOPPED))
-    assert [row["steps"] for row in rows] == ["0", "1", "all"]
+    assert [row["training steps"] for row in rows] == ["0", "1", "all"]
     assert rows[-1] == {
-        "steps": "all",
+        "training steps": "all",
         "responses": "4",
         "undetermined": "0.0%",
         "verdicts changed": "0.0%",
@@ -77,7 +77,7 @@ def test_the_runs_own_vote_changes_nothing(tmp_path: Path, capsys: pytest.Captur
 
 def test_another_vote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (row, total) = table(capsys, record(tmp_path / "run", GROUP), "vote=majority", f"out={tmp_path / 'out.jsonl'}")
-    assert row | {"steps": "all"} == total
+    assert row | {"training steps": "all"} == total
     assert (row["verdicts changed"], row["flagged before"], row["flagged"]) == ("50.0%", "25.0%", "50.0%")
     assert (row["reward before"], row["reward"]) == ("+0.833", "+0.667")
     # Means 5/6 and 4/6: no token crosses.
