@@ -80,7 +80,7 @@ LINE: tuple[tuple[str, tuple[tuple[str, str, Show], ...]], ...] = (
 
 TABLE: tuple[tuple[str, str, Show], ...] = (
     ("right answer", "outcome/accuracy", percent),
-    ("right steps", "truth/step_accuracy", percent),
+    ("right reasoning steps", "truth/step_accuracy", percent),
     ("right answer and right process", "truth/right_answer_and_process", percent),
     ("right answer, wrong process", "truth/right_answer_wrong_process", percent),
     ("wrong answer, right process", "truth/wrong_answer_right_process", percent),
@@ -88,7 +88,7 @@ TABLE: tuple[tuple[str, str, Show], ...] = (
     ("unverifiable answers", "outcome/unverifiable_share", percent),
     ("cut off", "response/cut_off_share", percent),
     ("tokens per response", "response/mean_tokens", plain),
-    ("steps per response", "response/mean_steps", plain),
+    ("reasoning steps per response", "response/mean_steps", plain),
 )
 
 

@@ -226,7 +226,7 @@ class Tracker:
         from rich.table import Table
 
         first, last = min(self._evaluations), max(self._evaluations)
-        table = Table(title=f"Held-out problems after {first} and {last} steps", title_justify="left")
+        table = Table(title=f"Held-out problems after {first} and {last} training steps", title_justify="left")
         table.add_column("")
         for column in (f"after {first}", f"after {last}", "change"):
             table.add_column(column, justify="right")

@@ -247,7 +247,7 @@ def test_before_and_after(tmp_path: Path) -> None:
     assert columns(made) == ["", "after 0", "after 16", "change"]
     resumed = tracker(tmp_path)  # what the run before it has measured is in the file
     table = resumed.table()
-    assert table is not None and table.title == "Held-out problems after 0 and 16 steps"
+    assert table is not None and table.title == "Held-out problems after 0 and 16 training steps"
     assert [list(column.cells) for column in table.columns] == [
         ["right answer", "tokens per response"],
         ["50.0%", "70.0"],
