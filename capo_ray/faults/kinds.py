@@ -54,7 +54,7 @@ def _of_actors() -> list[Kind]:
     found = []
     for role, actor, died, metrics in (
         ("rollout worker", ROLLOUT, r"rollout worker \d+ died", ("run/rollout_deaths", "run/restarts")),
-        ("critic", CRITIC, r"critic[- ]\d+ died", ("critic/retries", "critic/engines_down", "run/restarts")),
+        ("critic", CRITIC, r"left alone for .* critic", ("critic/retries", "critic/engines_down", "run/restarts")),
     ):
         for what, target in ((f"{role}'s actor", (actor,)), (f"{role}'s engine", (actor, ENGINE))):
             silent = rf"{role.split()[0]}-\d+ has answered nothing"

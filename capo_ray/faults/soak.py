@@ -95,23 +95,31 @@ class Soak:
         if fault.kind.act == "take memory" and not (self._memory and self._memory.can_be_taken):
             self._tell(fault, None, "left out: others on this machine need the memory")
             return
+        tried, failed = self._tried(fault, run_dir, settings)
+        try:
+            if failed or fault.kind.then == "ends":
+                tried = self._resumed(tried, run_dir, settings)
+        except Ended as error:
+            tried = replace(tried, failures=(*tried.failures, f"it does not go on: {error}"))
+            raise
+        finally:
+            self._record.fault(fault, tried)
+            self._tell(fault, tried)
+
+    def _tried(self, fault: Fault, run_dir: Path, settings: Sequence[str]) -> tuple[Tried, bool]:
+        """What came of it, and whether the run ended by it, or stands still, and was not to."""
         try:
             try:
-                tried = strike(self._running, fault, self._memory)
+                return strike(self._running, fault, self._memory), False
             except NoTarget:  # wandb, which is given up for the rest of a program
                 self._again(run_dir, settings)
-                tried = strike(self._running, fault, self._memory)
-            if fault.kind.then == "ends":
-                tried = self._resumed(tried, run_dir, settings)
+                return strike(self._running, fault, self._memory), False
         except (Ended, NoTarget) as error:
-            said = self._running.words(0)[-8:]
-            tried = Tried(noticed_s=None, recovered_s=None, said=tuple(said), failures=(str(error),))
-            self._again(run_dir, settings)
-        self._record.fault(fault, tried)
-        self._tell(fault, tried)
+            said = tuple(self._running.words(0)[-8:])
+            return Tried(noticed_s=None, recovered_s=None, said=said, failures=(str(error),)), True
 
     def _resumed(self, tried: Tried, run_dir: Path, settings: Sequence[str]) -> Tried:
-        """The checkpoints that were there stay, and the run goes on from the newest."""
+        """The checkpoints that were there stay, and the run goes on from the newest. Raises Ended."""
         before = Checkpoints(run_dir, keep=1).newest()
         seconds = self._again(run_dir, settings)
         broken = [line for line in self._running.words(0) if "is broken" in line]
