@@ -82,11 +82,13 @@ def _numbers(out: Path) -> Iterator[str]:
     compared, other = same_numbers(out)
     yield f"{compared:,} steps were made by an undisturbed run of the same seed too, {other or 'none'} with other"
     yield f"numbers ({', '.join(COMPARED)})."
-    last = min(max(curve, default=0) for curve in curves.values())
+    last = min(max(curves[run["run"]]) for run in (*quiet, *hit))
     for name, runs in (("undisturbed", quiet), ("disturbed", hit)):
-        means = [mean(line.get(CURVE, 0.0) for line in list(curves[run["run"]].values())[: last + 1]) for run in runs]
+        means = [
+            mean(line.get(CURVE, 0.0) for step, line in curves[run["run"]].items() if step <= last) for run in runs
+        ]
         seen = f"{min(means):.3f} to {max(means):.3f}"
-        yield f"{CURVE}, mean of the first {last + 1} steps, of {len(means)} {name} runs: {seen}."
+        yield f"{CURVE}, mean of the first {last} steps, of {len(means)} {name} runs: {seen}."
 
 
 def _curves(out: Path) -> tuple[list[JsonDict], list[JsonDict], dict[int, dict[int, JsonDict]]]:

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from itertools import islice
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from queue import SimpleQueue
-from time import monotonic, time
+from time import monotonic, time, time_ns
 from typing import Any, Literal, Protocol
 from urllib.parse import urlparse
 
@@ -109,11 +110,12 @@ class Beside:
 
 
 class TensorBoard:
-    """Event files, written by tensorboard itself: its torch front would bring torch into the driver."""
+    """An event file, of tensorboard's records: its torch front would bring torch into the driver, and its own writer of
+    events has a thread that prints a traceback where the disk is full."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._writer: Any = None
+        self._records: Any = None
         """Opened by what is written first, where the boundary is (Beside)."""
 
     def write(self, step: int, metrics: Metrics) -> None:
@@ -129,17 +131,26 @@ class TensorBoard:
         self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._records is not None:
+            self._records.close()
 
     def _add(self, step: int, **what: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        if self._writer is None:
-            self._writer = EventFileWriter(str(self._folder))
-        self._writer.add_event(Event(wall_time=time(), step=step, **what))
-        self._writer.flush()
+        if self._records is None:
+            self._records = self._opened(Event(wall_time=time(), file_version="brain.Event:2"))
+        self._records.write(Event(wall_time=time(), step=step, **what).SerializeToString())
+        self._records.flush()
+
+    def _opened(self, first: Any) -> Any:
+        """A new file, named as TensorBoard looks for it and in the order of their times; `first` says what it is."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        records = RecordWriter((self._folder / name).open("xb"))
+        records.write(first.SerializeToString())
+        return records
 
 
 class Wandb:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from small_disk import little_room
 
 from capo_ray.config.blocks import Tracking
 from capo_ray.config.compose import compose
@@ -426,6 +427,20 @@ def test_tensorboard_that_cannot_write_stops_nothing(tmp_path: Path, caplog: pyt
     assert len(lines(tmp_path)) == 2
     (message,) = caplog.messages
     assert message.startswith("TensorBoard has failed: ") and "FileExistsError" in message
+
+
+def test_a_full_disk_ends_tensorboard_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracebacks: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", tracebacks.append)
+    sink = Beside("TensorBoard", sinks.TensorBoard(tmp_path), where=tmp_path)
+    with little_room():
+        for step in range(1, 100):
+            sink.write(step, METRICS)
+        sink.close()
+    (message,) = caplog.messages
+    assert message.startswith("TensorBoard has failed: OSError: ") and tracebacks == []
 
 
 def test_a_program_leaves_none_of_wandbs_folders_and_processes(tmp_path: Path) -> None:
