@@ -14,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
@@ -109,8 +111,10 @@ class Subject:
         if self.process.poll() is None:
             os.killpg(self.pid, signal.SIGKILL)
             self.process.wait()
-        for pid in left_behind(self.home.name):
-            os.kill(pid, signal.SIGKILL)
+        for pid in left_behind(self.home.name, within_s=0):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        left_behind(self.home.name)
         shutil.rmtree(self.home, ignore_errors=True)
 
 
@@ -120,8 +124,15 @@ def launch(run_dir: Path, overrides: Sequence[str], *, resume: bool = False) -> 
     return Subject([sys.executable, "-m", "capo_ray.launch", *arguments], run_dir)
 
 
-def left_behind(mark: str) -> list[int]:
-    """Processes that carry the mark."""
+def left_behind(mark: str, *, within_s: float = 10.0) -> list[int]:
+    """Processes that carry the mark and do not end within so many seconds."""
+    deadline = monotonic() + within_s
+    while (found := _carrying(mark)) and monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def _carrying(mark: str) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
