@@ -104,6 +104,11 @@ def test_a_run_directory_is_not_mixed(capsys: pytest.CaptureFixture[str]) -> Non
     folder = Path("run").resolve()
     assert refused(capsys, TINY, "run_dir=run").startswith(f"the run directory {folder} exists and is not empty: pass")
     assert refused(capsys, TINY, "run_dir=run", "resume=true").startswith(f"{folder} holds no run to resume")
+    Path("run/config.yaml").touch()
+    Path("run/metrics.jsonl").write_text('{"step": 0, "evaluation/x": 1}\n{"step": 0, "time": 1, "x": 1}\n')
+    assert refused(capsys, TINY, "run_dir=run", "resume=true").startswith(
+        f"{folder} was written by a version that counted training steps from 0, and they count from 1 now: go on"
+    )
 
 
 def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +121,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(capsys: pytest.Captu
         Path("run", name).write_text(text)
     folder = Path("run").resolve()
     assert refused(capsys, TINY, "run_dir=run", "resume=true").startswith(
-        f"{folder} cannot be gone on with: {folder}/checkpoints/step_000001 is not there any more, and from step 0 on"
+        f"{folder} cannot be gone on with: {folder}/checkpoints/step_000001 is not there any more, and from step 1 on"
     )
     assert Path("run/metrics.jsonl").read_text() == '{"step": 1}\n'
 

@@ -62,7 +62,7 @@ class Checkpoints:
     def settle(self) -> Path | None:
         """The newest whole one, to go on from; broken ones that are newer are set aside, each with a word.
 
-        Raises RunDirError where checkpoints were written and none is whole any more: going on would begin at step 0.
+        Raises RunDirError where checkpoints were written and none is whole any more: going on would begin anew.
         """
         faults = []
         for step in reversed(self.steps()):
@@ -75,7 +75,7 @@ class Checkpoints:
         if faults or (written := self._last_written()) is not None:
             why = f"none of its checkpoints is whole ({faults[0]})" if faults else f"{written} is not there any more"
             raise RunDirError(
-                f"{self._folder.parent} cannot be gone on with: {why}, and from step 0 on its records would be written "
+                f"{self._folder.parent} cannot be gone on with: {why}, and from step 1 on its records would be written "
                 "anew. Put the checkpoints back, or start another run with another run_dir"
             )
         return None

@@ -229,12 +229,12 @@ def test_nothing_begins_anew_where_checkpoints_were_written(tmp_path: Path) -> N
         checkpoints.settle()
     assert str(error.value) == (
         f"{tmp_path} cannot be gone on with: none of its checkpoints is whole (trainer/weights is missing), and from "
-        "step 0 on its records would be written anew. Put the checkpoints back, or start another run with another "
+        "step 1 on its records would be written anew. Put the checkpoints back, or start another run with another "
         "run_dir"
     )
     write(checkpoints, 2)
     (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
-    with pytest.raises(RunDirError, match="checkpoints/step_000002 is not there any more, and from step 0 on"):
+    with pytest.raises(RunDirError, match="checkpoints/step_000002 is not there any more, and from step 1 on"):
         checkpoints.settle()
 
 
