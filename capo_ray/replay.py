@@ -86,9 +86,7 @@ def work(arguments: list[str]) -> int:
     run_dir = given.run_dir or folder.resolve().parent.parent
     check_count(run_dir)
     kept = nonfinite.read(folder)
-    config = _on(_config_of(run_dir), given.device)
-    if len(kept.shares) != config.trainer.ranks:
-        raise RunDirError(f"{folder} is of {len(kept.shares)} ranks, {run_dir}/config.yaml says {config.trainer.ranks}")
+    config = _on(_config_of(run_dir, ranks=len(kept.shares)), given.device)
     checkpoint = _checkpoint_before(run_dir, kept)
     print(f"{folder}: step {kept.step} of {run_dir}, {_count(len(kept.shares), 'rank')}")
     print(_weights_of(checkpoint, kept), flush=True)
@@ -96,14 +94,16 @@ def work(arguments: list[str]) -> int:
     return 0
 
 
-def _config_of(run_dir: Path) -> Config:
+def _config_of(run_dir: Path, *, ranks: int) -> Config:
+    """That of the run, which may have other ranks by now than those that the update had."""
     import yaml
 
     file = run_dir / "config.yaml"
     try:
-        return validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        config = validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError) as error:
         raise RunDirError(f"{file} cannot be read ({error}); name the run by run_dir=") from error
+    return config.model_copy(update={"trainer": config.trainer.model_copy(update={"ranks": ranks})})
 
 
 def _on(config: Config, device: str | None) -> Config:

@@ -6,7 +6,7 @@ Leaves out whether a library has an option of that name and type, which the libr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -21,6 +21,7 @@ _POLICY = "the policy is sampled from as it is trained"
 _BATCHES = "set responses_per_update or sequences_per_update, and tokens_per_micro_batch"
 _PRECISION = "set `dtype` of the model; gradients are summed in float32"
 _STEP = "the optimizer is AdamW: set learning_rate, schedule, warmup_steps, final_lr_share, weight_decay and betas"
+_STATE = "checkpoints would lack what it keeps of the optimizer; offload_optimizer.device cpu they hold"
 _RANKS = "ranks share one policy's data, and nothing else is split: set `ranks` and `zero_stage`"
 
 OF_ENGINES: dict[str, str] = {
@@ -51,6 +52,9 @@ OF_DEEPSPEED: dict[str, str] = {
     "gradient_allreduce_op": "losses are scaled for the mean over ranks",
     "zero_optimization.stage": "set `zero_stage`",
     "zero_optimization.compute_grad_norm": "whether a step is taken depends on it",
+    "zero_optimization.zenflow": _STATE,
+    "zero_optimization.offload_optimizer.super_offload": _STATE,
+    "zero_optimization.offload_optimizer.nvme_path": _STATE,
     **dict.fromkeys(("tensor_parallel", "expert_parallel", "sequence_parallel_size", "pipeline"), _RANKS),
     "hybrid_engine": "rollouts are vLLM's",
 }
@@ -60,8 +64,7 @@ OF_DEEPSPEED: dict[str, str] = {
 def _refusal(library: str, owned: Mapping[str, str], prefixes: tuple[str, ...] = ()) -> Callable[[Options], Options]:
     def refuse(given: Options) -> Options:
         for name, value in given.items():
-            inside = [f"{name}.{inner}" for inner in value] if isinstance(value, dict) else []
-            for full in (name, *inside):
+            for full in (name, *_inside(name, value)):
                 reason = owned.get(full) or (_GPUS if full.startswith(prefixes) else "")
                 if reason:
                     raise ValueError(f"{full} is not handed on to {library}: {reason}")
@@ -72,6 +75,13 @@ def _refusal(library: str, owned: Mapping[str, str], prefixes: tuple[str, ...] =
         return given
 
     return refuse
+
+
+def _inside(name: str, value: Any) -> Iterator[str]:
+    """Full names of all options in a block."""
+    for inner, below in value.items() if isinstance(value, dict) else ():
+        yield f"{name}.{inner}"
+        yield from _inside(f"{name}.{inner}", below)
 
 
 RolloutOptions = Annotated[dict[str, Any], AfterValidator(_refusal("vLLM", OF_ROLLOUTS, prefixes=("data_parallel_",)))]

@@ -6,7 +6,6 @@ Leaves out: optimisation and ranks (see `train_deepspeed`).
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -209,18 +208,13 @@ def write_pretrained(model: Any, weights: dict[str, Tensor], path: str, tokenize
 
 
 def save_weights(weights: dict[str, Tensor], folder: str) -> None:
-    """As safetensors files. Raises OSError where the disk takes no more, which safetensors tells as an error of its
-    own."""
+    """As safetensors files. Raises OSError where the disk takes no more."""
     from huggingface_hub import save_torch_state_dict
-    from safetensors import SafetensorError
 
-    try:
+    from capo_ray.engines.trainer_files import told_as_os_error
+
+    with told_as_os_error(folder):
         save_torch_state_dict(weights, folder)
-    except SafetensorError as error:
-        if (number := re.search(r"os error (\d+)", str(error))) is None:
-            raise
-        code = int(number[1])
-        raise OSError(code, os.strerror(code), folder) from error
 
 
 def write_description(model: Any, path: str, tokenizer: str | None) -> None:

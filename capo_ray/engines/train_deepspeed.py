@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -23,21 +24,15 @@ from capo_ray.config.blocks import Trainer
 from capo_ray.config.method import Algorithm
 from capo_ray.engines import causal_model
 from capo_ray.engines.ahead import Ahead, Nested
+from capo_ray.engines.optimizer_pieces import pieces_of, put_back, replicated, steps_taken
 from capo_ray.engines.optimizer_step import move
 from capo_ray.engines.process_group import join
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.engines.scorers import reference_of, scorer_of
+from capo_ray.engines.trainer_files import Saved, read_random_state, write_pieces, write_random_state
 from capo_ray.engines.trainer_metrics import Sums
 from capo_ray.engines.trainer_settings import decay_groups, deepspeed_config, learning_rate, objective_of
-from capo_ray.engines.trainer_state import (
-    DESCRIPTION,
-    TAG,
-    TrainerState,
-    data_alone,
-    read_random_state,
-    read_state,
-    write_random_state,
-)
+from capo_ray.engines.trainer_state import DESCRIPTION, TrainerState, read_state
 from capo_ray.learn.batch import Aggregation, MicroBatch, collate, standardised
 from capo_ray.learn.loss import NLL_METRICS, Loss, Objective, nll, policy_loss, policy_metrics
 from capo_ray.types import Metrics, TrainSequence, Update
@@ -283,34 +278,41 @@ class DeepSpeedEngine:
         dist.barrier()
 
     def save(self, path: str) -> None:
-        """Everything that `restore` needs to go on with the same numbers, into the folder `path`."""
+        """Everything that `restore` needs to go on with the same numbers, into the folder `path`: each rank writes what
+        it holds."""
         Path(path).mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(path, tag=TAG)
-        write_random_state(path, self.rank)
+        mine = [] if self.rank and replicated(self._engine) else pieces_of(self._engine, self._model)
+        written = [*write_pieces(path, self.rank, mine), write_random_state(path, self.rank)]
+        of_all: list[list[str]] = [[]] * self.world_size
+        dist.all_gather_object(of_all, written)
         if self.rank == 0:
-            self._state().write(path)
+            self._state([name for names in of_all for name in names]).write(path)
             causal_model.write_description(self._model, str(Path(path) / DESCRIPTION), self._tokenizer)
         dist.barrier()
 
     def restore(self, path: str) -> None:
-        """Raises ValueError when `path` holds no checkpoint, or one of another model, number of ranks or stage."""
+        """What ranks of any number and ZeRO stage have saved. Raises ValueError when `path` holds no checkpoint, or one
+        of another model."""
         saved = read_state(path)
         self._state().check_continues(saved, path)
-        with data_alone(path):
-            self._engine.load_checkpoint(path, tag=TAG)
+        with closing(Saved(path, saved.pieces)) as pieces:
+            pieces.fill(pieces_of(self._engine, self._model))
+        put_back(self._engine, saved.taken)
         self.step, self._version = saved.step, saved.version
-        read_random_state(path, self.rank)
+        read_random_state(path, self.rank, ranks=saved.ranks)
         self._ahead.clear()
 
-    def _state(self) -> TrainerState:
+    def _state(self, files: Sequence[str] = ()) -> TrainerState:
         return TrainerState(
             step=self.step,
+            taken=steps_taken(self._engine),
             version=self._version,
             ranks=self.world_size,
             zero_stage=self._trainer.zero_stage,
             dtype=str(self._model.dtype),
             architecture=type(self._model).__name__,
             shapes={name: list(shape) for name, _, shape in self.weight_shapes()},
+            files=files,
         )
 
     def close(self) -> None:

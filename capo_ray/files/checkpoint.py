@@ -18,7 +18,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step_(\d{6,})")
 _STATE = "state.json"
+TRAINER_FORMAT = 2
+"""Of the trainer's part (engines.trainer_state)."""
 _NEWEST = ".newest_checkpoint"
 """Stands in the run's directory and names the checkpoint that was written last, so that one that is gone is missed."""
 
@@ -133,17 +135,27 @@ def read_state(checkpoint: Path) -> JsonDict:
     return {name: value for name, value in state.items() if name != "files"}
 
 
-def check_trainers(checkpoint: Path, here: Mapping[str, int]) -> None:
-    """Raises RunDirError where the trainers that wrote it had other numbers, such as {"ranks": 2, "zero_stage": 1}."""
+def check_trainers(checkpoint: Path) -> None:
+    """Raises RunDirError where its part of the trainers is of another format than these read, or lacks a file that one
+    of them has written."""
+    folder = checkpoint / "trainer"
     try:
-        there = json.loads((checkpoint / "trainer" / "trainer.json").read_text(encoding="utf-8"))
-        wrong = {name: there[name] for name, number in here.items() if there[name] != number}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunDirError(f"{checkpoint}/trainer/trainer.json is broken ({type(error).__name__}: {error})") from error
-    if wrong:
-        said = ", ".join(f"trainer.{name} {number}, not {here[name]}" for name, number in wrong.items())
-        keys = " ".join(f"trainer.{name}={number}" for name, number in wrong.items())
-        raise RunDirError(f"the checkpoint {checkpoint} was written with {said}: go on with {keys}")
+        said = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
+        version, files = said.get("format", 1), said.get("files", [])
+        missing = [name for name in files if not (folder / name).is_file()]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RunDirError(f"{folder}/trainer.json is broken ({type(error).__name__}: {error})") from error
+    if version != TRAINER_FORMAT:
+        raise RunDirError(
+            f"the checkpoint {checkpoint} is of format {version}, which another version of capo_ray wrote (this one "
+            f"reads {TRAINER_FORMAT}): go on with that version, or export the policy with it and begin another run "
+            "with policy.path=FOLDER"
+        )
+    if missing:
+        raise RunDirError(
+            f"{folder} lacks {missing[0]}, which a trainer rank has written: its node does not see this folder. Put "
+            "run_dir on storage that every node mounts at the same path"
+        )
 
 
 def fault_of(checkpoint: Path) -> str | None:

@@ -246,11 +246,11 @@ def downloads(config: Config, shapes: Mapping[str, Shape | None]) -> list[str]:
 
 
 def disk(config: Config, policy: Shape | None) -> str:
-    """A checkpoint holds weights and what the optimizer keeps, 14 bytes a parameter in bfloat16; one more than is kept
-    is there while it is written, and so are the policy at the end and exports."""
+    """A checkpoint holds float32 weights and AdamW's moments, 12 bytes a parameter; one more than is kept is there
+    while it is written, and so are the policy at the end and exports."""
     if policy is None:
         return "  disk                    not known: the policy's shape is not"
     width = BYTES[config.policy.dtype]
-    one, last = policy.parameters * (width + 12) / GIB, policy.parameters * width / GIB
+    one, last = policy.parameters * 12 / GIB, policy.parameters * width / GIB
     most = one * config.checkpoints_at_once + last * config.models_written
     return f"  disk                    {one:.1f} GiB a checkpoint, at most {most:.1f} with those kept and all models"

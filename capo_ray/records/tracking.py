@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 PREFIX = "evaluation/"
 BY_STEP = ("samples", "critiques", "responses")
 """Folders in which the aggregators write a file per step and shard."""
+STEP_FOLDERS = ("exports", "nonfinite")
+"""Folders in which a step has one of its own, step_N."""
 STEP_FILE = re.compile(r"(\d+)-\d+\.(?:jsonl|parquet)")
 
 
@@ -168,6 +170,12 @@ class Tracker:
             elif found and int(found[1]) > step:
                 (aside / path.parent.name).mkdir(parents=True, exist_ok=True)
                 path.rename(aside / path.parent.name / path.name)
+        for name in STEP_FOLDERS:
+            for path in (self._run_dir / name).glob("step_*"):
+                number = path.name.removeprefix("step_")
+                if number.isdecimal() and int(number) > step:
+                    (aside / name).mkdir(parents=True, exist_ok=True)
+                    path.rename(aside / name / path.name)
         for sink in self._sinks:
             sink.rewind(step)
         if self._display is not None:

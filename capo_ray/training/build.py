@@ -67,7 +67,7 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
     check_options(config)
     checkpoint = Checkpoints(run_dir, keep=config.keep_checkpoints).settle()
     if checkpoint is not None:
-        check_trainers(checkpoint, {"ranks": config.trainer.ranks, "zero_stage": config.trainer.zero_stage})
+        check_trainers(checkpoint)
     template = find_template(config.critic) if config.critic else None
     canaries = CanarySet.of(config)
     check_servers(config)
@@ -128,8 +128,10 @@ def make_critic(settings: VllmSettings, name: str) -> Any:
     return VllmCritic(settings, name=name)
 
 
-def make_trainer(config: Config, model: str, *, rank: int, host: str, port: int) -> Any:
-    _must_see(Path(model))
+def make_trainer(config: Config, model: str, run_dir: Path | None = None, *, rank: int, host: str, port: int) -> Any:
+    """`run_dir`: where it is to write checkpoints, if anywhere."""
+    for folder in (Path(model), *([run_dir] if run_dir else [])):
+        _must_see(folder)
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, str(port)
     from capo_ray.engines.train_deepspeed import DeepSpeedEngine
 
@@ -272,7 +274,7 @@ async def running_crew(
         Team(config, run_dir.name, ready=ready) as team,
     ):
         rollouts, critics = (team.hire(role, made) for role, made in make.items())
-        engine = partial(make_trainer, config, str(found.policy.folder))
+        engine = partial(make_trainer, config, str(found.policy.folder), run_dir)
         sender = partial(make_sender, config)
         trainers = TrainerGroup(
             list(team.hire("trainer", lambda seat: (engine, sender, seat.number)).values()),

@@ -193,7 +193,7 @@ def test_records_are_on_the_disk_before_a_checkpoint_names_their_step(
 
     async def saved(path: Path) -> None:
         (path / "weights").parent.mkdir(parents=True, exist_ok=True)
-        (path / "weights").write_text("w")
+        (path / "trainer.json").write_text('{"format": 2}')
 
     crew: Any = Crew(tmp_path)
     crew._parts.trainers, crew._parts.budget = SimpleNamespace(save=saved), None

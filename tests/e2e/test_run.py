@@ -84,7 +84,7 @@ def break_last_checkpoint(run_dir: Path) -> None:
     """One bit of a file of it, where there is one beside that of step 3."""
     checkpoint = max((run_dir / "checkpoints").glob("step_*"))
     if checkpoint.name != "step_000003":
-        file = next(file for file in sorted((checkpoint / "trainer").rglob("*.pt")))
+        file = next(file for file in sorted((checkpoint / "trainer").rglob("*.safetensors")))
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
@@ -105,6 +105,24 @@ def test_what_is_killed_or_interrupted_costs_no_numbers(disturbed: Disturbed) ->
         assert [step["run/restarts"] for step in steps] == [restarts] * 2
         for name in ("step", "reward/mean_token_reward", "outcome/accuracy", "response/mean_tokens", "trainer/loss"):
             assert [step[name] for step in steps] == pytest.approx([step[name] for step in restarted], abs=1e-4), name
+
+
+def test_no_step_stands_twice_in_what_a_run_keeps(whole: Ran) -> None:
+    """Steps were done again after a rollback, and once more after a resume."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lines = [json.loads(line) for line in (whole.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "evaluation/responses" in line] == [0, 6]
+    seen = EventAccumulator(str(whole.run_dir / "tensorboard"))
+    seen.Reload()
+    assert [event.step for event in seen.Scalars("trainer/loss")] == list(range(1, 7))
+    assert [event.step for event in seen.Scalars("evaluation/responses")] == [0, 6]
+    for folder in ("samples", "critiques", "responses"):
+        assert sorted(int(path.name[:6]) for path in (whole.run_dir / folder).iterdir()) == list(range(1, 7)), folder
+    of_samples = [(sample["step"], sample["prompt_id"], sample["index"]) for sample in whole.samples]
+    assert len(of_samples) == len(set(of_samples))
+    aside = [path for path in (whole.run_dir / "rolled_back").glob("*/metrics.jsonl") if steps_in(path.parent)]
+    assert aside and all(line["step"] > 3 for path in aside for line in steps_in(path.parent))
 
 
 def test_no_other_machine_reaches_a_run_that_starts_its_own_ray(disturbed: Disturbed) -> None:

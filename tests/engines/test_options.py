@@ -48,6 +48,11 @@ TINY = "+experiment=tiny_cpu"
             "trainer.deepspeed.zero_optimization.stage=3",
             "trainer.deepspeed: zero_optimization.stage is not handed on to DeepSpeed: set `zero_stage`",
         ),
+        (
+            "trainer.deepspeed={zero_optimization:{offload_optimizer:{device:nvme,nvme_path:/disk}}}",
+            "trainer.deepspeed: zero_optimization.offload_optimizer.nvme_path is not handed on to DeepSpeed: "
+            "checkpoints would lack what it keeps of the optimizer; offload_optimizer.device cpu they hold",
+        ),
         ("rollout.engine=3", "rollout.engine: must be a block of keys, got 3"),
     ],
 )

@@ -422,54 +422,6 @@ def test_masked_tokens_carry_no_loss(one: Ranks) -> None:
 # -- weights and checkpoints
 
 
-def interrupted(rank: int, ranks: int, case: Case, path: str) -> Any:
-    """One update, a checkpoint, and a second update: by the same engine and by a restored one."""
-    with engine_of(case, rank, ranks) as engine:
-        engine.update(batch_of(case, rank, ranks))
-        engine.save(path)
-        straight = engine.update(batch_of(case, rank, ranks)), weights_of(engine)
-    with engine_of(case, rank, ranks) as engine:
-        engine.restore(path)
-        return straight, (engine.update(batch_of(case, rank, ranks)), weights_of(engine))
-
-
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_restored_trainer_goes_on_with_the_same_numbers(two: Ranks, tmp_path: Path, stage: int) -> None:
-    case = MANY.but(stage=stage, budget=40, trainer={**MANY.trainer, "weight_decay": 0.1})
-    for straight, restored in two.each(interrupted, case, str(tmp_path / "checkpoint")):
-        assert straight[0].version == restored[0].version == 2
-        for name in straight[0].metrics.keys() - SKIPPED:
-            assert straight[0].metrics[name] == restored[0].metrics[name], name
-        for name in straight[1]:
-            np.testing.assert_array_equal(straight[1][name], restored[1][name])
-
-
-def saved(rank: int, ranks: int, case: Case, path: str) -> None:
-    with engine_of(case, rank, ranks) as engine:
-        engine.save(path)
-
-
-def refused(rank: int, ranks: int, case: Case, path: str) -> str:
-    with engine_of(case, rank, ranks) as engine:
-        try:
-            engine.restore(path)
-        except ValueError as error:
-            return str(error)
-    return ""
-
-
-def test_a_checkpoint_of_something_else_is_refused(one: Ranks, two: Ranks, tmp_path: Path) -> None:
-    path = str(tmp_path / "checkpoint")
-    two(saved, Case(), path)
-    smaller = {**MODEL, "num_hidden_layers": 1, "intermediate_size": 48}
-    message = two(refused, Case(model=smaller), path)
-    assert "of another model: LlamaForCausalLM with 19,872 parameters in 20 tensors there" in message
-    assert "in 11 tensors here" in message and "gate_proj.weight: [64, 32] there, [48, 32] here" in message
-    assert "written with ranks 2, this trainer has 1" in one(refused, Case(), path)
-    assert "written with zero_stage 2, this trainer has 3" in two(refused, Case(stage=3), path)
-    assert "there is no trainer checkpoint in" in one(refused, Case(), str(tmp_path / "nowhere"))
-
-
 def written(rank: int, ranks: int, case: Case, path: str) -> Any:
     with engine_of(case, rank, ranks) as engine:
         engine.update(batch_of(case, rank, ranks))

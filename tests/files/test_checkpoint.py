@@ -238,16 +238,24 @@ def test_nothing_begins_anew_where_checkpoints_were_written(tmp_path: Path) -> N
         checkpoints.settle()
 
 
-def test_trainers_of_other_numbers(tmp_path: Path) -> None:
+def test_what_trainers_have_written(tmp_path: Path) -> None:
     (tmp_path / "trainer").mkdir()
-    (tmp_path / "trainer" / "trainer.json").write_text('{"ranks": 2, "zero_stage": 1}')
-    check_trainers(tmp_path, {"ranks": 2, "zero_stage": 1})
+    (tmp_path / "trainer" / "pieces_00000_000.safetensors").touch()
+    written = {"ranks": 2, "format": 2, "files": ["pieces_00000_000.safetensors"]}
+    (tmp_path / "trainer" / "trainer.json").write_text(json.dumps(written))
+    check_trainers(tmp_path)
+    written["files"].append("pieces_00001_000.safetensors")
+    (tmp_path / "trainer" / "trainer.json").write_text(json.dumps(written))
     with pytest.raises(RunDirError) as error:
-        check_trainers(tmp_path, {"ranks": 1, "zero_stage": 1})
+        check_trainers(tmp_path)
     assert str(error.value) == (
-        f"the checkpoint {tmp_path} was written with trainer.ranks 2, not 1: go on with trainer.ranks=2"
+        f"{tmp_path}/trainer lacks pieces_00001_000.safetensors, which a trainer rank has written: its node does not "
+        "see this folder. Put run_dir on storage that every node mounts at the same path"
     )
-    for text in ("{}", "[]", "{"):
+    (tmp_path / "trainer" / "trainer.json").write_text('{"ranks": 2, "zero_stage": 1}')
+    with pytest.raises(RunDirError, match=r" is of format 1, which another version .* \(this one reads 2\)"):
+        check_trainers(tmp_path)
+    for text in ("[]", "{"):
         (tmp_path / "trainer" / "trainer.json").write_text(text)
         with pytest.raises(RunDirError, match=r"trainer\.json is broken"):
-            check_trainers(tmp_path, {"ranks": 1})
+            check_trainers(tmp_path)

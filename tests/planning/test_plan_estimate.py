@@ -31,7 +31,7 @@ def test_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         "  assumed ",
         "best split of 8 GPUs",
         "meta-llama/Llama-3.2-3B-Instruct (6 GiB), meta-llama/Meta-Llama-3-70B-Instruct (131 GiB)",
-        "41.9 GiB a checkpoint",
+        "35.9 GiB a checkpoint",
     ):
         assert part in said
     assert "kv_cache_gib" not in said

@@ -166,12 +166,20 @@ def test_going_back(tmp_path: Path) -> None:
     kept = ["000001-0.jsonl", "000002-0.jsonl", "000002-1.jsonl", "notes.txt"]
     for name in [*kept, "000003-0.jsonl", "000004-1.jsonl", "1000000-0.jsonl", "000002-0.partial"]:
         (samples / name).touch()
+    folders = ["exports/step_000002", "exports/step_000003", "nonfinite/step_000002", "nonfinite/step_000003"]
+    for name in [*folders, "exports/mine"]:
+        (tmp_path / name).mkdir(parents=True)
     made.rewind(2)
     assert heads(tmp_path) == [(0, True), (1, False), (2, False), (2, True)]
     assert sorted(path.name for path in samples.iterdir()) == kept
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "rolled_back", "samples"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("exports", "metrics.jsonl", "nonfinite", "rolled_back", "samples")
+    ]
+    stay = [path.name for name in ("exports", "nonfinite") for path in sorted((tmp_path / name).iterdir())]
+    assert stay == ["mine", "step_000002", "step_000002"]
     aside = tmp_path / "rolled_back" / "1"
     assert heads(aside) == [(3, False), (4, False), (4, True)]
+    assert (aside / "exports" / "step_000003").is_dir() and (aside / "nonfinite" / "step_000003").is_dir()
     gone = ["000003-0.jsonl", "000004-1.jsonl", "1000000-0.jsonl"]
     assert sorted(path.name for path in (aside / "samples").iterdir()) == gone
     assert "after 2" in columns(made)
