@@ -13,8 +13,8 @@ pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.ray, pytest.mark.ti
 
 FIRST = ("trainer.ranks=2", "trainer.zero_stage=1", "rollout.workers=1", "critic.workers=1", "reward.aggregators=1")
 THEN = ("trainer.ranks=1", "trainer.zero_stage=3", "rollout.workers=2", "critic.workers=2", "reward.aggregators=3")
-COUNTED = ("update/", "trainer/num", "trainer/padding", "gap/")
-"""Of the micro-batches of ranks."""
+LATE = ("critic/canar", "tokens/canaries", "tokens/critic_prompts")
+"""Counted in the step in which they come, which depends on how many critics there are."""
 
 
 def test_a_run_goes_on_with_other_numbers_of_everything(tmp_path: Path) -> None:
@@ -31,8 +31,9 @@ def test_a_run_goes_on_with_other_numbers_of_everything(tmp_path: Path) -> None:
     assert (elsewhere / "checkpoints" / "step_000002" / "state.json").read_bytes() == before
     said = json.loads((elsewhere / "checkpoints" / "step_000004" / "trainer" / "trainer.json").read_text())
     assert (said["ranks"], said["zero_stage"], said["step"]) == (1, 3, whole.steps[-1]["trainer/optimizer_steps"] * 4)
-    assert [line["step"] for line in resumed.steps] == [1, 2, 3, 4] and len(list(elsewhere.glob("samples/*-2.jsonl")))
+    assert [line["step"] for line in resumed.steps] == [1, 2, 3, 4]
     for one, other in zip(whole.steps, resumed.steps, strict=True):
-        assert one.keys() == other.keys()
-        for name in (name for name in one if not name.startswith((*UNLIKE, *COUNTED))):
+        alike = {name for name in one if not name.startswith((*UNLIKE, *LATE))}
+        assert alike == {name for name in other if not name.startswith((*UNLIKE, *LATE))}
+        for name in alike:
             assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), (one["step"], name)
