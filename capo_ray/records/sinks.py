@@ -197,7 +197,9 @@ class Wandb:
 
 def sample_rows(folder: Path, step: int, most: int) -> list[list[Any]]:
     """The first `most` responses that the aggregators wrote down of `step`, as rows of SAMPLE_COLUMNS."""
-    lines = (line for path in sorted(folder.glob(f"{step:06d}-*.jsonl")) for line in _lines(path))
+    own = f"{step:06d}-"  # no pattern: Python keeps 32,768 of those that it has compiled
+    files = sorted(path for path in folder.glob("*.jsonl") if path.name.startswith(own))
+    lines = (line for path in files for line in _lines(path))
     return [_sample_row(json.loads(line)) for line in islice(lines, most)]
 
 
