@@ -117,8 +117,11 @@ def _of_the_machine() -> list[Kind]:
         Kind(name="cut the network for 20 s", act="cut", says=LOST, metrics=("run/restarts",), lasts_s=20),
         Kind(name="drop packets", act="drop packets", then="is borne", lasts_s=20),
         Kind(
-            name="take memory", act="take memory", says=f"{LOST}|died", metrics=("run/rollout_deaths", "run/restarts")
-        ),
+            name="take memory",
+            act="take memory",
+            says=rf"{LOST}|rollout worker \d+ died|left alone for .* critic",
+            metrics=("run/rollout_deaths", "run/restarts", "critic/retries", "critic/engines_down"),
+        ),  # fmt: skip
     ]
 
 

@@ -27,7 +27,8 @@ RATE = "3mbit"
 """At which packets pass while some are dropped: below what weights and batches take at once."""
 GROUPS = Path("/sys/fs/cgroup/memory")
 GIB = 1 << 30
-HOG_MIB = 256
+TAKEN = 0.96
+"""Of a limit; Ray ends actors above 0.95."""
 LEAST_FREE_GIB = 4.0
 """That stays free on the machine while memory is taken."""
 
@@ -129,7 +130,7 @@ class Memory:
         self._folder = GROUPS / own_group() / f"capo_ray-faults-{os.getpid()}"
         self._folder.mkdir()
         (self._folder / "memory.limit_in_bytes").write_text(str(int(gib * GIB)))
-        self._gib = gib
+        self._gib, self._most = gib, int(TAKEN * gib * GIB)
         _do("mount", "--bind", str(self._folder), str(GROUPS))  # where Ray looks for its limit
 
     def holds(self, pid: int) -> None:
@@ -145,8 +146,9 @@ class Memory:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """A program that belongs to it asks for memory again and again."""
-        hog = subprocess.Popen([sys.executable, "-c", _HOG, str(HOG_MIB)])
+        """A program that belongs to it asks for memory until Ray's own limit is passed, and is gone two seconds later,
+        so that who was ended for it can start again."""
+        hog = subprocess.Popen([sys.executable, "-c", _HOG, str(GROUPS / "memory.usage_in_bytes"), str(self._most)])
         self.holds(hog.pid)
         try:
             yield
@@ -166,9 +168,10 @@ class Memory:
 _HOG = """
 import sys, time
 held = []
-while True:
-    held.append(bytearray(b"x") * (int(sys.argv[1]) << 20))
-    time.sleep(0.3)
+while int(open(sys.argv[1]).read()) < int(sys.argv[2]):
+    held.append(bytearray(b"x") * (64 << 20))
+    time.sleep(0.02)
+time.sleep(2)
 """
 
 

@@ -10,7 +10,7 @@ import pytest
 from capo_ray.faults import world
 
 INSIDE = """
-import os, socket, subprocess, sys
+import os, socket, subprocess, sys, time
 from pathlib import Path
 from capo_ray.faults import world
 
@@ -55,8 +55,13 @@ if Path(world.GROUPS).is_dir():
     assert (world.GROUPS / "memory.limit_in_bytes").read_text().strip() == str(1 << 30)
     waiting = subprocess.Popen(["sleep", "100"])
     memory.holds(waiting.pid)
+    usage = world.GROUPS / "memory.usage_in_bytes"
     with memory.taken():
-        pass
+        deadline = time.monotonic() + 20
+        while int(usage.read_text()) < 0.96 * (1 << 30):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert int(usage.read_text()) < 1 << 29
     waiting.kill(), waiting.wait()
     memory.close()
 print("all of it")
