@@ -121,7 +121,7 @@ def _of_the_machine() -> list[Kind]:
             act="take memory",
             says=rf"{LOST}|rollout worker \d+ died|left alone for .* critic",
             metrics=("run/rollout_deaths", "run/restarts", "critic/retries", "critic/engines_down"),
-        ),  # fmt: skip
+        ),
     ]
 
 

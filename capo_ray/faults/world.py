@@ -169,8 +169,8 @@ _HOG = """
 import sys, time
 held = []
 while int(open(sys.argv[1]).read()) < int(sys.argv[2]):
-    held.append(bytearray(b"x") * (64 << 20))
-    time.sleep(0.02)
+    held.append(bytearray(b"x") * (16 << 20))
+    time.sleep(0.005)
 time.sleep(2)
 """
 
