@@ -18,7 +18,9 @@ from ray.exceptions import RayActorError
 from capo_ray.cluster.ahead import Groups
 from capo_ray.cluster.faults import cause_of, is_loss
 from capo_ray.cluster.patience import END_S, with_patience
-from capo_ray.learn.batch import Aggregation, Plan, centre_and_spread, denominators, plan
+from capo_ray.learn.batch import Aggregation, centre_and_spread, denominators
+from capo_ray.learn.packing import Packing
+from capo_ray.learn.plan import Plan, Size, plan
 from capo_ray.types import Batch, GroupSummary, Metrics, Update
 
 Place = tuple[int, int]
@@ -37,6 +39,7 @@ class TrainerGroup:
         *,
         tokens_per_micro_batch: int,
         responses_per_update: int | None,
+        packing: Packing,
         aggregation: Aggregation,
         max_response_tokens: int,
         over_batch: bool = False,
@@ -47,6 +50,7 @@ class TrainerGroup:
         self._actors = list(actors)
         self._tokens_per_micro_batch = tokens_per_micro_batch
         self._responses_per_update = responses_per_update
+        self._packing: Packing = packing
         self._aggregation: Aggregation = aggregation
         self._max_response_tokens = max_response_tokens
         self._over_batch = over_batch
@@ -77,14 +81,20 @@ class TrainerGroup:
         """One rollout batch; every rank makes the same number of optimizer steps. Where a gradient is not finite, ranks
         write what they trained on to the folder `keep_in`."""
         groups = [group for group in batch.groups if group.lengths]
-        places, lengths, loss_lengths = _flatten(groups)
+        places, sizes = _flatten(groups)
         made = plan(
-            lengths,
+            sizes,
             ranks=len(self._actors),
             tokens_per_micro_batch=self._tokens_per_micro_batch,
             responses_per_update=self._responses_per_update,
+            packing=self._packing,
         )
-        divisors = denominators(loss_lengths, made, self._aggregation, max_response_tokens=self._max_response_tokens)
+        divisors = denominators(
+            [size.response_tokens for size in sizes],
+            made,
+            self._aggregation,
+            max_response_tokens=self._max_response_tokens,
+        )
         scale = centre_and_spread(group.tally for group in groups) if self._over_batch else (0.0, 1.0)
         calls = [
             actor.update.remote(str(keep_in), scale, *_share(made, rank, places, divisors, groups))
@@ -164,14 +174,15 @@ async def _finished(tasks: Sequence[asyncio.Future[Any]], what: str, word_s: flo
         log.warning("waiting for trainer ranks %s to end %s since %.0f s", ranks, what, waited)
 
 
-def _flatten(
-    groups: Sequence[GroupSummary],
-) -> tuple[list[Place], list[int], list[int]]:
-    """Per response of the batch, in order: its place, its tokens, its response tokens."""
+def _flatten(groups: Sequence[GroupSummary]) -> tuple[list[Place], list[Size]]:
+    """Per response of the batch, in order: its place and its size."""
     places = [(g, m) for g, group in enumerate(groups) for m in range(len(group.lengths))]
-    lengths = [length for group in groups for length in group.lengths]
-    responses = [length - group.prompt_tokens for group in groups for length in group.lengths]
-    return places, lengths, responses
+    sizes = [
+        Size(group.prompt_tokens, length - group.prompt_tokens, g)
+        for g, group in enumerate(groups)
+        for length in group.lengths
+    ]
+    return places, sizes
 
 
 def _share(

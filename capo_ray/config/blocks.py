@@ -23,6 +23,7 @@ from capo_ray.config.optimizer import (
     HeadFloat32,
     HeadTokens,
     MaxGradNorm,
+    Packing,
     Schedule,
     WarmupSteps,
     WeightDecay,
@@ -208,6 +209,7 @@ class Trainer(Block):
         "tokens, prompt included, in one forward pass of one rank", unit="tokens", gt=0
     )
     gradient_checkpointing: GradientCheckpointing = True
+    packing: Packing = "shared"
     head_tokens: HeadTokens = None
     head_float32: HeadFloat32 = False
     deepspeed: DeepSpeed = Field({})

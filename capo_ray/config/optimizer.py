@@ -36,6 +36,13 @@ GradientCheckpointing = Annotated[
         source="transformers `gradient_checkpointing_enable`",
     ),
 ]
+Packing = Annotated[
+    Literal["padded", "packed", "shared"],
+    setting(
+        "how sequences stand in a forward pass: padded: a row each, filled up to the longest; packed: one after the "
+        "other in one row; shared: so too, and a prompt of several responses once",
+    ),
+]
 HeadTokens = Annotated[
     int | None,
     setting(

@@ -14,7 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from capo_ray.learn.batch import MicroBatch, plan
+from capo_ray.learn.batch import MicroBatch
+from capo_ray.learn.packing import Packing
+from capo_ray.learn.plan import plan, sizes_of
 from capo_ray.types import TrainSequence
 
 Key = tuple[str, tuple[int, ...], tuple[int, ...]]
@@ -32,11 +34,12 @@ class Ahead:
         *,
         temperature: float,
         budget: int,
+        packing: Packing,
         device: torch.device,
     ) -> None:
         """`budget`: tokens of a micro-batch."""
         self._collate, self._temperature = collate, temperature
-        self._budget, self._device = budget, device
+        self._budget, self._packing, self._device = budget, packing, device
         self._known: dict[Key, Tensor] = {}
 
     def clear(self) -> None:
@@ -77,7 +80,8 @@ class Ahead:
         """Micro-batches of this rank, as many as any rank has: collectives must match."""
         if not self._all_say(mine is not None):
             return None
-        (step,) = plan([one.length for one in mine or ()], ranks=1, tokens_per_micro_batch=self._budget)[0] or ((),)
+        made = plan(sizes_of(mine or ()), ranks=1, tokens_per_micro_batch=self._budget, packing=self._packing)
+        (step,) = made[0] or ((),)
         count = torch.tensor(len(step), device=self._device)
         dist.all_reduce(count, op=dist.ReduceOp.MAX)
         cut = [[(mine or ())[index] for index in indices] for indices in step]

@@ -173,7 +173,8 @@ class Scorer(nn.Module):
 
     def forward(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy, [N] each, in float32."""
-        hidden = self.model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        packed = {} if batch.positions is None else {"position_ids": batch.positions, "segments": batch.segments}
+        hidden = self.model.base_model(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
         carrying = hidden.flatten(0, 1)[batch.places]
         scored: tuple[Tensor, Tensor] = self.model.get_output_embeddings()(
             carrying, batch.targets, temperature, **self._how

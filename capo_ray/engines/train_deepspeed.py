@@ -3,7 +3,7 @@
 Every method is collective. The loss of an optimizer step is a weighted sum over the tokens of all ranks (see
 `learn.batch`); DeepSpeed takes the mean of the ranks' gradients, so each rank scales its loss by their number, and
 accumulation boundaries are set by hand, so nothing else divides it. The learning rate is a function of the number of
-optimizer steps, skipped ones included. Leaves out: which sequences go where (`learn.batch`), how weights travel
+optimizer steps, skipped ones included. Leaves out: which sequences go where (`learn.plan`), how weights travel
 (`weights_*`) and who starts the ranks.
 """
 
@@ -28,7 +28,7 @@ from capo_ray.engines.optimizer_pieces import pieces_of, put_back, replicated, s
 from capo_ray.engines.optimizer_step import move
 from capo_ray.engines.process_group import join
 from capo_ray.engines.protocols import UpdateBatch
-from capo_ray.engines.scorers import reference_of, scorer_of
+from capo_ray.engines.scorers import check_company, reference_of, scorer_of
 from capo_ray.engines.trainer_files import Saved, read_random_state, write_pieces, write_random_state
 from capo_ray.engines.trainer_metrics import Sums
 from capo_ray.engines.trainer_settings import decay_groups, deepspeed_config, learning_rate, objective_of
@@ -88,10 +88,14 @@ class DeepSpeedEngine:
             self._model.gradient_checkpointing_enable({"use_reentrant": trainer.zero_stage == 3})
             self._model.enable_input_require_grads()
         self._engine = self._initialize()
+        check_company(
+            self._engine, trainer.packing, self._model.get_input_embeddings().num_embeddings, precision, self._device
+        )
         self._ahead = Ahead(
             lambda sequences: self._collate(sequences, 1.0),
             temperature=temperature,
             budget=trainer.tokens_per_micro_batch,
+            packing=trainer.packing,
             device=self._device,
         )
 
@@ -175,7 +179,7 @@ class DeepSpeedEngine:
         return sums.reduce(NLL_METRICS, len(batch.micro_batches), self._device)
 
     def _collate(self, sequences: Sequence[TrainSequence], denominator: float) -> MicroBatch:
-        return collate(sequences, self._aggregation, denominator, device=self._device)
+        return collate(sequences, self._aggregation, denominator, packing=self._trainer.packing, device=self._device)
 
     def _teaching(self, steps: Sequence[Sequence[MicroBatch]]) -> list[bool]:
         """Which optimizer steps have anything to learn from, on any rank; AdamW would move on a zero gradient too."""

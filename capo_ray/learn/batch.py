@@ -1,8 +1,8 @@
-"""From the responses of a batch to the micro-batches of every rank, and from a micro-batch to tensors.
+"""A micro-batch as tensors, and what a batch as a whole gives each of its tokens: denominators, centre and spread.
 
-Only token lengths decide the plan, so it can be made where no token is. Only tokens that carry loss reach the loss:
-they are flat, [N], and say where their logits stand in the padded forward pass; no mask is ever derived from a pad id.
-Leaves out: the loss (see `learn.loss`) and whoever sends the shares to the ranks.
+Only tokens that carry loss reach the loss: they are flat, [N], and say where their logits stand in the forward pass; no
+mask is ever derived from a pad id. Leaves out: which sequences stand together (`learn.plan`), how they do
+(`learn.packing`), and the loss (`learn.loss`).
 """
 
 from __future__ import annotations
@@ -10,99 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, sqrt
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
+from capo_ray.learn.packing import Packing, Segment, lay
+from capo_ray.learn.plan import Plan
 from capo_ray.types import TrainSequence
 
 if TYPE_CHECKING:
     import torch
 
 Aggregation = Literal["response_mean", "token_mean", "constant"]
-Share = tuple[tuple[tuple[int, ...], ...], ...]
-"""One rank's part of a plan: [optimizer step][micro-batch] -> sequence indices."""
-Plan = tuple[Share, ...]
-"""[rank][optimizer step][micro-batch] -> sequence indices."""
-T = TypeVar("T")
-
-
-def plan(
-    lengths: Sequence[int], *, ranks: int, tokens_per_micro_batch: int, responses_per_update: int | None = None
-) -> Plan:
-    """Spread the sequences of a batch, given their lengths (prompt and response), over ranks and micro-batches.
-
-    What holds of the result (see `assert_plan`):
-    1. every sequence stands in it once;
-    2. optimizer step s holds the s-th `responses_per_update` sequences in order (all of them if None), the last step
-       what is left;
-    3. in a step all ranks have equally many micro-batches, at least one; those missing are empty;
-    4. a micro-batch, padded to its longest sequence, has at most `tokens_per_micro_batch` tokens;
-    5. in a step the tokens of two ranks differ by no more than the longest sequence;
-    6. it depends on nothing but the arguments.
-    """
-    for index, length in enumerate(lengths):
-        if length > tokens_per_micro_batch:
-            raise ValueError(
-                f"sequence {index} has {length} tokens, more than the {tokens_per_micro_batch} of "
-                "tokens_per_micro_batch; raise that number or shorten prompts and responses"
-            )
-    size = responses_per_update or len(lengths)
-    starts = range(0, len(lengths), size) if size else ()
-    steps = [
-        _plan_step(lengths, range(start, min(start + size, len(lengths))), ranks, tokens_per_micro_batch)
-        for start in starts
-    ]
-    return tuple(tuple(step[rank] for step in steps) for rank in range(ranks))
-
-
-def _plan_step(
-    lengths: Sequence[int], indices: Sequence[int], ranks: int, budget: int
-) -> list[tuple[tuple[int, ...], ...]]:
-    """[rank][micro-batch] of one optimizer step: longest first to the rank with the fewest tokens, then cut."""
-    totals = [0] * ranks
-    dealt: list[list[int]] = [[] for _ in range(ranks)]
-    for index in sorted(indices, key=lambda index: (-lengths[index], index)):
-        rank = min(range(ranks), key=lambda rank: (totals[rank], len(dealt[rank]), rank))
-        dealt[rank].append(index)
-        totals[rank] += lengths[index]
-    cut = [_cut(lengths, mine, budget) for mine in dealt]
-    count = max(1, *(len(mine) for mine in cut))
-    return [(*mine, *((),) * (count - len(mine))) for mine in cut]
-
-
-def _cut(lengths: Sequence[int], descending: Sequence[int], budget: int) -> list[tuple[int, ...]]:
-    """Fill micro-batches in order of falling length, so that neighbours need little padding."""
-    micro_batches: list[list[int]] = []
-    for index in descending:
-        current = micro_batches[-1] if micro_batches else []
-        if current and lengths[current[0]] * (len(current) + 1) <= budget:
-            current.append(index)
-        else:
-            micro_batches.append([index])
-    return [tuple(indices) for indices in micro_batches]
-
-
-def assert_plan(
-    made: Plan, lengths: Sequence[int], *, tokens_per_micro_batch: int, responses_per_update: int | None
-) -> None:
-    """Check what the docstring of `plan` promises, but the last point."""
-    size = responses_per_update or len(lengths)
-    num_steps = -(-len(lengths) // size) if size else 0
-    assert all(len(share) == num_steps for share in made)
-    for step in range(num_steps):
-        of_step = [share[step] for share in made]
-        held = sorted(index for micro_batches in of_step for indices in micro_batches for index in indices)
-        assert held == list(range(step * size, min((step + 1) * size, len(lengths))))
-        assert len({len(micro_batches) for micro_batches in of_step}) == 1 and of_step[0]
-        for micro_batches in of_step:
-            for indices in micro_batches:
-                assert len(indices) * max((lengths[index] for index in indices), default=0) <= tokens_per_micro_batch
-        tokens = [sum(lengths[index] for indices in micro_batches for index in indices) for micro_batches in of_step]
-        assert max(tokens) - min(tokens) <= max(lengths[index] for index in held)
-
-
-def select(items: Sequence[T], share: Share) -> tuple[tuple[tuple[T, ...], ...], ...]:
-    """The items that a rank's share of a plan names, in its shape."""
-    return tuple(tuple(tuple(items[index] for index in indices) for indices in step) for step in share)
 
 
 def denominators(
@@ -153,10 +70,10 @@ def centre_and_spread(tallies: Iterable[Mapping[str, float]]) -> tuple[float, fl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Right-padded sequences [B, T] for the forward pass; flat [N], what the loss needs of each token that carries it.
+    """Tokens [B, T] for the forward pass; flat [N], what the loss needs of each token that carries it.
 
-    There is no attention mask: the model is causal, so what stands after a token cannot change it, and padding is never
-    read. Leaving the mask out lets attention take its fast causal path.
+    There is no attention mask: where rows are padded, on the right, the model is causal, so what stands after a token
+    cannot change it, and padding is never read; where sequences share a row, `segments` say who attends to whom.
 
     An empty micro-batch still has one token, so that its forward and backward pass join every collective; it has
     weight 0 and `empty` says so.
@@ -165,10 +82,12 @@ class MicroBatch:
     input_ids: torch.Tensor  # [B, T]
     places: torch.Tensor  # [N] where in the flattened [B * T] the logits of the token stand: one before the token
     targets: torch.Tensor  # [N] the token
-    rows: torch.Tensor  # [N] its sequence, 0 to B - 1
+    rows: torch.Tensor  # [N] its sequence, 0 to their number - 1
     weights: torch.Tensor  # [N]
     advantages: torch.Tensor  # [N]
     sampler_logprobs: torch.Tensor  # [N]
+    positions: torch.Tensor | None = None  # [1, T]; None: rows are padded
+    segments: tuple[Segment, ...] = ()
     empty: bool = False
 
 
@@ -177,6 +96,7 @@ def collate(
     aggregation: Aggregation,
     denominator: float,
     *,
+    packing: Packing = "padded",
     pad_id: int = 0,
     device: str | torch.device = "cpu",
 ) -> MicroBatch:
@@ -184,24 +104,20 @@ def collate(
     import torch
 
     empty = not any(loss_length(sequence) for sequence in sequences)
-    longest = max((len(s.prompt_ids) + len(s.token_ids) for s in sequences), default=2)
-    input_ids: list[list[int]] = []
+    laid = lay(sequences, packing, pad_id)
     places: list[int] = []
     targets: list[int] = []
     rows: list[int] = []
     weights: list[float] = []
     advantages: list[float] = []
     logprobs: list[float] = []
-    for row, sequence in enumerate(sequences):
-        tokens = [*sequence.prompt_ids, *sequence.token_ids]
-        input_ids.append(tokens + [pad_id] * (longest - len(tokens)))
+    for row, (sequence, (first, second)) in enumerate(zip(sequences, laid.predicted, strict=True)):
         taken = [t for t in range(len(sequence.token_ids)) if not sequence.loss_mask or sequence.loss_mask[t]]
         if not taken:
             continue
-        before = len(sequence.prompt_ids) - 1
-        if before + taken[0] < 0:
+        if not sequence.prompt_ids and taken[0] == 0:
             raise ValueError("the first token of a sequence without a prompt cannot carry loss: nothing predicts it")
-        places.extend(row * longest + before + t for t in taken)
+        places.extend(second + t - 1 if t else first for t in taken)
         targets.extend(sequence.token_ids[t] for t in taken)
         rows.extend([row] * len(taken))
         weights.extend([token_weight(aggregation, len(taken), denominator)] * len(taken))
@@ -209,8 +125,6 @@ def collate(
         logprobs.extend(sequence.logprobs[t] for t in taken)
     if not all(map(isfinite, (*advantages, *logprobs))):
         raise ValueError(_broken(sequences))
-    if not sequences:
-        input_ids = [[pad_id] * longest]
     if empty:
         places, targets, rows, weights, advantages, logprobs = [0], [pad_id], [0], [0.0], [0.0], [0.0]
 
@@ -221,13 +135,15 @@ def collate(
         return torch.tensor(values, dtype=torch.float32, device=device)
 
     return MicroBatch(
-        input_ids=whole(input_ids),
+        input_ids=whole(laid.token_ids),
         places=whole(places),
         targets=whole(targets),
         rows=whole(rows),
         weights=real(weights),
         advantages=real(advantages),
         sampler_logprobs=real(logprobs),
+        positions=None if laid.positions is None else whole([laid.positions]),
+        segments=laid.segments,
         empty=empty,
     )
 

@@ -26,6 +26,7 @@ from capo_ray.config.optimizer import (
     HeadFloat32,
     HeadTokens,
     MaxGradNorm,
+    Packing,
     Schedule,
     WarmupSteps,
     WeightDecay,
@@ -67,6 +68,7 @@ class Sft(Block):
     ranks: int = setting("processes on this machine", 1, unit="processes", source="DeepSpeed", ge=1)
     device: Literal["auto", "cpu", "gpu"] = setting("where it runs; auto: on GPUs where there are any", "auto")
     gradient_checkpointing: GradientCheckpointing = True
+    packing: Packing = "shared"
     head_tokens: HeadTokens = None
     head_float32: HeadFloat32 = False
     deepspeed: DeepSpeed = Field({})

@@ -103,12 +103,14 @@ def _silent(*_: object, **__: object) -> None:
 
 def _batch(config: Sft, sequences: Sequence[TrainSequence], rank: int) -> Any:
     from capo_ray.engines.protocols import UpdateBatch
-    from capo_ray.learn.batch import denominators, loss_length, plan, select
+    from capo_ray.learn.batch import denominators, loss_length
+    from capo_ray.learn.plan import plan, select, sizes_of
 
     made = plan(
-        [sequence.length for sequence in sequences],
+        sizes_of(sequences),
         ranks=config.ranks,
         tokens_per_micro_batch=config.tokens_per_micro_batch,
+        packing=config.packing,
     )
     counts = [loss_length(sequence) for sequence in sequences]
     return UpdateBatch(

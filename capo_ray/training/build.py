@@ -280,6 +280,7 @@ async def running_crew(
             list(team.hire("trainer", lambda seat: (engine, sender, seat.number)).values()),
             tokens_per_micro_batch=config.trainer.tokens_per_micro_batch,
             responses_per_update=config.trainer.responses_per_update,
+            packing=config.trainer.packing,
             aggregation=config.algorithm.aggregation,
             max_response_tokens=config.rollout.max_response_tokens,
             over_batch=algorithm_of(config.algorithm.advantage).over_batch,

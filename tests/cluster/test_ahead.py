@@ -156,8 +156,8 @@ def test_a_step_has_its_responses_scored_by_the_ranks_in_whole_groups_while_the_
         )
 
     trainers = TrainerGroup(
-        [rank(0), rank(1)], tokens_per_micro_batch=9, responses_per_update=2, aggregation="token_mean",
-        max_response_tokens=9, old_ahead=True,
+        [rank(0), rank(1)], tokens_per_micro_batch=9, responses_per_update=2, packing="padded",
+        aggregation="token_mean", max_response_tokens=9, old_ahead=True,
     )  # fmt: skip
 
     class Shard:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError
 
 from capo_ray.cluster.trainer_group import TrainerGroup, _flatten, _share, _together
-from capo_ray.learn.batch import plan
+from capo_ray.learn.plan import Size, plan
 from capo_ray.types import Batch, GroupSummary
 
 
@@ -25,15 +25,14 @@ GROUPS = (group("a", 2, 5, 3), group("b", 1, 4), group("c", 3, 1, 2))
 
 
 def test_flatten() -> None:
-    places, lengths, responses = _flatten(GROUPS)
+    places, sizes = _flatten(GROUPS)
     assert places == [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)]
-    assert lengths == [7, 5, 5, 4, 5]
-    assert responses == [5, 3, 4, 1, 2]
-    assert _flatten(()) == ([], [], [])
+    assert sizes == [Size(2, 5, 0), Size(2, 3, 0), Size(1, 4, 1), Size(3, 1, 2), Size(3, 2, 2)]
+    assert _flatten(()) == ([], [])
 
 
 def test_a_rank_is_sent_its_groups_and_no_others() -> None:
-    places, _, _ = _flatten(GROUPS)
+    places, _ = _flatten(GROUPS)
     made = ((((0,), (4,)), ((3,), ())), (((1, 2), ()), ((), ())))  # two ranks, two optimizer steps
     assert _share(made, 0, places, (5.0, 1.0), GROUPS) == [
         [[[(0, 0)], [(1, 1)]], [[(1, 0)], []]],  # c is its second group
@@ -50,7 +49,7 @@ def test_a_rank_is_sent_its_groups_and_no_others() -> None:
 
 
 def test_a_rank_without_work_is_sent_nothing_but_the_shape() -> None:
-    places, _, _ = _flatten(GROUPS[1:2])
+    places, _ = _flatten(GROUPS[1:2])
     made = ((((0,),),), (((),),))
     assert _share(made, 1, places, (1.0,), GROUPS[1:2]) == [[[[]]], [1.0]]
 
@@ -59,8 +58,8 @@ def test_a_rank_without_work_is_sent_nothing_but_the_shape() -> None:
 def test_every_response_reaches_one_rank(shape: list[list[int]], ranks: int, per_update: int) -> None:
     """By its handle and member, in the order of the plan."""
     groups = [group(str(number), 1, *responses) for number, responses in enumerate(shape)]
-    places, lengths, _ = _flatten(groups)
-    made = plan(lengths, ranks=ranks, tokens_per_micro_batch=20, responses_per_update=per_update)
+    places, sizes = _flatten(groups)
+    made = plan(sizes, ranks=ranks, tokens_per_micro_batch=20, responses_per_update=per_update)
     reached = []
     for rank in range(ranks):
         layout, _, *handles = _share(made, rank, places, (), groups)
@@ -106,8 +105,8 @@ def test_ranks_are_told_mean_and_spread_of_the_whole_batch() -> None:
     ]
     for over_batch in (True, False):
         ranks = TrainerGroup(
-            [Told(), Told()], tokens_per_micro_batch=9, responses_per_update=None, aggregation="token_mean",
-            max_response_tokens=9, over_batch=over_batch,
+            [Told(), Told()], tokens_per_micro_batch=9, responses_per_update=None, packing="shared",
+            aggregation="token_mean", max_response_tokens=9, over_batch=over_batch,
         )  # fmt: skip
         asyncio.run(ranks.update(Batch(step=0, groups=tuple(groups), spare=(), seconds=0.0), keep_in=Path("k")))
     assert told[:2] == [(1.0, pytest.approx(1.0, abs=1e-5))] * 2
@@ -116,7 +115,12 @@ def test_ranks_are_told_mean_and_spread_of_the_whole_batch() -> None:
 
 def group_of(*ranks: Rank) -> TrainerGroup:
     return TrainerGroup(
-        ranks, tokens_per_micro_batch=9, responses_per_update=None, aggregation="token_mean", max_response_tokens=9
+        ranks,
+        tokens_per_micro_batch=9,
+        responses_per_update=None,
+        packing="shared",
+        aggregation="token_mean",
+        max_response_tokens=9,
     )
 
 

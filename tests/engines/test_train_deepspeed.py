@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,59 @@ def test_under_zero_three_a_model_is_made_in_shares_and_gathered_as_at_every_sta
             assert list(other) == list(first)
             for name in first:
                 np.testing.assert_array_equal(other[name], first[name])
+
+
+def siblings(count: int) -> tuple[TrainSequence, ...]:
+    """Three responses to each prompt."""
+    made = sequences(count)
+    return tuple(replace(one, prompt_ids=made[number // 3].prompt_ids) for number, one in enumerate(made))
+
+
+@pytest.mark.parametrize("packing", ["packed", "shared"])
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_packing_changes_nothing(two: Ranks, folder: str, stage: int, packing: str) -> None:
+    """With checkpointing, a reference and frozen log-probabilities, in rows of one sequence and of several."""
+    case = MANY.but(
+        sequences=siblings(12), model=folder, stage=stage, trainer=MANY.trainer | {"gradient_checkpointing": True}
+    )
+    padded = two(updated, case.but(trainer=case.trainer | {"packing": "padded"}), 2)
+    for budget in (20, 60):
+        packed = case.but(trainer=case.trainer | {"packing": packing}, budget=budget)
+        assert_same(two(updated, packed, 2), padded)
+
+
+def test_a_model_whose_sequences_know_of_each_other_is_refused(one: Ranks) -> None:
+    with pytest.raises(RuntimeError, match="since a sequence knows of the one before it in its row: set it to padded"):
+        one(leaking, Case())
+
+
+def leaking(rank: int, ranks: int, case: Case) -> None:
+    from capo_ray.engines import attention
+    from capo_ray.learn.packing import Segment
+
+    true = attention.one_by_one
+    attention.one_by_one = lambda q, k, v, segments, scale: true(q, k, v, (Segment(0, q.shape[2], 0, 0),), scale)
+    try:
+        with engine_of(case, rank, ranks):
+            pass
+    finally:
+        attention.one_by_one = true
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "mistral", "sliding_window": 16}, "MistralForCausalLM have attention over 16 tokens"),
+        ({"model_type": "bloom"}, "BloomForCausalLM has attention of its own kind"),
+        ({"model_type": "opt"}, "a sequence knows of the one before it in its row"),
+    ],
+)
+def test_a_model_with_another_attention_is_refused(one: Ranks, changes: dict[str, Any], said: str) -> None:
+    case = Case(model=MODEL | changes)
+    with pytest.raises(RuntimeError, match=said) as error:
+        one(updated, case)
+    assert "padded" in str(error.value)
+    one(updated, case.but(trainer={"packing": "padded"}))
 
 
 @pytest.mark.parametrize("tied", [True, False])

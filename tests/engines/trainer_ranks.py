@@ -16,7 +16,8 @@ from capo_ray.config.blocks import Trainer
 from capo_ray.config.method import Algorithm
 from capo_ray.engines.ports import free_port
 from capo_ray.engines.protocols import UpdateBatch
-from capo_ray.learn.batch import denominators, loss_length, plan, select
+from capo_ray.learn.batch import denominators, loss_length
+from capo_ray.learn.plan import plan, select, sizes_of
 from capo_ray.types import TrainSequence
 
 VOCABULARY, LONGEST = 40, 12
@@ -108,10 +109,11 @@ def engine_of(case: Case, rank: int, ranks: int) -> Iterator[Any]:
 
 def batch_of(case: Case, rank: int, ranks: int) -> UpdateBatch:
     made = plan(
-        [len(s.prompt_ids) + len(s.token_ids) for s in case.sequences],
+        sizes_of(case.sequences),
         ranks=ranks,
         tokens_per_micro_batch=case.budget,
         responses_per_update=case.per_update,
+        packing=case.trainer_block(ranks).packing,
     )
     aggregation = "token_mean" if case.supervised else case.algorithm_block().aggregation
     counts = [loss_length(s) for s in case.sequences]

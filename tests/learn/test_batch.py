@@ -1,28 +1,27 @@
-"""Plans, denominators and collation."""
+"""Denominators and collation."""
 
 import math
 import random
+from dataclasses import replace
 from typing import get_args
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from capo_ray.learn.batch import (
     Aggregation,
-    assert_plan,
     centre_and_spread,
     collate,
     denominators,
     loss_length,
-    plan,
-    select,
     standardised,
     token_weight,
 )
+from capo_ray.learn.packing import Packing, Segment
+from capo_ray.learn.plan import Size, plan, sizes_of
 from capo_ray.types import TrainSequence
 
 AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
+PACKINGS: tuple[Packing, ...] = get_args(Packing)
 
 
 def sequence(prompt: int, response: int, mask: tuple[bool, ...] = (), start: int = 1) -> TrainSequence:
@@ -36,43 +35,13 @@ def sequence(prompt: int, response: int, mask: tuple[bool, ...] = (), start: int
     )
 
 
-@given(
-    lengths=st.lists(st.integers(1, 50), max_size=60),
-    ranks=st.integers(1, 5),
-    budget=st.integers(50, 200),
-    per_update=st.one_of(st.none(), st.integers(1, 20)),
-)
-def test_every_plan_keeps_its_promises(lengths: list[int], ranks: int, budget: int, per_update: int | None) -> None:
-    made = plan(lengths, ranks=ranks, tokens_per_micro_batch=budget, responses_per_update=per_update)
-    assert len(made) == ranks
-    assert_plan(made, lengths, tokens_per_micro_batch=budget, responses_per_update=per_update)
-
-
-def test_a_plan_written_out() -> None:
-    made = plan([5, 9, 3, 4, 8, 2, 7], ranks=2, tokens_per_micro_batch=10, responses_per_update=5)
-    assert made == (
-        (((1,), (3, 2)), ((6,),)),
-        (((4,), (0,)), ((5,),)),
-    )
-
-
-def test_ranks_without_work_get_empty_micro_batches() -> None:
-    assert plan([4, 4, 4], ranks=2, tokens_per_micro_batch=4) == ((((0,), (2,)),), (((1,), ()),))
-    assert plan([4], ranks=3, tokens_per_micro_batch=4) == ((((0,),),), (((),),), (((),),))
-    assert plan([], ranks=2, tokens_per_micro_batch=4) == ((), ())
-
-
-def test_a_sequence_over_the_budget_is_named() -> None:
-    with pytest.raises(ValueError, match="sequence 1 has 11 tokens, more than the 10 of tokens_per_micro_batch"):
-        plan([3, 11], ranks=1, tokens_per_micro_batch=10)
-
-
-def test_select_has_the_shape_of_the_share() -> None:
-    assert select("abc", (((2,), ()), ((0, 1),))) == ((("c",), ()), (("a", "b"),))
+def sizes(*lengths: int) -> list[Size]:
+    """Of sequences with a prompt of one token each."""
+    return [Size(1, length - 1, number) for number, length in enumerate(lengths)]
 
 
 def test_denominators_count_the_whole_step_over_all_ranks() -> None:
-    made = plan([5, 9, 3, 4, 8, 2, 7], ranks=2, tokens_per_micro_batch=10, responses_per_update=5)
+    made = plan(sizes(5, 9, 3, 4, 8, 2, 7), ranks=2, tokens_per_micro_batch=10, responses_per_update=5)
     counts = [2, 3, 0, 1, 4, 2, 5]  # the third carries no loss
     expected = {"response_mean": (4, 2), "token_mean": (10, 7), "constant": (24, 12)}
     for aggregation in AGGREGATIONS:
@@ -80,7 +49,7 @@ def test_denominators_count_the_whole_step_over_all_ranks() -> None:
 
 
 def test_a_step_without_loss_tokens_divides_by_one() -> None:
-    made = plan([3], ranks=1, tokens_per_micro_batch=10)
+    made = plan(sizes(3), ranks=1, tokens_per_micro_batch=10)
     for aggregation in AGGREGATIONS:
         assert denominators([0], made, aggregation, max_response_tokens=6) == (1.0,)
 
@@ -97,8 +66,7 @@ def test_weights_over_any_plan_sum_to_the_formula(aggregation: Aggregation) -> N
         "constant": sum(map(sum, losses)) / (20 * 9),
     }[aggregation]
     for ranks, budget in ((1, 1000), (1, 15), (3, 15), (4, 30)):
-        lengths = [len(s.prompt_ids) + len(s.token_ids) for s in sequences]
-        made = plan(lengths, ranks=ranks, tokens_per_micro_batch=budget)
+        made = plan(sizes_of(sequences), ranks=ranks, tokens_per_micro_batch=budget)
         (denominator,) = denominators([loss_length(s) for s in sequences], made, aggregation, max_response_tokens=9)
         total = sum(
             token_weight(aggregation, len(losses[i]), denominator) * loss
@@ -125,10 +93,27 @@ def test_collation_says_where_the_logits_of_each_loss_token_stand() -> None:
     assert not batch.empty
 
 
-def test_an_empty_micro_batch_has_one_token_of_weight_zero() -> None:
+def test_a_prompt_of_several_stands_once_in_its_row() -> None:
+    one, other = sequence(2, 3, start=10), sequence(3, 2, (False, True), start=20)  # 10 11 | 12 13 14, 20 21 22 | 23 24
+    sibling = replace(one, token_ids=(15, 16), advantages=(0.0, 1.0), logprobs=(0.0, -1.0))
+    batch = collate([one, other, sibling], "token_mean", 1, packing="shared")
+    assert batch.input_ids.tolist() == [[10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24]]
+    assert batch.positions is not None and batch.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3, 0, 1, 2, 3, 4]]
+    assert batch.segments == (Segment(0, 2, 0, 0), Segment(2, 5, 0, 2), Segment(5, 7, 0, 2), Segment(7, 12, 0, 0))
+    assert batch.targets.tolist() == [12, 13, 14, 24, 15, 16]
+    assert batch.places.tolist() == [1, 2, 3, 10, 1, 5]  # both first tokens are predicted by the end of the prompt
+    assert batch.rows.tolist() == [0, 0, 0, 1, 2, 2]
+    apart = collate([one, other, sibling], "token_mean", 1, packing="packed")
+    assert apart.input_ids.tolist() == [[10, 11, 12, 13, 14, 20, 21, 22, 23, 24, 10, 11, 15, 16]]
+    assert apart.segments == (Segment(0, 5, 0, 0), Segment(5, 10, 0, 0), Segment(10, 14, 0, 0))
+    assert apart.input_ids[0][apart.places + 1].tolist() == apart.targets.tolist() == batch.targets.tolist()
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_an_empty_micro_batch_has_one_token_of_weight_zero(packing: Packing) -> None:
     nothing_to_learn = sequence(2, 2, (False, False))
     for sequences in ([], [nothing_to_learn]):
-        batch = collate(sequences, "token_mean", 1)
+        batch = collate(sequences, "token_mean", 1, packing=packing)
         assert batch.empty and batch.weights.tolist() == [0.0] and batch.input_ids.shape[1] > 1
 
 
@@ -144,10 +129,13 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
             collate([broken], "token_mean", 1)
 
 
-def test_nothing_predicts_the_first_token() -> None:
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_nothing_predicts_the_first_token(packing: Packing) -> None:
     with pytest.raises(ValueError, match="without a prompt cannot carry loss"):
-        collate([sequence(0, 2)], "token_mean", 1)
-    assert collate([sequence(0, 2, (False, True))], "token_mean", 1).places.tolist() == [0]
+        collate([sequence(0, 2)], "token_mean", 1, packing=packing)
+    later = sequence(0, 2, (False, True))
+    assert collate([later], "token_mean", 1, packing=packing).places.tolist() == [0]
+    assert collate([later, later], "token_mean", 1, packing=packing).places.tolist() == [0, 2]
 
 
 def test_a_batch_is_standardised_from_the_sums_of_its_groups() -> None:

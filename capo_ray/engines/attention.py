@@ -1,0 +1,142 @@
+"""Attention over a row in which sequences stand one after the other, as transformers' models call it.
+
+Registered under NAME; a model that is set to it takes the `segments` of a micro-batch as one more argument of its
+forward pass and hands it on to every layer. Each segment is attended to by itself, so no mask of the whole row is made:
+on CPU and wherever nothing else is known to be right, segment by segment through torch's own attention; on GPU in one
+call of its varlen kernel, once that has given the same as the segments on that very card. Leaves out which sequences
+stand in a row (`learn.packing`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+from capo_ray.learn.packing import Segment
+
+NAME = "capo_segments"
+log = logging.getLogger(__name__)
+Kernel = Callable[[Tensor, Tensor, Tensor, Sequence[Segment], float], Tensor]
+"""(queries [1, H, T, D], keys and values [1, K, T, D], segments, scale) -> [1, H, T, D]; H is a multiple of K."""
+
+
+def register() -> None:
+    """Make NAME known to transformers. Without a mask of its own, a model makes none."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    segments: Sequence[Segment] | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """See transformers' AttentionInterface. Raises ValueError where the model did not hand on the segments."""
+    if segments is None:
+        raise ValueError(
+            f"{type(module).__name__} was not handed where the sequences of a row begin: set trainer.packing=padded"
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    kernel = kernel_of(str(query.device), query.dtype) if query.is_cuda else one_by_one
+    return kernel(query, key, value, segments, scale).transpose(1, 2).contiguous(), None
+
+
+def one_by_one(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scale: float) -> Tensor:
+    """A call for each segment."""
+    repeats = query.shape[1] // key.shape[1]
+    parts = []
+    for start, end, prefix_start, prefix_end in segments:
+        own = slice(start, end)
+        if prefix_start == prefix_end:
+            made = scaled_dot_product_attention(
+                query[:, :, own],
+                key[:, :, own],
+                value[:, :, own],
+                is_causal=True,
+                scale=scale,
+                enable_gqa=repeats > 1,
+            )
+        else:
+            keys, values = (
+                torch.cat((x[:, :, prefix_start:prefix_end], x[:, :, own]), 2).repeat_interleave(repeats, 1)
+                for x in (key, value)
+            )
+            bias: Any = causal_lower_right(end - start, keys.shape[2])
+            made = scaled_dot_product_attention(query[:, :, own], keys, values, attn_mask=bias, scale=scale)
+        parts.append(made)
+    return torch.cat(parts, 2)
+
+
+def varlen(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scale: float) -> Tensor:
+    """One call for all: keys are laid out so that each segment's follow its prefix's. A causal query of a segment sees
+    all keys but those that its later tokens have, as in FlashAttention 2.1 and later."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    queries = [end - start for start, end, _, _ in segments]
+    keys = [end - start + prefix_end - prefix_start for start, end, prefix_start, prefix_end in segments]
+    if any(prefix_start < prefix_end for _, _, prefix_start, prefix_end in segments):
+        taken = torch.cat(
+            [torch.arange(*span) for start, end, *prefix in segments for span in (tuple(prefix), (start, end))]
+        ).to(key.device)
+        key, value = key[:, :, taken], value[:, :, taken]
+    made: Any = varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        _bounds(queries, query.device),
+        _bounds(keys, query.device),
+        max(queries),
+        max(keys),
+        window_size=(-1, 0),
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return made.transpose(0, 1)[None]
+
+
+def _bounds(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *lengths], dtype=torch.int32, device=device).cumsum(0, dtype=torch.int32)
+
+
+@cache
+def kernel_of(device: str, dtype: torch.dtype) -> Kernel:
+    """The faster way where it agrees with the slower one on this device, in values and gradients."""
+    why = disagreement(varlen, device, dtype)
+    if why is None:
+        return varlen
+    log.warning("attention goes sequence by sequence on %s, since torch's varlen kernel %s", device, why)
+    return one_by_one
+
+
+def disagreement(kernel: Kernel, device: str, dtype: torch.dtype) -> str | None:
+    """What is wrong with a kernel, by a row of every kind of segment; None where nothing is."""
+    generator = torch.Generator().manual_seed(0)
+    segments = (Segment(0, 70, 0, 0), Segment(70, 75, 0, 0), Segment(75, 141, 70, 75), Segment(141, 144, 70, 75))
+    shapes = ((1, 4, 144, 64), (1, 2, 144, 64), (1, 2, 144, 64))
+    given = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
+    results = []
+    for way in (one_by_one, kernel):
+        try:
+            made = way(*given, segments, 0.125)  # type: ignore[arg-type, call-arg]
+            results.append((made, *torch.autograd.grad(made.float().square().sum(), given)))
+        except (RuntimeError, NotImplementedError, ImportError, ValueError, TypeError) as error:
+            return f"fails: {' '.join(str(error).split())[:200]}"
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    for one, other in zip(*results, strict=True):
+        if not torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance):
+            return f"is off by {(one - other).abs().max():.2g}"
+    return None
