@@ -11,6 +11,8 @@ if [[ ${1:-} == -h || ${1:-} == --help || -z ${HEAD:-} ]]; then
     exit 2
 fi
 port=${RAY_PORT:-6379}
+# By default a connection on which nothing is answered for 20 s is closed, and the calls of actors with it.
+export RAY_grpc_keepalive_timeout_ms=${RAY_grpc_keepalive_timeout_ms:-60000}
 
 is_head() {
     local name

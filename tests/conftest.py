@@ -16,6 +16,7 @@ ALLOWED_SKIPS = (
     "no browser: ",
     "Prometheus is not installed ",
     "the wheel of SmolLM2 cannot be had: ",
+    "no network namespaces: ",
     "faults need a disk and a network of their own: ",
 )
 """How the reasons begin for which a test may be skipped: what a machine may lack."""
