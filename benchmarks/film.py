@@ -2,7 +2,8 @@
 
 Lines appear in the order and, sped up, in the rhythm in which they came; the last frame stays. The picture is an SVG of
 text, drawn by rich, that moves by itself where pages show it. The output is passed on. Lines that are wider than the
-terminal are cut, and the folder that it is made in is left out of paths.
+terminal are cut, and the folder that it is made in is left out of paths; so are words of waiting for processes to
+start, which say how busy the machine was.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def main() -> int:
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__, file=sys.stderr)
         return 2
-    lines = paced(read())
+    lines = paced([(came, line) for came, line in read() if not line.startswith("W waiting for ")])
     if not lines:
         print("error: nothing came in; type: make demo | python benchmarks/film.py FILE.svg", file=sys.stderr)
         return 1
