@@ -14,7 +14,7 @@ from capo_ray.config.block import Block, setting
 from capo_ray.config.fault import ConfigError
 from capo_ray.config.listing import listing
 from capo_ray.config.own_settings import AnyPath, read_own
-from capo_ray.files.checkpoint import Checkpoints, fault_of
+from capo_ray.files.checkpoint import Checkpoints, check_trainer, fault_of
 from capo_ray.files.durable import move_into_place, written_beside
 from capo_ray.files.run_dir import RunDirError
 from capo_ray.leaving import leave
@@ -50,6 +50,7 @@ def work(arguments: list[str]) -> int:
         raise ConfigError(f"out: {out} is there already; name another folder")
     if (fault := fault_of(checkpoint)) is not None:
         raise RunDirError(f"{checkpoint} is broken: {fault}. Take another: step=N")
+    check_trainer(checkpoint / "trainer")
     with written_beside(out) as partial:
         partial.mkdir(parents=True)
         print(f"The policy of {checkpoint} is put together (float32, in this machine's memory) ...", flush=True)

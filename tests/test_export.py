@@ -18,6 +18,7 @@ def run_dir(tmp_path: Path) -> Path:
         partial = checkpoints.begin(step)
         (partial / "trainer").mkdir()
         (partial / "trainer" / "weights").write_text("w")
+        (partial / "trainer" / "trainer.json").write_text('{"format": 2}')
         checkpoints.commit(partial, {"step": step})
     return tmp_path
 
@@ -50,6 +51,15 @@ def test_no_checkpoint_and_a_broken_one(
         f"error: {run_dir}/checkpoints/step_000008 is broken: trainer/weights has other bytes than were written. Take "
         "another: step=N\n"
     )
+
+
+def test_a_checkpoint_of_an_earlier_format(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    older = Checkpoints(run_dir, keep=2).begin(9)
+    (older / "trainer").mkdir()
+    (older / "trainer" / "trainer.json").write_text("{}")
+    Checkpoints(run_dir, keep=2).commit(older, {"step": 9})
+    assert main([str(run_dir)]) == BAD_INPUT
+    assert " is of format 1, which another version of capo_ray wrote" in capsys.readouterr().err
 
 
 def test_an_export_that_does_not_fit_leaves_nothing(

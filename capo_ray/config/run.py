@@ -17,6 +17,13 @@ from capo_ray.config.rules import check
 class Config(Fields):
     """One run."""
 
+    @property
+    def longest_in_a_row(self) -> int | None:
+        """Tokens of the longest sequence that may stand beside others in a row of the trainer; None where none does."""
+        if self.trainer.packing == "padded":
+            return None
+        return self.data.max_prompt_tokens + self.rollout.max_response_tokens
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         check(self)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from capo_ray.learn.packing import Segment
 
 NAME = "capo_segments"
 log = logging.getLogger(__name__)
+_CHANGES_SCORES = ("softcap", "s_aux", "position_bias")
+"""What some models hand to attention beside all that is here."""
 Kernel = Callable[[Tensor, Tensor, Tensor, Sequence[Segment], float], Tensor]
 """(queries [1, H, T, D], keys and values [1, K, T, D], segments, scale) -> [1, H, T, D]; H is a multiple of K."""
 
@@ -43,12 +45,25 @@ def attend(
     *,
     scaling: float | None = None,
     segments: Sequence[Segment] | None = None,
-    **_: Any,
+    sliding_window: int | None = None,
+    **more: Any,
 ) -> tuple[Tensor, None]:
-    """See transformers' AttentionInterface. Raises ValueError where the model did not hand on the segments."""
+    """See transformers' AttentionInterface. Raises ValueError where the model did not hand on the segments, or asks for
+    what is not done here."""
     if segments is None:
         raise ValueError(
-            f"{type(module).__name__} was not handed where the sequences of a row begin: set trainer.packing=padded"
+            f"{type(module).__name__} was not handed where the sequences of a row begin: set packing=padded "
+            "(trainer.packing of a run)"
+        )
+    longest = max(end - start + prefix_end - prefix_start for start, end, prefix_start, prefix_end in segments)
+    if sliding_window is not None and longest > sliding_window:
+        raise ValueError(
+            f"{type(module).__name__} attends over {sliding_window} tokens, and a sequence has {longest}: set "
+            "packing=padded (trainer.packing of a run)"
+        )
+    if odd := [name for name in _CHANGES_SCORES if more.get(name) is not None]:
+        raise ValueError(
+            f"{type(module).__name__} asks for {', '.join(odd)}: set packing=padded (trainer.packing of a run)"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     kernel = kernel_of(str(query.device), query.dtype) if query.is_cuda else one_by_one
@@ -86,21 +101,17 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment
     all keys but those that its later tokens have, as in FlashAttention 2.1 and later."""
     from torch.nn.attention.varlen import varlen_attn
 
-    queries = [end - start for start, end, _, _ in segments]
-    keys = [end - start + prefix_end - prefix_start for start, end, prefix_start, prefix_end in segments]
-    if any(prefix_start < prefix_end for _, _, prefix_start, prefix_end in segments):
-        taken = torch.cat(
-            [torch.arange(*span) for start, end, *prefix in segments for span in (tuple(prefix), (start, end))]
-        ).to(key.device)
+    queries, keys, taken, most_queries, most_keys = _laid_out(tuple(segments), query.device)
+    if taken is not None:
         key, value = key[:, :, taken], value[:, :, taken]
     made: Any = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        _bounds(queries, query.device),
-        _bounds(keys, query.device),
-        max(queries),
-        max(keys),
+        queries,
+        keys,
+        most_queries,
+        most_keys,
         window_size=(-1, 0),
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -108,8 +119,21 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment
     return made.transpose(0, 1)[None]
 
 
+@lru_cache(maxsize=4)
+def _laid_out(segments: tuple[Segment, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, int, int]:
+    """Where queries and keys of each segment begin, which keys in which order (None: as they stand), and the most of
+    each. The same for every layer of a pass."""
+    queries = [end - start for start, end, _, _ in segments]
+    keys = [end - start + prefix_end - prefix_start for start, end, prefix_start, prefix_end in segments]
+    taken = None
+    if keys != queries:
+        spans = [span for start, end, *prefix in segments for span in (tuple(prefix), (start, end))]
+        taken = torch.cat([torch.arange(*span) for span in spans]).to(device)
+    return _bounds(queries, device), _bounds(keys, device), taken, max(queries), max(keys)
+
+
 def _bounds(lengths: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *lengths], dtype=torch.int32, device=device).cumsum(0, dtype=torch.int32)
+    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
 
 
 @cache
@@ -128,15 +152,19 @@ def disagreement(kernel: Kernel, device: str, dtype: torch.dtype) -> str | None:
     segments = (Segment(0, 70, 0, 0), Segment(70, 75, 0, 0), Segment(75, 141, 70, 75), Segment(141, 144, 70, 75))
     shapes = ((1, 4, 144, 64), (1, 2, 144, 64), (1, 2, 144, 64))
     given = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
-    results = []
-    for way in (one_by_one, kernel):
-        try:
+
+    def results(way: Kernel) -> tuple[Tensor, ...]:
+        with torch.enable_grad():  # it may be asked for where nothing is learned
             made = way(*given, segments, 0.125)  # type: ignore[arg-type, call-arg]
-            results.append((made, *torch.autograd.grad(made.float().square().sum(), given)))
-        except (RuntimeError, NotImplementedError, ImportError, ValueError, TypeError) as error:
-            return f"fails: {' '.join(str(error).split())[:200]}"
+            return made, *torch.autograd.grad(made.float().square().sum(), given)
+
+    known = results(one_by_one)
+    try:
+        tried = results(kernel)
+    except (RuntimeError, NotImplementedError, ImportError, ValueError, TypeError) as error:
+        return f"fails: {' '.join(str(error).split())[:200]}"
     tolerance = 1e-4 if dtype == torch.float32 else 0.05
-    for one, other in zip(*results, strict=True):
+    for one, other in zip(known, tried, strict=True):
         if not torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance):
             return f"is off by {(one - other).abs().max():.2g}"
     return None

@@ -41,9 +41,9 @@ def make(
     return without_dropout(model)
 
 
-def check_class(source: str) -> None:
+def check_class(source: str, *, longest: int | None = None) -> None:
     """Raises ValueError unless the config.json at `source`, a folder or the file itself, is of a model that `make` can
-    make. Reads no weights."""
+    make and, with `longest`, that takes several sequences of so many tokens in one row. Reads no weights."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     try:
@@ -61,6 +61,21 @@ def check_class(source: str) -> None:
             "write the language model that is in it to a folder of its own"
         )
     _check_head(config)
+    if longest is not None:
+        _check_layers(config.get_text_config(), longest)
+
+
+def _check_layers(text: Any, longest: int) -> None:
+    """A layer sees a whole sequence, or as many tokens of it as a sequence has at most."""
+    windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    used = getattr(text, "use_sliding_window", True)
+    narrow = [f"attention over {window} tokens" for window in windows if window is not None and window < longest]
+    other = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if what := sorted(other) + (narrow if used else []):
+        raise ValueError(
+            f"its layers have {', '.join(what)}, and sequences of up to {longest} tokens would stand in one row: set "
+            "packing=padded (trainer.packing of a run)"
+        )
 
 
 def _check_head(config: Any) -> None:

@@ -27,25 +27,19 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 def scorer_of(model: Any, trainer: Trainer, *, entropy_gradient: bool = False) -> Scorer:
     """Raises ValueError where the model's layers attend in a way that `trainer.packing` does not allow for."""
     if trainer.packing != "padded":
-        _attend_by_segments(model, longest=trainer.tokens_per_micro_batch)
+        _attend_by_segments(model)
     return Scorer(
         model, entropy_gradient=entropy_gradient, float32=trainer.head_float32, head_tokens=trainer.head_tokens
     )
 
 
-def _attend_by_segments(model: Any, longest: int) -> None:
-    config = model.config.get_text_config()
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    others = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    used = getattr(config, "use_sliding_window", True)
-    narrow = [window for window in windows if window is not None and window < longest and used]
-    if others or narrow:
-        what = ", ".join(sorted(others)) or f"attention over {min(narrow)} tokens"
-        raise ValueError(f"layers of {type(model).__name__} have {what}: set trainer.packing=padded")
+def _attend_by_segments(model: Any) -> None:
     attention.register()
     model.set_attn_implementation(attention.NAME)
-    if config._attn_implementation != attention.NAME:
-        raise ValueError(f"{type(model).__name__} has attention of its own kind: set trainer.packing=padded")
+    if model.config.get_text_config()._attn_implementation != attention.NAME:
+        raise ValueError(
+            f"{type(model).__name__} has attention of its own kind: set packing=padded (trainer.packing of a run)"
+        )
 
 
 def check_company(scorer: Any, packing: Packing, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -69,7 +63,9 @@ def check_company(scorer: Any, packing: Packing, vocabulary: int, dtype: torch.d
         why = f"log-probabilities of a sequence in company and alone differ by {gap:.2g}"
     else:
         return
-    raise ValueError(f"this model cannot be trained with trainer.packing={packing}, since {why}: set it to padded")
+    raise ValueError(
+        f"this model cannot be trained with packing={packing} (trainer.packing of a run), since {why}: set it to padded"
+    )
 
 
 def _made_up(number: int, vocabulary: int) -> TrainSequence:

@@ -88,9 +88,9 @@ class DeepSpeedEngine:
             self._model.gradient_checkpointing_enable({"use_reentrant": trainer.zero_stage == 3})
             self._model.enable_input_require_grads()
         self._engine = self._initialize()
-        check_company(
-            self._engine, trainer.packing, self._model.get_input_embeddings().num_embeddings, precision, self._device
-        )
+        vocabulary = self._model.get_input_embeddings().num_embeddings
+        for scorer in filter(None, (self._engine, self._reference)):
+            check_company(scorer, trainer.packing, vocabulary, precision, self._device)
         self._ahead = Ahead(
             lambda sequences: self._collate(sequences, 1.0),
             temperature=temperature,

@@ -135,10 +135,9 @@ def read_state(checkpoint: Path) -> JsonDict:
     return {name: value for name, value in state.items() if name != "files"}
 
 
-def check_trainers(checkpoint: Path) -> None:
-    """Raises RunDirError where its part of the trainers is of another format than these read, or lacks a file that one
-    of them has written."""
-    folder = checkpoint / "trainer"
+def check_trainer(folder: Path) -> None:
+    """Raises RunDirError where what trainer ranks wrote to `folder` is of another format than these read, or lacks a
+    file that one of them has written."""
     try:
         said = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
         version, files = said.get("format", 1), said.get("files", [])
@@ -147,7 +146,7 @@ def check_trainers(checkpoint: Path) -> None:
         raise RunDirError(f"{folder}/trainer.json is broken ({type(error).__name__}: {error})") from error
     if version != TRAINER_FORMAT:
         raise RunDirError(
-            f"the checkpoint {checkpoint} is of format {version}, which another version of capo_ray wrote (this one "
+            f"the checkpoint {folder} is of format {version}, which another version of capo_ray wrote (this one "
             f"reads {TRAINER_FORMAT}): go on with that version, or export the policy with it and begin another run "
             "with policy.path=FOLDER"
         )

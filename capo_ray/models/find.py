@@ -163,12 +163,13 @@ def find_model(model: Model, field: str, run_dir: Path, *, seed: int) -> ModelFi
     return ModelFiles(folder=folder, tokenizer=tokenizer, window=decoder.window, vocabulary=decoder.vocabulary)
 
 
-def check_trained(path: Path, field: str) -> None:
-    """Raises ConfigError where the trainer cannot make the model of that folder, or of that config.json."""
+def check_trained(path: Path, field: str, *, longest: int | None = None) -> None:
+    """Raises ConfigError where the trainer cannot make the model of that folder, or of that config.json, or cannot put
+    several sequences of `longest` tokens (None: it will not) into one row of it."""
     from capo_ray.engines.causal_model import check_class
 
     with _fault_of(f"{field}.path", path if path.suffix == ".json" else path / "config.json"):
-        check_class(str(path))
+        check_class(str(path), longest=longest)
 
 
 def check_fit(tokenizer: Path, vocabulary: int, field: str) -> set[str]:

@@ -58,14 +58,14 @@ class Look:
             self.unseen.append(f"{key} {name}: no folder here; it must be one where the run is")
         return is_hub_id(name) or self.elsewhere
 
-    def trains(self, model: Model, field: str, files: ModelFiles) -> None:
-        """Raises ConfigError where the trainer could not make the model that has these files."""
+    def trains(self, model: Model, field: str, files: ModelFiles, *, longest: int | None) -> None:
+        """Raises ConfigError where the trainer could not make the model that has these files, see `check_trained`."""
         if model.path == "random":
             return
         if find_spec("transformers") is None:
             self.unseen.append(f"whether {field} can be trained: transformers is not installed here")
             return
-        check_trained(files.folder, field)
+        check_trained(files.folder, field, longest=longest)
 
     def files(self, model: Model, field: str) -> ModelFiles | None:
         """The files of a model that are all here; None where some are away. Raises ConfigError where they do not fit,

@@ -37,7 +37,7 @@ def located(config: Sft) -> Sft:
     else:
         files = find_model(config.model, "model", Path(config.out), seed=config.seed)
         found = {"path": str(files.folder), "tokenizer": str(files.tokenizer)}
-    check_trained(Path(found["path"]), "model")
+    check_trained(Path(found["path"]), "model", longest=config.longest_in_a_row)
     return config.model_copy(update={"model": config.model.model_copy(update=found)})
 
 

@@ -35,6 +35,8 @@ from capo_ray.config.optimizer import (
 from capo_ray.config.own_files import searched
 from capo_ray.config.sensible import unusual_rate
 from capo_ray.config.sources import follow
+from capo_ray.files.checkpoint import check_trainer
+from capo_ray.files.run_dir import RunDirError
 
 
 class Sft(Block):
@@ -93,6 +95,13 @@ class Sft(Block):
             raise ValueError("`data.solution_field` must be set when `messages_field` is null: solutions are learnt")
         return self
 
+    @property
+    def longest_in_a_row(self) -> int | None:
+        """Tokens of the longest sequence that may stand beside others; None where none does."""
+        if self.packing == "padded":
+            return None
+        return min(self.max_tokens or self.tokens_per_micro_batch, self.tokens_per_micro_batch)
+
     def trainer(self) -> Trainer:
         shared = set(Trainer.model_fields) & set(type(self).model_fields)
         return Trainer(**{name: getattr(self, name) for name in shared})
@@ -137,6 +146,11 @@ def check_out(config: Sft) -> None:
     checkpoint = checkpoint_of(config)
     if config.resume and not checkpoint.is_dir():
         raise ConfigError(f"nothing to resume: there is no {checkpoint}")
+    if config.resume:
+        try:
+            check_trainer(checkpoint)
+        except RunDirError as error:
+            raise ConfigError(f"out: {error}") from error
     there = [path for path in (Path(config.out) / "config.json", checkpoint) if path.exists()]
     if there and not config.resume:
         raise ConfigError(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from capo_ray.config.run import Config
 from capo_ray.critics.prompt import find_template
 from capo_ray.engines.options import check_options
-from capo_ray.files.checkpoint import Checkpoints, check_trainers
+from capo_ray.files.checkpoint import Checkpoints, check_trainer
 from capo_ray.models.find import ModelFiles, check_trained, find_model
 from capo_ray.planning.bundles import Role, critics_here
 from capo_ray.planning.plan import optimizer_steps_per_batch
@@ -67,12 +67,12 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
     check_options(config)
     checkpoint = Checkpoints(run_dir, keep=config.keep_checkpoints).settle()
     if checkpoint is not None:
-        check_trainers(checkpoint)
+        check_trainer(checkpoint / "trainer")
     template = find_template(config.critic) if config.critic else None
     canaries = CanarySet.of(config)
     check_servers(config)
     policy = find_model(config.policy, "policy", run_dir, seed=config.seed)
-    check_trained(policy.folder, "policy")
+    check_trained(policy.folder, "policy", longest=config.longest_in_a_row)
     if checkpoint is not None:
         policy.check_continues(checkpoint / "trainer")
     lengths = {

@@ -78,7 +78,7 @@ def _policy(config: Config, look: Look) -> Encode | None:
     encode = None
     with look.noting():
         if policy := look.files(config.policy, "policy"):
-            look.trains(config.policy, "policy", policy)
+            look.trains(config.policy, "policy", policy, longest=config.longest_in_a_row)
             policy.check_window("the policy", lengths)
             encode = policy.encoder(config.policy.system_prompt, config.policy.chat_template)
     for place, voter in critics_here(config):

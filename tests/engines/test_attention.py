@@ -19,18 +19,23 @@ def test_each_segment_attends_to_its_prefix_and_itself() -> None:
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, 4, 11, 8, generator=generator)
     key, value = torch.randn(2, 1, 2, 11, 8, generator=generator)
-    sees = torch.zeros(11, 11, dtype=torch.bool)
-    for start, end, prefix_start, prefix_end in segments:
-        sees[start:end, prefix_start:prefix_end] = True
-        sees[start:end, start:end] = torch.ones(end - start, end - start).tril().bool()
-    masked = scaled_dot_product_attention(query, key, value, attn_mask=sees, scale=0.3, enable_gqa=True)
-    torch.testing.assert_close(attention.one_by_one(query, key, value, segments, 0.3), masked)
+    made = attention.one_by_one(query, key, value, segments, 0.3)
+    torch.testing.assert_close(made, masked(query, key, value, segments, 0.3))
 
 
 def test_a_model_that_hands_on_no_segments_is_refused() -> None:
     row = torch.zeros(1, 1, 3, 8)
-    with pytest.raises(ValueError, match=r"^Linear was not handed where the sequences .* set trainer.packing=padded$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^Linear was not handed where the sequences .* set packing=padded \(trainer.packing of a run\)$",
+    ):
         attention.attend(torch.nn.Linear(1, 1), row, row, row, None)
+
+
+def test_a_model_that_asks_for_more_is_refused() -> None:
+    row = torch.zeros(1, 1, 3, 8)
+    with pytest.raises(ValueError, match=r"^Linear asks for softcap: set packing=padded"):
+        attention.attend(torch.nn.Linear(1, 1), row, row, row, None, segments=(Segment(0, 3, 0, 0),), softcap=30.0)
 
 
 def leaks(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scale: float) -> Tensor:
@@ -39,13 +44,24 @@ def leaks(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment]
     return attention.one_by_one(query, key, value, whole, scale)
 
 
+def masked(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scale: float) -> Tensor:
+    """The whole row under one mask."""
+    sees = torch.zeros(query.shape[2], query.shape[2], dtype=torch.bool)
+    for start, end, prefix_start, prefix_end in segments:
+        sees[start:end, prefix_start:prefix_end] = True
+        sees[start:end, start:end] = torch.ones(end - start, end - start).tril().bool()
+    return scaled_dot_product_attention(query, key, value, attn_mask=sees, scale=scale, enable_gqa=True)
+
+
 def breaks(*_: Any) -> Tensor:
     raise RuntimeError("no such\n kernel")
 
 
 def test_a_kernel_is_trusted_where_it_gives_the_same() -> None:
     assert attention.disagreement(attention.one_by_one, *CPU) is None
-    assert attention.disagreement(attention.one_by_one, "cpu", torch.bfloat16) is None
+    assert attention.disagreement(masked, "cpu", torch.bfloat16) is None
+    with torch.no_grad():  # as when a rank first asks, in a pass that learns nothing
+        assert attention.disagreement(masked, *CPU) is None
     assert (attention.disagreement(leaks, *CPU) or "").startswith("is off by ")
     assert attention.disagreement(breaks, *CPU) == "fails: no such kernel"
 

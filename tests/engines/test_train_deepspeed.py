@@ -153,7 +153,10 @@ def leaking(rank: int, ranks: int, case: Case) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "mistral", "sliding_window": 16}, "MistralForCausalLM have attention over 16 tokens"),
+        (
+            {"model_type": "mistral", "sliding_window": 14},
+            "MistralAttention attends over 14 tokens, and a sequence has 17",
+        ),
         ({"model_type": "bloom"}, "BloomForCausalLM has attention of its own kind"),
         ({"model_type": "opt"}, "a sequence knows of the one before it in its row"),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.files.checkpoint import Checkpoints, check_trainers, read_state
+from capo_ray.files.checkpoint import Checkpoints, check_trainer, read_state
 from capo_ray.files.run_dir import RunDirError, claim
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -243,19 +243,19 @@ def test_what_trainers_have_written(tmp_path: Path) -> None:
     (tmp_path / "trainer" / "pieces_00000_000.safetensors").touch()
     written = {"ranks": 2, "format": 2, "files": ["pieces_00000_000.safetensors"]}
     (tmp_path / "trainer" / "trainer.json").write_text(json.dumps(written))
-    check_trainers(tmp_path)
+    check_trainer(tmp_path / "trainer")
     written["files"].append("pieces_00001_000.safetensors")
     (tmp_path / "trainer" / "trainer.json").write_text(json.dumps(written))
     with pytest.raises(RunDirError) as error:
-        check_trainers(tmp_path)
+        check_trainer(tmp_path / "trainer")
     assert str(error.value) == (
         f"{tmp_path}/trainer lacks pieces_00001_000.safetensors, which a trainer rank has written: its node does not "
         "see this folder. Put run_dir on storage that every node mounts at the same path"
     )
     (tmp_path / "trainer" / "trainer.json").write_text('{"ranks": 2, "zero_stage": 1}')
     with pytest.raises(RunDirError, match=r" is of format 1, which another version .* \(this one reads 2\)"):
-        check_trainers(tmp_path)
+        check_trainer(tmp_path / "trainer")
     for text in ("[]", "{"):
         (tmp_path / "trainer" / "trainer.json").write_text(text)
         with pytest.raises(RunDirError, match=r"trainer\.json is broken"):
-            check_trainers(tmp_path)
+            check_trainer(tmp_path / "trainer")

@@ -102,6 +102,24 @@ def test_what_the_trainer_cannot_make(tmp_path: Path, changes: dict[str, str], s
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_layers_that_see_less_than_a_sequence_take_no_row_of_several(tmp_path: Path) -> None:
+    folder = make(tmp_path / "model", FAMILIES["mistral"])
+    config = json.loads((folder / "config.json").read_text()) | {"sliding_window": 100}
+    for changes, said in (
+        ({}, "attention over 100 tokens"),
+        ({"model_type": "qwen3_next", "layer_types": None}, "linear_attention"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        check_trained(folder, "policy")
+        with pytest.raises(ConfigError) as error:
+            check_trained(folder, "policy", longest=101)
+        assert said in str(error.value) and str(error.value).endswith(
+            " and sequences of up to 101 tokens would stand in one row: set packing=padded (trainer.packing of a run)"
+        )
+    (folder / "config.json").write_text(json.dumps(config))
+    check_trained(folder, "policy", longest=100)
+
+
 @pytest.mark.parametrize("program", ["launch", "sft"])
 def test_a_dry_run_and_a_start_say_it_too(program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make(tmp_path / "model", FAMILIES["mistral 3"])

@@ -351,6 +351,7 @@ def test_a_dry_run_reads_what_the_training_would(folder: Path, capsys: pytest.Ca
         ("model.tokenizer=/nowhere", "model.tokenizer: '/nowhere' is no folder here; name a folder or"),
         ("model={folder}/broken.json", "{folder}/broken.json is not JSON (Expecting "),
         ("resume=true", "nothing to resume: there is no {folder}/out/checkpoint"),
+        ("resume=true out={folder}/older", "out: the checkpoint {folder}/older/checkpoint is of format 1, which"),
         ("out={folder}", "out: {folder}/config.json is there already, and nothing is written over"),
         ("model.path=random model.tokenizer=asset:tiny_policy", "model.path: a random model needs model.shape and"),
     ],
@@ -360,6 +361,8 @@ def test_a_dry_run_says_why_it_could_not_start(
 ) -> None:
     write(folder / "bad.jsonl", [[{"role": "user", "content": "say one"}]])
     (folder / "broken.json").write_text("{")
+    (folder / "older" / "checkpoint").mkdir(parents=True)
+    (folder / "older" / "checkpoint" / "trainer.json").write_text("{}")
     code, lines = verdict(capsys, *settings(folder), *given.format(folder=folder).split())
     assert code == 2 and lines[-1] == "verdict: this run cannot start (1 fault)"
     assert lines[-2].startswith(f"fault: {fault.format(folder=folder)}")
