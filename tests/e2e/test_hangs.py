@@ -1,6 +1,6 @@
 """Processes that hang and a Ray session that goes away, in a run as a user starts it: named, ended, gone on from.
 
-docs/reliability.md has what this prints.
+docs/reliability.md has what this prints. Of wandb, a rollout worker's actor and a raylet `make test-faults` does it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,10 @@ SETTINGS = (
 )
 NOTICED_S, RECOVERED_S = 60, 180
 FAULTS = (
-    ("freeze", ("wandb-core",), "W wandb "),
     ("freeze", ("RolloutActor", "VLLM::"), "rollout-0 has answered nothing"),
-    ("freeze", ("RolloutActor",), "rollout-0 has answered nothing"),
     ("freeze", ("CriticActor",), "critic-"),
     ("freeze", ("AggregatorActor",), "aggregator-0 has answered nothing"),
     ("freeze", ("TrainerActor",), "trainer-"),
-    ("kill", ("raylet",), "was lost"),
     ("kill", ("gcs_server",), "the Ray session was lost"),
 )
 SLOW_S = 50
