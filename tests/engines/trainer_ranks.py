@@ -33,7 +33,7 @@ MODEL = {
     "tie_word_embeddings": True,
     "pad_token_id": 0,
 }
-PATIENCE_S = 100
+PATIENCE_S = 200
 
 
 def sequences(count: int, seed: int = 0, scale: float = 1.0) -> tuple[TrainSequence, ...]:
@@ -153,6 +153,11 @@ class Ranks:
     """`count` ranks; calling it runs a function of this module on all of them, and returns what each says."""
 
     def __init__(self, count: int) -> None:
+        self._count = count
+        self._start()
+
+    def _start(self) -> None:
+        count = self._count
         context = multiprocessing.get_context("spawn")
         port = free_port()
         pipes = [context.Pipe() for _ in range(count)]
@@ -165,6 +170,8 @@ class Ranks:
             process.start()
 
     def each(self, do: Callable[..., Any], *arguments: Any) -> list[Any]:
+        if not all(process.is_alive() for process in self._processes):  # a test before this one had them killed
+            self._start()
         for connection in self._connections:
             connection.send((do, arguments))
         results = []
@@ -193,3 +200,4 @@ class Ranks:
     def _kill(self) -> None:
         for process in self._processes:
             process.kill()
+            process.join()
