@@ -40,6 +40,8 @@ GIB = 1 << 30
 PREFIX = "capo_ray-"
 _PATIENCE_S = 10
 """Seconds that Ray is given to end; one whose head is gone does not."""
+_END_S = 180.0
+"""Seconds until another Ray is started though the last one has not ended."""
 
 
 def _say_less(data: dict[str, Any], *given: Any, **more: Any) -> None:
@@ -147,11 +149,17 @@ def _end(home: Path) -> None:
         for process in [member for child in left for member in family(child.pid)]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-    ends_within(_PATIENCE_S, _until_ended)  # what waited for a frozen process goes on, and another session may begin
+    _until_ended()
 
 
-def _until_ended() -> None:
-    while ray.is_initialized():
+def _until_ended(*, end_s: float = _END_S, word_s: float = _PATIENCE_S) -> None:
+    """What waited for a frozen process goes on, and another session may begin. Where the network was away Ray goes on
+    waiting for as long as its own calls may take; one that begins before is refused by Ray."""
+    begun = said = time.monotonic()
+    while ray.is_initialized() and (now := time.monotonic()) - begun < end_s:
+        if now - said >= word_s:
+            log.warning("waiting for Ray to end since %.0f s", now - begun)
+            said = now
         time.sleep(0.1)
 
 

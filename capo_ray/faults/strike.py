@@ -61,12 +61,15 @@ def strike(subject: Subject, fault: Fault, memory: world.Memory | None = None) -
     before, since, begun = newest(subject.run_dir), len(subject.lines), monotonic()
     with doing(subject, fault, memory) as during:
         if kind.then == "is borne":
-            return _borne(subject, kind, since, begun, during)
-        if kind.then == "ends":
+            time.sleep(kind.lasts_s)
+            note = during()
+        elif kind.then == "ends":
             return _ends(subject, kind, since, begun)
-        noticed = subject.until(kind.says, since=since, within_s=kind.noticed_s)
-        if kind.lasts_s:
-            time.sleep(max(0.0, begun + kind.lasts_s - monotonic()))
+        else:
+            noticed = subject.until(kind.says, since=since, within_s=kind.noticed_s)
+            time.sleep(max(0.0, begun + kind.lasts_s - monotonic()) if kind.lasts_s else 0.0)
+    if kind.then == "is borne":
+        return _borne(subject, kind, since, begun, note)
     return _goes_on(subject, kind, since, begun, noticed, before)
 
 
@@ -91,9 +94,8 @@ def _goes_on(
     )
 
 
-def _borne(subject: Subject, kind: Kind, since: int, begun: float, during: Callable[[], str]) -> Tried:
-    time.sleep(kind.lasts_s)
-    note = during()
+def _borne(subject: Subject, kind: Kind, since: int, begun: float, note: str) -> Tried:
+    """It is over."""
     recovered = subject.until(f"^{STEP}", since=len(subject.lines), within_s=kind.recovered_s, count=2)
     said = subject.words(since)
     failures = [f"said {line[:200]}" for line in said if re.search(ENDED, line)]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from capo_ray.cluster import session
 from capo_ray.cluster.faults import SessionLost, is_loss
 from capo_ray.cluster.session import _say_less, tidy, while_it_answers
 
@@ -108,3 +109,15 @@ def test_ray_starts_here_whatever_the_environment_names(tmp_path: Path) -> None:
     )
     assert done.returncode == 0 and "1 node" in done.stdout, done.stderr
     assert not (tmp_path / "ray_session").exists()
+
+
+def test_another_ray_begins_when_the_last_one_has_ended(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One whose network was away ends when its calls do; a session that begins before is refused by Ray."""
+    asked = iter([True] * 4 + [False])
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: next(asked))
+    session._until_ended(word_s=0.15)
+    assert next(asked, None) is None and caplog.messages[0].startswith("waiting for Ray to end since ")
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: True)
+    session._until_ended(end_s=0.3)
