@@ -6,15 +6,13 @@ docs/reliability.md has what this prints. Of wandb, a rollout worker's actor and
 from __future__ import annotations
 
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 from running import QUICK, Running, numbers, steps_in
+
+from capo_ray.faults.processes import slow
 
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(1500)]
 
@@ -60,30 +58,10 @@ def test_what_hangs_is_named_and_gone_on_from(tmp_path: Path) -> None:
         running.read_steps(20)  # over a minute: for so long Ray looks for a head that is gone
         ended = running.interrupt(signal.SIGINT)
     seen = numbers(steps_in(ended.run_dir))
-    assert sorted(seen) == list(range(len(seen)))
+    assert sorted(seen) == list(range(1, len(seen) + 1))
     with Running(tmp_path / "undisturbed", *SETTINGS, "steps=60") as running:
         running.read_until("step 30/60")
         undisturbed = numbers(running.interrupt(signal.SIGINT).steps)
     assert len(undisturbed) >= 30
     for step, line in undisturbed.items():
         assert seen.get(step, line) == line, f"step {step} has other numbers when nothing is amiss"
-
-
-@contextmanager
-def slow(process: psutil.Process) -> Iterator[None]:
-    """It runs for a tenth of the time."""
-    ended = threading.Event()
-
-    def hold() -> None:
-        while not ended.wait(0.1):
-            process.suspend()
-            time.sleep(0.9)
-            process.resume()
-
-    holding = threading.Thread(target=hold)
-    holding.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        holding.join()
