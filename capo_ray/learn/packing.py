@@ -9,7 +9,7 @@ for nothing or twice. Works on token ids; leaves out tensors (`learn.batch`), wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -76,7 +76,8 @@ def _packed(sequences: Sequence[TrainSequence], pad_id: int, *, share: bool) -> 
         segments.append(Segment(start, len(tokens), *prefix))
         return start
 
-    for members in _together(sequences, share=share):
+    alike = grouped(range(len(sequences)), lambda index: sequences[index].prompt_ids if share else index)
+    for members in alike.values():
         prompt = sequences[members[0]].prompt_ids
         if len(members) == 1 or not prompt:
             for index in members:
@@ -97,11 +98,9 @@ def _packed(sequences: Sequence[TrainSequence], pad_id: int, *, share: bool) -> 
     )
 
 
-def _together(sequences: Sequence[TrainSequence], *, share: bool) -> list[list[int]]:
-    """Indices of sequences by prompt, in the order in which prompts come first."""
-    if not share:
-        return [[index] for index in range(len(sequences))]
-    found: dict[tuple[int, ...], list[int]] = {}
-    for index, sequence in enumerate(sequences):
-        found.setdefault(sequence.prompt_ids, []).append(index)
-    return list(found.values())
+def grouped(indices: Iterable[int], key: Callable[[int], Hashable]) -> dict[Hashable, list[int]]:
+    """Indices by their key, keys in the order in which they come first."""
+    found: dict[Hashable, list[int]] = {}
+    for index in indices:
+        found.setdefault(key(index), []).append(index)
+    return found

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple, TypeVar
 
-from capo_ray.learn.packing import Packing
+from capo_ray.learn.packing import Packing, grouped
 from capo_ray.types import TrainSequence
 
 Share = tuple[tuple[tuple[int, ...], ...], ...]
@@ -122,9 +122,8 @@ def _deal(sizes: Sequence[Size], indices: Sequence[int], ranks: int) -> list[lis
     the fullest rank to the emptiest until no two differ by more than the longest sequence. Each move lowers the
     greater of two totals and leaves the other below it, so this ends. Longest first in each hand."""
     hands = [_Hand() for _ in range(ranks)]
-    together: dict[Hashable, list[int]] = {}
-    for index in sorted(indices, key=lambda index: (-sizes[index].tokens, index)):
-        together.setdefault(sizes[index].prompt, []).append(index)
+    descending = sorted(indices, key=lambda index: (-sizes[index].tokens, index))
+    together = grouped(descending, lambda index: sizes[index].prompt)
     weights = {prompt: row_tokens([sizes[i] for i in members], "shared") for prompt, members in together.items()}
     for prompt in sorted(together, key=lambda prompt: (-weights[prompt], together[prompt][0])):
         hand = min(hands, key=lambda hand: (hand.total, len(hand.indices)))
@@ -156,9 +155,7 @@ def _cut_rows(sizes: Sequence[Size], descending: Sequence[int], budget: int) -> 
 def _cut_row(sizes: Sequence[Size], descending: Sequence[int], budget: int) -> list[tuple[int, ...]]:
     """Prompt by prompt, that of the longest sequence first, each into the micro-batch where it adds least, of the last
     few that have room."""
-    together: dict[Hashable, list[int]] = {}
-    for index in descending:
-        together.setdefault(sizes[index].prompt, []).append(index)
+    together = grouped(descending, lambda index: sizes[index].prompt)
     micro_batches: list[_Hand] = []
     for index in (index for members in together.values() for index in members):
         size = sizes[index]
