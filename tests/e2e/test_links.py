@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.ray, pytest.mark.ti
 
 MORE_THAN_ONE = "reward.aggregators=7"
 """With two trainer ranks, a rollout worker and a critic: eleven actors of a tenth of a core, on nodes of a core."""
-STEPS = 8
+STEPS = 20
 DROP_S = 20
 
 
