@@ -32,6 +32,7 @@ GPU = [
     "matplotlib>=3.10",
     "nicegui==3.18.0",
     "numpy>=2",
+    "peft==0.21.2",
     "psutil>=5.9",
     "pyarrow>=17",
     "ray[default]==2.60.0",

@@ -72,7 +72,9 @@ BLOCKS: dict[str, str] = {
     "Voter": "`critic.others`",
     "Canaries": "`critic.canaries`",
     "Reward": "`reward`",
-    **{name.capitalize(): f"`{name}`" for name in ("algorithm", "trainer", "cluster", "tracking")},
+    **{name.capitalize(): f"`{name}`" for name in ("algorithm", "trainer")},
+    "Lora": "`trainer.lora`",
+    **{name.capitalize(): f"`{name}`" for name in ("cluster", "tracking")},
 }
 """Model -> title of its table, of a run."""
 _BAR = "\\|"

@@ -25,7 +25,7 @@ from capo_ray.data.problem import DataError
 from capo_ray.files.checkpoint import Checkpoints
 from capo_ray.files.run_dir import RunDirError, claim
 from capo_ray.leaving import leave
-from capo_ray.program import BAD_INPUT, FAILED, INTERRUPTED, OF_A_RUN, need, run_program
+from capo_ray.program import BAD_INPUT, FAILED, INTERRUPTED, OF_A_RUN, OF_LORA, need, run_program
 from capo_ray.training.run import Stopped, run
 
 USAGE = """usage: python -m capo_ray.launch +experiment=NAME [key=value ...]
@@ -68,7 +68,7 @@ def launch(config: Config) -> int:
 
         return 0 if dry_run(config) else BAD_INPUT
     refuse_unfit(config)
-    need(*OF_A_RUN)
+    need(*OF_A_RUN, *([OF_LORA] if config.trainer.lora else []))
     run_dir = run_dir_of(config)
     mine = claim(run_dir, resume=config.resume)
     try:

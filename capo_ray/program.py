@@ -117,7 +117,19 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
 
 OF_A_RUN = ("ray", "vllm", "deepspeed", "torch", "transformers", "numpy", "pyarrow", "rich")
 """What a run imports and the core install has not."""
-OPTIONAL = {*OF_A_RUN, "aiohttp", "datasets", "matplotlib", "nicegui", "psutil", "safetensors", "tensorboard", "wandb"}
+OF_LORA = "peft"
+OPTIONAL = {
+    *OF_A_RUN,
+    OF_LORA,
+    "aiohttp",
+    "datasets",
+    "matplotlib",
+    "nicegui",
+    "psutil",
+    "safetensors",
+    "tensorboard",
+    "wandb",
+}
 
 
 def need(*libraries: str) -> None:

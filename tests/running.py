@@ -191,6 +191,20 @@ class Running:
         return Ran(self.process.returncode, self.output, self.run_dir)
 
 
+def start(program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Another program, until it ends."""
+    return subprocess.run(
+        [sys.executable, "-m", f"capo_ray.{program}", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=1800,
+    )
+
+
 def run(run_dir: Path, *overrides: str) -> Ran:
     return Running(run_dir, *overrides).end()
 

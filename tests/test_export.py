@@ -29,6 +29,7 @@ def run_dir(tmp_path: Path) -> Path:
         (["step=5"], "step: {run_dir} has no checkpoint of 5; there are 4, 8"),
         (["step=-1"], "step: must be at least 0, got '-1'"),
         (["out={run_dir}"], "out: {run_dir} is there already; name another folder"),
+        (["merge=true"], "merge: {run_dir}/checkpoints/step_000008 holds whole weights and no adapter; leave it out"),
         (["steps=4"], "steps: no such key; did you mean step?"),
     ],
 )
@@ -60,6 +61,18 @@ def test_a_checkpoint_of_an_earlier_format(run_dir: Path, capsys: pytest.Capture
     Checkpoints(run_dir, keep=2).commit(older, {"step": 9})
     assert main([str(run_dir)]) == BAD_INPUT
     assert " is of format 1, which another version of capo_ray wrote" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [[], ["merge=true"], ["merge=true", "out=out", "step=1"]])
+def test_an_adapter_is_merged_to_where_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str]
+) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").touch()
+    assert main([str(tmp_path), *given]) == BAD_INPUT
+    assert capsys.readouterr().err == (
+        f"error: run_dir: {tmp_path} is an adapter; pass merge=true out=FOLDER, and no step\n"
+    )
 
 
 def test_an_export_that_does_not_fit_leaves_nothing(

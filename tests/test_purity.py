@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "critics.canaries": ("config", "credit", "critics", "data", "records.tally", "seeds", "tasks", "types"),
     # what is given
     "config": ("arguments", "credit", "extension"),
-    "models": ("config", "credit", "engines.causal_model", "engines.random_model"),
+    "models": ("config", "credit", "engines.causal_model", "engines.lora", "engines.random_model"),
     "tasks": ("config", "credit", "engines.protocols", "extension", "records.tally", "types"),
     "data": ("config", "models", "tasks", "types"),
     "planning": ("config", "data", "files", "models"),

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 from capo_ray.config.block import MOST_PROCESSES, Block, Regex, or_own, setting
 from capo_ray.config.fault import shown
 from capo_ray.config.library import RolloutOptions
+from capo_ray.config.lora import Lora
 from capo_ray.config.optimizer import (
     Betas,
     DeepSpeed,
@@ -212,6 +213,7 @@ class Trainer(Block):
     packing: Packing = "shared"
     head_tokens: HeadTokens = None
     head_float32: HeadFloat32 = False
+    lora: Lora | None = setting("see below; null: all weights learn", None)
     deepspeed: DeepSpeed = Field({})
 
 
@@ -263,6 +265,11 @@ class Cluster(Block):
         "`shm`: a file in shared memory, on CPU; `nccl`: between GPUs; `ipc`: trainer rank n and rollout "
         "worker n share a GPU",
         "nccl",
+    )
+    lora_sync: Literal["merged", "adapter"] = setting(
+        "with `trainer.lora`: `merged`: engines get whole weights, with the adapter in them; `adapter`: they keep "
+        "those that they began with and get the adapter alone",
+        "merged",
     )
 
 

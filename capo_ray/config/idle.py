@@ -63,6 +63,7 @@ IDLE: dict[str, Reason] = {
     "reward.overlong_weight": _when(lambda c: not c.reward.overlong_tokens, "reward.overlong_tokens is 0"),
     **dict.fromkeys(("algorithm.kl_estimator", "algorithm.kl_place", "algorithm.kl_cap"), _NO_KL),
     "trainer.final_lr_share": _when(lambda c: c.trainer.schedule == "constant", "trainer.schedule is constant"),
+    "cluster.lora_sync": _when(lambda c: c.trainer.lora is None, "trainer.lora is null"),
     **dict.fromkeys(("cluster.cpus", "cluster.object_store_gib", "cluster.dashboard"), _JOINED),
     **dict.fromkeys(("tracking.wandb_project", "tracking.wandb_samples"), _NO_WANDB),
 }

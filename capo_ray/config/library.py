@@ -17,6 +17,7 @@ _MODEL = "the model is loaded as it was found: set `path`, `tokenizer` and `dtyp
 _GPUS = "an engine has the GPUs of its actor, on one machine: set `tensor_parallel`"
 _SAMPLING = "the distribution that is sampled from is set by temperature, top_p and top_k, and by nothing else"
 _WEIGHTS = "weights come as `cluster.weight_transfer` says, and an engine confirms what it received"
+_LORA = "the policy's adapter is `trainer.lora`, and reaches engines as `cluster.lora_sync` says"
 _POLICY = "the policy is sampled from as it is trained"
 _BATCHES = "set responses_per_update or sequences_per_update, and tokens_per_micro_batch"
 _PRECISION = "set `dtype` of the model; gradients are summed in float32"
@@ -42,7 +43,12 @@ OF_ENGINES: dict[str, str] = {
     **dict.fromkeys(("weight_transfer_config", "worker_extension_cls"), _WEIGHTS),
 }
 """Field of vLLM's EngineArgs -> why it is not handed on."""
-OF_ROLLOUTS = OF_ENGINES | dict.fromkeys(("quantization", "quantization_config", "hf_overrides"), _POLICY)
+OF_ROLLOUTS = {
+    **OF_ENGINES,
+    **dict.fromkeys(("quantization", "quantization_config", "hf_overrides"), _POLICY),
+    **dict.fromkeys(("enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "lora_dtype"), _LORA),
+    "lora_target_modules": _LORA,
+}
 OF_DEEPSPEED: dict[str, str] = {
     **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), _BATCHES),
     **dict.fromkeys(("managed_gradient_accumulation", "elasticity", "autotuning", "data_efficiency"), _BATCHES),

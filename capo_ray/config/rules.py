@@ -11,6 +11,7 @@ import warnings
 from capo_ray import extension
 from capo_ray.config.critic import voter_field
 from capo_ray.config.fields import Fields
+from capo_ray.config.lora import VLLM_RANK
 from capo_ray.config.method import Reward
 from capo_ray.config.sensible import unusual_rate
 from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
@@ -30,7 +31,7 @@ def check(config: Fields) -> None:
         _check_credit,
         _check_weights,
     )
-    for rule in (*rules, _check_budget, _check_windows, _check_cluster):
+    for rule in (*rules, _check_budget, _check_windows, _check_cluster, _check_lora):
         rule(config)
 
 
@@ -252,4 +253,18 @@ def _check_cluster(config: Fields) -> None:
             f"`cluster.weight_transfer` ipc puts rollout worker n and trainer rank n on one GPU, and there are "
             f"{rollout.workers} workers of {rollout.tensor_parallel} GPUs and {ranks} ranks: set "
             f"rollout.workers={ranks} and rollout.tensor_parallel=1, or take nccl"
+        )
+
+
+def _check_lora(config: Fields) -> None:
+    lora = config.trainer.lora
+    if lora is not None and lora.dropout:
+        raise ValueError(
+            f"`trainer.lora.dropout` {lora.dropout:g} is for supervised training: in a run two passes over the same "
+            "tokens must agree, or the ratio to the old policy is noise; leave it out"
+        )
+    if lora is not None and config.cluster.lora_sync == "adapter" and lora.rank > VLLM_RANK:
+        raise ValueError(
+            f"`trainer.lora.rank` {lora.rank} is more than vLLM holds as an adapter ({VLLM_RANK}): lower it, or set "
+            "cluster.lora_sync=merged"
         )

@@ -7,7 +7,7 @@ Leaves out: optimisation and ranks (see `train_deepspeed`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from capo_ray.engines.lora import targets_of
 from capo_ray.learn.batch import MicroBatch
 from capo_ray.learn.head import token_logprobs
 
@@ -63,6 +64,15 @@ def check_class(source: str, *, longest: int | None = None) -> None:
     _check_head(config)
     if longest is not None:
         _check_layers(config.get_text_config(), longest)
+
+
+def check_targets(source: str, named: Sequence[str] | None) -> None:
+    """Raises ValueError where a model that `check_class` knows has no layers of these names for adapters."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+    targets_of(model, named)
 
 
 def _check_layers(text: Any, longest: int) -> None:
@@ -207,34 +217,13 @@ class ScoringHead(nn.Linear):
         return token_logprobs(hidden, self.weight, self.bias, targets, *given, **how)
 
 
-def shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Name and full shape of every parameter, tied ones once."""
-    return {name: shape_of(parameter) for name, parameter in model.named_parameters()}
-
-
 def shape_of(parameter: Tensor) -> tuple[int, ...]:
     """Also where ZeRO-3 holds a share of it."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def write_pretrained(model: Any, weights: dict[str, Tensor], path: str, tokenizer: str | None) -> None:
-    """A folder that transformers and vLLM load; `tokenizer` names the folder whose files are copied beside it."""
-    write_description(model, path, tokenizer)
-    save_weights(weights, path)
-
-
-def save_weights(weights: dict[str, Tensor], folder: str) -> None:
-    """As safetensors files. Raises OSError where the disk takes no more."""
-    from huggingface_hub import save_torch_state_dict
-
-    from capo_ray.engines.trainer_files import told_as_os_error
-
-    with told_as_os_error(folder):
-        save_torch_state_dict(weights, folder)
-
-
 def write_description(model: Any, path: str, tokenizer: str | None) -> None:
-    """All of `write_pretrained` but the weights."""
+    """All of a folder that transformers and vLLM load but the weights; `tokenizer`: where its files are copied from."""
     from transformers import AutoTokenizer
 
     folder = Path(path)

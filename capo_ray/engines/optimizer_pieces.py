@@ -7,7 +7,7 @@ checkpoint of pieces can be read by any number of ranks at any stage (trainer_fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +33,12 @@ class Piece:
         return self.numbers["weight"].numel()
 
 
-def pieces_of(engine: Any, model: Any) -> Iterator[Piece]:
-    """Those of this rank, in the model's order. Moments that AdamW has not made yet are made, of zeros, as it would."""
+def pieces_of(engine: Any, learnt: Iterable[tuple[str, Any]]) -> Iterator[Piece]:
+    """Those of this rank, of the named parameters that its optimizer moves. Moments that AdamW has not made yet are
+    made, of zeros, as it would."""
     find = _found_at[engine.zero_optimization_stage()]
     masters = _masters(engine) if find is _whole else {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in learnt:
         yield from find(engine, name, parameter, masters)
 
 

@@ -16,7 +16,7 @@ from vllm.outputs import CompletionOutput
 from capo_ray.credit.thoughts import open_mark
 from capo_ray.credit.tokens import TokenTable
 from capo_ray.engines.protocols import PromptTooLong, Stage, WeightReceipt
-from capo_ray.engines.vllm_engine import Requests, open_engine, parameters_of
+from capo_ray.engines.vllm_engine import ADAPTER, Requests, open_engine, parameters_of
 from capo_ray.engines.vllm_settings import VllmSettings
 from capo_ray.types import Finish, Metrics, Prompt, Rollout, Sampling
 
@@ -33,7 +33,9 @@ class VllmRollout:
         self.version = -1
         """-1 until the first sync: nothing may be sampled from weights that the trainer did not send."""
         self._engine = open_engine(settings)
-        self._requests = Requests(self._engine, settings.block.max_sequences)
+        self._adapted = settings.lora_rank is not None
+        adapter = ADAPTER if self._adapted else None
+        self._requests = Requests(self._engine, settings.block.max_sequences, adapter)
         self._closed = False
         self._table = TokenTable.load(settings.tokenizer)
 
@@ -89,6 +91,8 @@ class VllmRollout:
     async def _finish(self, version: int) -> WeightReceipt:
         """Take the new weights into use: what was cached under the old ones is forgotten, or the sync has failed."""
         await self._engine.finish_weight_update(str(version))
+        if self._adapted:
+            await self._engine.collective_rpc("take_up_adapter")
         if not await self._engine.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError(
                 f"{self.name}: vLLM kept its prefix cache after a sync: old keys and values would be used"

@@ -22,14 +22,15 @@ from torch import Tensor
 
 from capo_ray.config.blocks import Trainer
 from capo_ray.config.method import Algorithm
-from capo_ray.engines import causal_model
+from capo_ray.engines import causal_model, lora
 from capo_ray.engines.ahead import Ahead, Nested
 from capo_ray.engines.optimizer_pieces import pieces_of, put_back, replicated, steps_taken
 from capo_ray.engines.optimizer_step import move
+from capo_ray.engines.outgoing import Kind, Outgoing, Shapes
 from capo_ray.engines.process_group import join
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.engines.scorers import check_company, reference_of, scorer_of
-from capo_ray.engines.trainer_files import Saved, read_random_state, write_pieces, write_random_state
+from capo_ray.engines.trainer_files import Saved, read_random_state, write_pieces, write_random_state, write_weights
 from capo_ray.engines.trainer_metrics import Sums
 from capo_ray.engines.trainer_settings import decay_groups, deepspeed_config, learning_rate, objective_of
 from capo_ray.engines.trainer_state import DESCRIPTION, TrainerState, read_state
@@ -54,20 +55,20 @@ class DeepSpeedEngine:
         total_steps: int,
         temperature: float = 1.0,
         tokenizer: str | None = None,
-        reference: str | Mapping[str, Any] | None = None,
+        sends: Kind = "merged",
         rank: int = 0,
         world_size: int = 1,
         device: Literal["cpu", "gpu"] = "gpu",
         dtype: Literal["float32", "bfloat16"] = "bfloat16",
         seed: int = 0,
     ) -> None:
-        """`model` as in `causal_model.make`; `reference` null: the model as it starts (only with a KL weight);
-        `total_steps`: optimizer steps that the schedule spans; `tokenizer`: folder copied by `save_pretrained`, null:
-        the model's own."""
+        """`model` as in `causal_model.make`; `total_steps`: optimizer steps that the schedule spans; `tokenizer`: the
+        folder copied by `save_pretrained`, null: the model's own; `sends`: what `weights` yields with an adapter.
+        With a KL weight the reference is the model as it starts; with an adapter, the model without it."""
         self.rank, self.world_size = rank, world_size
         self._trainer, self._algorithm = trainer, algorithm
         self._total_steps, self._temperature = total_steps, temperature
-        self._tokenizer = tokenizer or (model if isinstance(model, str) and not model.endswith(".json") else None)
+        self._folder = model if isinstance(model, str) and not model.endswith(".json") else None
         self._aggregation: Aggregation = algorithm.aggregation if algorithm else "token_mean"
         self.step = self._version = 0
         self._owns_group = not dist.is_initialized()
@@ -76,18 +77,23 @@ class DeepSpeedEngine:
         self._objective = objective_of(algorithm) if algorithm else Objective()
         zero_three = trainer.deepspeed.get("zero_optimization", {}) if trainer.zero_stage == 3 else None
         self._model = causal_model.make(model, dtype=precision, seed=seed, zero_three=zero_three)
+        if trainer.lora is not None:
+            lora.adapt(self._model, trainer.lora, seed=seed)
+        self._outgoing = Outgoing(
+            self._model, trainer, sends=sends, folder=self._folder, tokenizer=tokenizer or self._folder
+        )
         has_reference = self._objective.kl_weight > 0
         self._reference: Any = None
-        if has_reference:
-            frozen = causal_model.make(
-                model if reference is None else reference, dtype=precision, seed=seed, zero_three=zero_three
-            )
+        if has_reference and trainer.lora is None:
+            frozen = causal_model.make(model, dtype=precision, seed=seed, zero_three=zero_three)
             self._reference = reference_of(frozen, trainer, self._device, world_size)
         self._metrics = policy_metrics(self._objective, reference=has_reference) if algorithm else NLL_METRICS
         if trainer.gradient_checkpointing:
             self._model.gradient_checkpointing_enable({"use_reentrant": trainer.zero_stage == 3})
             self._model.enable_input_require_grads()
         self._engine = self._initialize()
+        if has_reference and trainer.lora is not None:
+            self._reference = lora.WithoutAdapter(self._engine, self._model)
         vocabulary = self._model.get_input_embeddings().num_embeddings
         for scorer in filter(None, (self._engine, self._reference)):
             check_company(scorer, trainer.packing, vocabulary, precision, self._device)
@@ -140,11 +146,9 @@ class DeepSpeedEngine:
             rate = learning_rate(self._trainer, self.step, self._total_steps)
             self.step += 1
             if teaching[step]:
-                norms.append(
-                    self._optimizer_step(
-                        steps[step], rate, sums, old[step] if old else None, reference[step] if reference else None
-                    )
-                )
+                beside = (old[step] if old else None, reference[step] if reference else None)
+                with lora.learning(self._model):
+                    norms.append(self._optimizer_step(steps[step], rate, sums, *beside))
         self._version += 1
         metrics = sums.reduce(self._metrics, len(norms), self._device)
         taken = [norm for norm in norms if math.isfinite(norm)]
@@ -258,40 +262,32 @@ class DeepSpeedEngine:
         )
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name as in the model's folder, a copy of the full tensor), tied ones once, in the model's order.
+        """What a sync sends, see `Outgoing.sent`; collective under ZeRO-3."""
+        return self._outgoing.sent()
 
-        Under ZeRO-3 each is gathered when its turn comes, so all ranks must iterate, to the end.
-        """
-        import deepspeed
-
-        for name, parameter in self._model.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self._trainer.zero_stage == 3):
-                full = parameter.detach().clone()
-            yield name, full
-
-    def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    def weight_shapes(self) -> Shapes:
         """What `weights` will yield, without gathering anything."""
-        shapes = causal_model.shapes(self._model)
-        return [(name, parameter.dtype, shapes[name]) for name, parameter in self._model.named_parameters()]
+        return self._outgoing.sent_shapes()
 
     def save_pretrained(self, path: str) -> None:
-        """The model as a folder that transformers and vLLM load; rank 0 writes."""
-        kept = {name: tensor.cpu() for name, tensor in self.weights() if self.rank == 0}
+        """The model as a folder that transformers and vLLM load, or its adapter as one of peft's; rank 0 writes."""
+        kept = {name: tensor.cpu() for name, tensor in self._outgoing.kept() if self.rank == 0}
         if self.rank == 0:
-            causal_model.write_pretrained(self._model, kept, path, self._tokenizer)
+            self._outgoing.describe(Path(path))
+            write_weights(kept, Path(path), adapter=self._trainer.lora is not None)
         dist.barrier()
 
     def save(self, path: str) -> None:
         """Everything that `restore` needs to go on with the same numbers, into the folder `path`: each rank writes what
         it holds."""
         Path(path).mkdir(parents=True, exist_ok=True)
-        mine = [] if self.rank and replicated(self._engine) else pieces_of(self._engine, self._model)
+        mine = [] if self.rank and replicated(self._engine) else pieces_of(self._engine, lora.learnt(self._model))
         written = [*write_pieces(path, self.rank, mine), write_random_state(path, self.rank)]
         of_all: list[list[str]] = [[]] * self.world_size
         dist.all_gather_object(of_all, written)
         if self.rank == 0:
             self._state([name for names in of_all for name in names]).write(path)
-            causal_model.write_description(self._model, str(Path(path) / DESCRIPTION), self._tokenizer)
+            self._outgoing.describe(Path(path) / DESCRIPTION)
         dist.barrier()
 
     def restore(self, path: str) -> None:
@@ -300,7 +296,7 @@ class DeepSpeedEngine:
         saved = read_state(path)
         self._state().check_continues(saved, path)
         with closing(Saved(path, saved.pieces)) as pieces:
-            pieces.fill(pieces_of(self._engine, self._model))
+            pieces.fill(pieces_of(self._engine, lora.learnt(self._model)))
         put_back(self._engine, saved.taken)
         self.step, self._version = saved.step, saved.version
         read_random_state(path, self.rank, ranks=saved.ranks)
@@ -315,8 +311,10 @@ class DeepSpeedEngine:
             zero_stage=self._trainer.zero_stage,
             dtype=str(self._model.dtype),
             architecture=type(self._model).__name__,
-            shapes={name: list(shape) for name, _, shape in self.weight_shapes()},
+            shapes={name: list(shape) for name, _, shape in self._outgoing.kept_shapes()},
             files=files,
+            lora=self._trainer.lora.shape() if self._trainer.lora else None,
+            base=lora.identity_of(self._folder) if self._trainer.lora and self._folder else "",
         )
 
     def close(self) -> None:

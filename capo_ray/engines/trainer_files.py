@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from capo_ray.engines.lora import WEIGHTS as ADAPTER
 from capo_ray.engines.optimizer_pieces import KINDS, Piece
 
 PART_BYTES = 1 << 30
@@ -116,6 +117,17 @@ def read_random_state(folder: str, rank: int, *, ranks: int) -> None:
 
 def _random(rank: int) -> str:
     return f"random_{rank:05d}.safetensors"
+
+
+def write_weights(weights: Mapping[str, Tensor], folder: Path, *, adapter: bool) -> None:
+    """As safetensors files: those of a model, or the one of an adapter. Raises OSError where the disk takes no more."""
+    from huggingface_hub import save_torch_state_dict
+
+    if adapter:
+        write_tensors(weights, folder / ADAPTER)
+        return
+    with told_as_os_error(str(folder)):
+        save_torch_state_dict(dict(weights), folder)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from capo_ray.config.lora import difference
+
 _FILE = "trainer.json"
 DESCRIPTION = "model"
 """Folder of the model's own files beside its weights, so that a checkpoint can be exported from by itself."""
@@ -30,9 +32,13 @@ class TrainerState:
     """In which the model computes; what is kept is float32."""
     architecture: str
     shapes: Mapping[str, Sequence[int]]
-    """Name and full shape of every parameter."""
+    """Name and full shape of every parameter that learns."""
     files: Sequence[str] = ()
     """All that the ranks wrote beside this one."""
+    lora: Mapping[str, Any] | None = None
+    """`Lora.shape` of the adapter that learns; null: the whole model does."""
+    base: str = ""
+    """Which weights the adapter belongs to (engines.lora)."""
     format: int = FORMAT
 
     def write(self, folder: str) -> None:
@@ -40,6 +46,10 @@ class TrainerState:
 
     def check_continues(self, saved: TrainerState, folder: str) -> None:
         """Raises ValueError unless an engine in this state can load what `saved` describes."""
+        if differs := difference(saved.lora, self.lora):
+            raise ValueError(f"the checkpoint {folder} is of another adapter: {differs}")
+        if saved.base != self.base:
+            raise ValueError(f"the checkpoint {folder} is of an adapter to other weights than those of the model here")
         if saved.shapes != self.shapes:
             raise ValueError(
                 f"the checkpoint {folder} is of another model: {saved._model()} there, {self._model()} here; "

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from vllm import SamplingParams
+from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -26,6 +28,9 @@ from capo_ray.types import Metrics, Sampling
 BATCHED_TOKENS = 8192
 """Tokens that an engine on GPU computes at once: what vLLM gives its own server on an H100. An engine made in Python
 would get 2,048, with which a prompt of a critic takes several rounds."""
+
+ADAPTER = LoRARequest(lora_name="policy", lora_int_id=1, lora_path="none: the trainer sends it")
+"""What a request to an engine names that samples from its model with the trainer's adapter."""
 
 
 def open_engine(settings: VllmSettings) -> AsyncLLM:
@@ -58,7 +63,15 @@ def arguments_of(settings: VllmSettings) -> AsyncEngineArgs:
             "weight_transfer_config": {"backend": settings.weight_transfer},
             "worker_extension_cls": "capo_ray.engines.weights_receive.ReceiptExtension",
         }
+    if settings.lora_rank is not None:
+        given |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _held_rank(settings.lora_rank)}
     return AsyncEngineArgs(**(given | as_vllm_takes(block.engine)))
+
+
+def _held_rank(rank: int) -> int:
+    """vLLM has room for adapters of certain ranks, and fills up smaller ones; there is none beyond
+    `config.lora.VLLM_RANK`."""
+    return min(held for held in get_args(MaxLoRARanks) if held >= rank)
 
 
 def _on_cpu() -> dict[str, Any]:
@@ -85,8 +98,10 @@ def _on_gpu(block: Rollout | Voter) -> dict[str, Any]:
 class Requests:
     """Runs requests on one engine and counts them."""
 
-    def __init__(self, engine: AsyncLLM, max_sequences: int) -> None:
+    def __init__(self, engine: AsyncLLM, max_sequences: int, adapter: LoRARequest | None = None) -> None:
+        """`adapter`: that all of them are computed with."""
         self.engine = engine
+        self._adapter = adapter
         self._max_sequences = max_sequences
         self._sequences = 0
         self._numbers = itertools.count()
@@ -102,7 +117,8 @@ class Requests:
         self._sequences += parameters.n
         try:
             with self._busy:
-                async for output in self.engine.generate(prompt, parameters, str(next(self._numbers))):
+                number = str(next(self._numbers))
+                async for output in self.engine.generate(prompt, parameters, number, lora_request=self._adapter):
                     final = output
         except EngineDeadError as error:  # to read vLLM's own error, whoever asked would have to import vLLM
             raise RuntimeError(f"vLLM's engine has ended: {error}") from None

@@ -33,6 +33,8 @@ class VllmSettings:
     """Of a critic's conversations; None: the tokenizer's own."""
     weight_transfer: str | None = None
     """Transport of weights_receive by name; None for a frozen model."""
+    lora_rank: int | None = None
+    """Of the adapters that arrive by it; None: whole weights do."""
 
     def __eq__(self, other: object) -> bool:
         """Whether an engine made of one is like that of the other."""

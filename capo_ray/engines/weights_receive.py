@@ -1,5 +1,7 @@
 """The engines' end of a weight sync, inside vLLM's worker processes: transports of vLLM that confirm what arrived.
 
+An engine that was started for adapters gets adapters alone, over the same transports.
+
 Each transport is vLLM's own (or `shm`, for CPU) with two additions: arriving tensors are fingerprinted before they are
 loaded, and tied embeddings are bound again after vLLM's layerwise reload, which handles one of the tied parents only.
 Importing this module registers them: vLLM imports it in each worker process to find `worker_extension_cls`, before it
@@ -25,6 +27,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from capo_ray.engines.weights import Fingerprint, NamedTensor
+from capo_ray.engines.weights_adapter import Arriving, take_up
 
 
 class _Tap:
@@ -45,23 +48,35 @@ class Confirming(WeightTransferEngine):
     """What this project adds to a transport of vLLM; mixed in before it."""
 
     checksum = ""
+    """Of what the next token is sampled from."""
     model: Any
 
     def start_weight_update(self) -> None:
         self._fingerprint = Fingerprint()
-        super().start_weight_update()
+        self._adapter = Arriving() if self.vllm_config.lora_config is not None else None
+        if self._adapter is None:
+            super().start_weight_update()
 
     def receive_weights(self, update_info: Any) -> None:
         model = self.model
-        self.model = _Tap(model, self._fingerprint)
+        self.model = _Tap(model if self._adapter is None else self._adapter, self._fingerprint)
         try:
             super().receive_weights(update_info)
         finally:
             self.model = model
 
     def finish_weight_update(self) -> None:
+        """But an adapter is taken up afterwards: when an update ends, vLLM forgets those that it has."""
+        if self._adapter is not None:
+            return
         super().finish_weight_update()
         bind_tied_embeddings(self.model, self.model_config)
+        self.checksum = self._fingerprint.hexdigest()
+
+    def take_up_adapter(self, manager: Any) -> None:
+        assert self._adapter is not None
+        take_up(manager, self._adapter.tensors)
+        self._adapter = None
         self.checksum = self._fingerprint.hexdigest()
 
 
@@ -132,6 +147,11 @@ class ReceiptExtension:
     """Mixed into vLLM's worker (`worker_extension_cls`): lets the engine be asked what it holds."""
 
     weight_transfer_engine: Any
+    model_runner: Any
+
+    def take_up_adapter(self) -> None:
+        """The one that has just arrived."""
+        self.weight_transfer_engine.take_up_adapter(self.model_runner.lora_manager)
 
     def weight_checksum(self) -> str:
         return self.weight_transfer_engine.checksum

@@ -66,8 +66,10 @@ def write_model(folder: Path, config: Mapping[str, Any], *, dtype: Dtype, seed: 
     import torch
 
     from capo_ray.engines import causal_model
+    from capo_ray.engines.trainer_files import write_weights
 
     model = causal_model.make(config, dtype=getattr(torch, dtype), seed=seed)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    causal_model.write_pretrained(model, weights, str(folder), TOKENIZER)
+    causal_model.write_description(model, str(folder), TOKENIZER)
+    write_weights(weights, folder, adapter=False)
     return str(folder)

@@ -95,8 +95,9 @@ class _Pieces(torch.autograd.Function):
         temperature, entropy_gradient, float32, rows = ctx.settings
         multiplied, added = _in_type(weight, bias, float32)
         of_hidden = torch.empty_like(hidden)
-        of_weight = torch.zeros_like(weight, dtype=_wide(weight))
-        of_bias = None if bias is None else torch.zeros_like(bias, dtype=_wide(bias))
+        learns = ctx.needs_input_grad  # beside an adapter a head stays as it is
+        of_weight = torch.zeros_like(weight, dtype=_wide(weight)) if learns[1] else None
+        of_bias = torch.zeros_like(bias, dtype=_wide(bias)) if bias is not None and learns[2] else None
         for start in range(0, len(hidden), rows):
             piece = slice(start, start + rows)
             part = hidden[piece].to(multiplied.dtype)
@@ -108,11 +109,12 @@ class _Pieces(torch.autograd.Function):
                 gradients[1][piece] if entropy_gradient else None,
             )
             of_hidden[piece] = slopes @ multiplied
-            of_weight += slopes.T @ part
+            if of_weight is not None:
+                of_weight += slopes.T @ part
             if of_bias is not None:
                 of_bias += slopes.sum(0, dtype=of_bias.dtype)
-        whole = of_bias if bias is None or of_bias is None else of_bias.to(bias.dtype)
-        return of_hidden, of_weight.to(weight.dtype), whole, None, None, None, None, None
+        of_own = [None if of is None else of.to(own.dtype) for of, own in ((of_weight, weight), (of_bias, bias))]
+        return of_hidden, *of_own, None, None, None, None, None
 
 
 def _wide(like: Tensor) -> torch.dtype:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from capo_ray.config.compose import conf_dir
 from capo_ray.config.fault import ConfigError
+from capo_ray.config.lora import Lora, difference
 from capo_ray.config.model import Model
 from capo_ray.models.chat import Encode, check_marks, conversation, read_json, render, template_in
 from capo_ray.models.files import check_finite, check_weights, read_decoder, tensor_shapes
@@ -50,8 +51,12 @@ class ModelFiles:
                 "not fit. Lower one of them."
             )
 
-    def check_continues(self, checkpoint: Path) -> None:
-        """Raises ConfigError when the trainer's checkpoint in that folder is of a model of another shape."""
+    def check_continues(self, checkpoint: Path, lora: Lora | None = None) -> None:
+        """Raises ConfigError when the trainer's checkpoint in that folder is of a model of another shape, or of another
+        adapter than `lora`."""
+        check_adapter(checkpoint, lora, self.folder, "trainer.lora")
+        if lora is not None:  # the checkpoint has no other tensors than the adapter's
+            return
         description = read_json(checkpoint / "trainer.json")
         saved = description.get("shapes") if isinstance(description, dict) else None
         if not isinstance(saved, dict):
@@ -149,6 +154,11 @@ def shown(messages: Sequence[Mapping[str, str]], model: Model, *, add_generation
 def find_model(model: Model, field: str, run_dir: Path, *, seed: int) -> ModelFiles:
     """The files of `model`; a random one is made under `run_dir`. Raises ConfigError that names `field`."""
     folder = _folder(model, field, run_dir, seed)
+    if is_adapter(folder):
+        raise ConfigError(
+            f"{field}.path: {folder} is an adapter and no model; python -m capo_ray.export {folder} merge=true "
+            "out=MODEL makes one of it"
+        )
     own = model.tokenizer is None or model.path == "random"
     tokenizer = folder if own else find_folder(str(model.tokenizer), f"{field}.tokenizer")
     with _fault_of(f"{field}.path", folder / "config.json"):
@@ -163,13 +173,34 @@ def find_model(model: Model, field: str, run_dir: Path, *, seed: int) -> ModelFi
     return ModelFiles(folder=folder, tokenizer=tokenizer, window=decoder.window, vocabulary=decoder.vocabulary)
 
 
-def check_trained(path: Path, field: str, *, longest: int | None = None) -> None:
-    """Raises ConfigError where the trainer cannot make the model of that folder, or of that config.json, or cannot put
-    several sequences of `longest` tokens (None: it will not) into one row of it."""
-    from capo_ray.engines.causal_model import check_class
+def check_trained(path: Path, field: str, *, longest: int | None = None, lora: Lora | None = None) -> None:
+    """Raises ConfigError where the trainer cannot make the model of that folder, or of that config.json, cannot put
+    several sequences of `longest` tokens (None: it will not) into one row of it, or finds no layers for `lora`."""
+    from capo_ray.engines.causal_model import check_class, check_targets
 
     with _fault_of(f"{field}.path", path if path.suffix == ".json" else path / "config.json"):
         check_class(str(path), longest=longest)
+        if lora is not None:
+            check_targets(str(path), lora.targets)
+
+
+def check_adapter(checkpoint: Path, lora: Lora | None, base: Path, field: str) -> None:
+    """Raises ConfigError when what trainer ranks wrote to `checkpoint` is of another adapter than `lora`, or of one to
+    other weights than those of the folder `base`."""
+    from capo_ray.engines.lora import identity_of
+
+    saved = read_json(checkpoint / "trainer.json")
+    saved = saved if isinstance(saved, dict) else {}
+    if differs := difference(saved.get("lora"), lora.shape() if lora else None):
+        raise ConfigError(
+            f"{field}: the checkpoint {checkpoint} is of another training: {differs}. Resume with what it began with, "
+            "or begin another"
+        )
+    if lora is not None and saved.get("base") != identity_of(str(base)):
+        raise ConfigError(
+            f"{field}: the checkpoint {checkpoint} is of an adapter to other weights than those in {base}. Resume with "
+            "the model that it began with"
+        )
 
 
 def check_fit(tokenizer: Path, vocabulary: int, field: str) -> set[str]:
@@ -191,6 +222,12 @@ def _fault_of(field: str, file: Path) -> Iterator[None]:
         said = said if str(file.parent) in said else f"{file}: {said}"
         said = said if said.startswith(f"{field.rpartition('.')[0]}.") else f"{field}: {said}"
         raise ConfigError(said) from error
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a trainer, or peft, has written an adapter there and no model."""
+    weights = {path.name for path in folder.glob("*.safetensors")}
+    return (folder / "adapter_config.json").is_file() and weights <= {"adapter_model.safetensors"}
 
 
 def _folder(model: Model, field: str, run_dir: Path, seed: int) -> Path:

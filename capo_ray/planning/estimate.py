@@ -21,7 +21,7 @@ from capo_ray.models.find import folder_here, is_hub_id
 from capo_ray.planning import hardware as hw
 from capo_ray.planning.bundles import critics_here, needs, seats
 from capo_ray.planning.machine import shape_of
-from capo_ray.planning.memory import BYTES, GIB, quantization_of, weight_bytes
+from capo_ray.planning.memory import BYTES, GIB, learning, quantization_of, weight_bytes
 from capo_ray.planning.plan import plan_for
 
 PROFILED = (
@@ -91,18 +91,24 @@ def times(config: Config, policy: Shape, critics: Mapping[str, Shape], gpu: hw.G
     weights = weight_bytes(policy, config.policy.dtype, quantization_of(config.rollout)) / parts
     kept = responses / config.rollout.workers * (prompt + response / 2) * _per_token(policy, config.policy) / parts
     token = (weights + kept) / gpu.bytes_per_s / hw.READING + hw.PER_TOKEN_S
-    trained = 6 * policy.parameters * responses * (prompt + response)
+    work = 4 if config.trainer.lora else 6  # weights that stay have no gradient
+    trained = work * policy.parameters * responses * (prompt + response)
     scorings = (config.trainer.optimisation_passes > 1) + (config.algorithm.kl_weight > 0)
-    passes = config.trainer.optimisation_passes + scorings / 3
+    passes = config.trainer.optimisation_passes + scorings * 2 / work
     return Times(
         rollout=longest * token,
         critic=max(
             (_judging(config, v, critics[p], gpu, prompt + response) for p, v in critics_here(config)), default=0.0
         ),
         update=trained * passes / (config.trainer.ranks * gpu.flops * hw.TRAINING),
-        sync=1.0 + policy.parameters * BYTES[config.policy.dtype] / hw.SYNC_BYTES_PER_S,
+        sync=1.0 + _sent(config, policy) * BYTES[config.policy.dtype] / hw.SYNC_BYTES_PER_S,
         overlapped=config.algorithm.max_staleness > 0,
     )
+
+
+def _sent(config: Config, policy: Shape) -> float:
+    """Numbers of a sync."""
+    return learning(config.trainer, policy) if config.cluster.lora_sync == "adapter" else policy.parameters
 
 
 def _judging(config: Config, voter: Voter, shape: Shape, gpu: hw.Gpu, read: float) -> float:
@@ -246,11 +252,12 @@ def downloads(config: Config, shapes: Mapping[str, Shape | None]) -> list[str]:
 
 
 def disk(config: Config, policy: Shape | None) -> str:
-    """A checkpoint holds float32 weights and AdamW's moments, 12 bytes a parameter; one more than is kept is there
-    while it is written, and so are the policy at the end and exports."""
+    """A checkpoint holds float32 weights and AdamW's moments, 12 bytes of each that learns; one more than is kept is
+    there while it is written, and so are the policy at the end and exports."""
     if policy is None:
         return "  disk                    not known: the policy's shape is not"
     width = BYTES[config.policy.dtype]
-    one, last = policy.parameters * 12 / GIB, policy.parameters * width / GIB
+    kept = learning(config.trainer, policy) / GIB
+    one, last = kept * 12, kept * width
     most = one * config.checkpoints_at_once + last * config.models_written
     return f"  disk                    {one:.1f} GiB a checkpoint, at most {most:.1f} with those kept and all models"

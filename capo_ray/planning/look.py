@@ -13,6 +13,7 @@ from pathlib import Path
 
 from capo_ray.config.blocks import Source
 from capo_ray.config.fault import ConfigError
+from capo_ray.config.lora import Lora
 from capo_ray.config.model import Model
 from capo_ray.data.problem import DataError
 from capo_ray.data.read import is_here
@@ -58,14 +59,14 @@ class Look:
             self.unseen.append(f"{key} {name}: no folder here; it must be one where the run is")
         return is_hub_id(name) or self.elsewhere
 
-    def trains(self, model: Model, field: str, files: ModelFiles, *, longest: int | None) -> None:
+    def trains(self, model: Model, field: str, files: ModelFiles, *, longest: int | None, lora: Lora | None) -> None:
         """Raises ConfigError where the trainer could not make the model that has these files, see `check_trained`."""
         if model.path == "random":
             return
         if find_spec("transformers") is None:
             self.unseen.append(f"whether {field} can be trained: transformers is not installed here")
             return
-        check_trained(files.folder, field, longest=longest)
+        check_trained(files.folder, field, longest=longest, lora=lora)
 
     def files(self, model: Model, field: str) -> ModelFiles | None:
         """The files of a model that are all here; None where some are away. Raises ConfigError where they do not fit,

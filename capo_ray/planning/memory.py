@@ -73,17 +73,35 @@ def activation_bytes(
 ) -> float:
     """Most that a forward and backward pass over `tokens` keeps, when every token carries loss.
 
-    A decoder layer of transformers' Llama or Qwen keeps its norms in float32 and both factors of every product. The
-    width of the MLP is read off the number of parameters.
-    """
-    hidden, layers, vocabulary = shape.hidden_size, shape.layers, shape.vocabulary
-    per_layer = (shape.parameters - vocabulary * hidden) / layers
-    mlp = max(hidden, (per_layer - 2 * hidden * (hidden + shape.key_value_size)) / (3 * hidden))
-    layer = tokens * (width * (8.5 * hidden + 4 * mlp) + 8 * hidden)
-    head = _head_bytes(shape, width, tokens, head_tokens or max(1, PIECE_ELEMENTS // vocabulary))
+    A decoder layer of transformers' Llama or Qwen keeps its norms in float32 and both factors of every product, also
+    where an adapter alone learns."""
+    hidden, layers = shape.hidden_size, shape.layers
+    layer = tokens * (width * (8.5 * hidden + 4 * _mlp_width(shape)) + 8 * hidden)
+    head = _head_bytes(shape, width, tokens, head_tokens or max(1, PIECE_ELEMENTS // shape.vocabulary))
     if not checkpointing:
         return layers * layer + head
     return layers * tokens * width * hidden + max(head, 1.5 * layer)
+
+
+def _mlp_width(shape: Shape) -> float:
+    """Of a Llama or Qwen, read off the number of parameters."""
+    hidden = shape.hidden_size
+    per_layer = (shape.parameters - shape.vocabulary * hidden) / shape.layers
+    return max(hidden, (per_layer - 2 * hidden * (hidden + shape.key_value_size)) / (3 * hidden))
+
+
+def learning(trainer: Trainer, shape: Shape) -> float:
+    """Parameters that have gradients and moments: all, or those of adapters to the linear layers of a Llama or Qwen. A
+    layer of another name counts as the largest of these."""
+    if (lora := trainer.lora) is None:
+        return shape.parameters
+    hidden, widest = shape.hidden_size, shape.hidden_size + _mlp_width(shape)
+    both_sides = {
+        **dict.fromkeys(("q_proj", "o_proj"), 2 * hidden),
+        **dict.fromkeys(("k_proj", "v_proj"), hidden + shape.key_value_size),
+        **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), widest),
+    }
+    return shape.layers * lora.rank * sum(both_sides.get(name, widest) for name in set(lora.targets or both_sides))
 
 
 def _head_bytes(shape: Shape, width: int, tokens: int, piece: int) -> float:
@@ -106,14 +124,16 @@ def rank_memory(
         process["NCCL"] = NCCL_GIB * groups
     if shape is None:
         return process
-    width, number = BYTES[dtype], shape.parameters / GIB
+    width, number, learns = BYTES[dtype], shape.parameters / GIB, learning(trainer, shape) / GIB
     each = bytes_held(trainer.zero_stage, trainer.ranks, width)
     memory = {
         "weights": number * each.weights,
-        "gradients": number * each.gradients,
-        "optimizer": number * each.optimizer,
+        "gradients": learns * each.gradients,
+        "optimizer": learns * each.optimizer,
     }
-    if reference:
+    if trainer.lora is not None:
+        memory["adapter"] = learns * each.weights
+    elif reference:  # an adapter is left out for it
         memory["reference"] = number * each.weights
     if not on_cpu:
         memory["buffers"] = _buffers(trainer, shape, width)
@@ -127,7 +147,7 @@ def rank_memory(
             head_tokens=trainer.head_tokens,
         )
         / GIB,
-        "optimizer step": number * each.step,
+        "optimizer step": learns * each.step,
     }
     if transfer in ("nccl", "ipc"):  # a copy of the tensor, and the piece that it goes into
         passing["weight sync"] = 2 * max(SYNC_BYTES, width * shape.vocabulary * shape.hidden_size) / GIB

@@ -15,7 +15,7 @@ from typing import Literal
 from capo_ray.config.listing import listing
 from capo_ray.engines.options import check
 from capo_ray.planning.machine import gpu_sizes
-from capo_ray.program import BAD_INPUT, need, run_program
+from capo_ray.program import BAD_INPUT, OF_LORA, need, run_program
 from capo_ray.sft.examples import located, prepare
 from capo_ray.sft.plan import dry_run, refuse_unfit
 from capo_ray.sft.settings import Sft, check_out, parse
@@ -33,7 +33,7 @@ problems and their solutions. `model` and `data` alone name the path.
 
 
 def run(config: Sft) -> None:
-    need("torch", "transformers", "deepspeed")
+    need("torch", "transformers", "deepspeed", *([OF_LORA] if config.lora else []))
     import torch
 
     found: Literal["cpu", "gpu"] = "gpu" if torch.cuda.is_available() else "cpu"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from capo_ray.config.fault import ConfigError
 from capo_ray.models.files import read_decoder
-from capo_ray.models.find import check_fit, check_trained, find_folder, find_model
+from capo_ray.models.find import check_adapter, check_fit, check_trained, find_folder, find_model
 from capo_ray.sft.conversations import encode, read, tokenizer_of
-from capo_ray.sft.settings import Sft
+from capo_ray.sft.settings import Sft, checkpoint_of
 from capo_ray.types import TrainSequence
 
 
@@ -37,13 +37,15 @@ def located(config: Sft) -> Sft:
     else:
         files = find_model(config.model, "model", Path(config.out), seed=config.seed)
         found = {"path": str(files.folder), "tokenizer": str(files.tokenizer)}
-    check_trained(Path(found["path"]), "model", longest=config.longest_in_a_row)
+    check_trained(Path(found["path"]), "model", longest=config.longest_in_a_row, lora=config.lora)
     return config.model_copy(update={"model": config.model.model_copy(update=found)})
 
 
 def prepare(config: Sft) -> Examples:
     """Read, check and tokenise everything once. The model is one that was `located`, or a random one yet to be made."""
     model = config.model
+    if config.resume and model.path != "random":
+        check_adapter(checkpoint_of(config), config.lora, Path(model.path), "lora")
     size = model.shape if model.path == "random" and model.shape else read_decoder(Path(model.path))
     tokenizer = tokenizer_of(model)
     found = list(read(config.data, config.messages_field, model.system_prompt))

@@ -62,7 +62,7 @@ def _located(config: Sft, look: Look) -> Sft | None:
     files = look.files(model, "model")
     if files is None:
         return None
-    look.trains(model, "model", files, longest=config.longest_in_a_row)
+    look.trains(model, "model", files, longest=config.longest_in_a_row, lora=config.lora)
     path = model.path if model.path == "random" else str(files.folder)
     found = {"path": path, "tokenizer": str(files.tokenizer)}
     return config.model_copy(update={"model": model.model_copy(update=found)})

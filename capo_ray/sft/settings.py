@@ -17,6 +17,7 @@ from capo_ray.config.blocks import Data, Trainer
 from capo_ray.config.compose import composed, conf_dir
 from capo_ray.config.fault import ConfigError, line
 from capo_ray.config.given import ENDINGS, Given
+from capo_ray.config.lora import Lora
 from capo_ray.config.model import Model
 from capo_ray.config.optimizer import (
     Betas,
@@ -73,6 +74,7 @@ class Sft(Block):
     packing: Packing = "shared"
     head_tokens: HeadTokens = None
     head_float32: HeadFloat32 = False
+    lora: Lora | None = setting("as a run's `trainer.lora`; null: all weights learn", None)
     deepspeed: DeepSpeed = Field({})
     seed: int = setting("every random choice of the run is a function of it", 0, unit="none", ge=0)
     evaluation_share: float = setting("share of the conversations held out", 0.0, unit="share", ge=0, lt=1)
@@ -87,6 +89,10 @@ class Sft(Block):
     def _check(self) -> Self:
         if self.model.path.endswith(".json") and self.model.tokenizer is None:
             raise ValueError("`model.tokenizer` must be set when `model` is a config: there is no tokenizer beside it")
+        if self.model.path.endswith(".json") and self.lora is not None:
+            raise ValueError(
+                "`lora` learns beside weights that are kept, and `model` is a config without any: leave it out"
+            )
         if said := unusual_rate(self.learning_rate):
             warnings.warn(said, stacklevel=2)
         if self.data.kind == "arithmetic":

@@ -72,9 +72,9 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
     canaries = CanarySet.of(config)
     check_servers(config)
     policy = find_model(config.policy, "policy", run_dir, seed=config.seed)
-    check_trained(policy.folder, "policy", longest=config.longest_in_a_row)
+    check_trained(policy.folder, "policy", longest=config.longest_in_a_row, lora=config.trainer.lora)
     if checkpoint is not None:
-        policy.check_continues(checkpoint / "trainer")
+        policy.check_continues(checkpoint / "trainer", config.trainer.lora)
     lengths = {
         "data.max_prompt_tokens": config.data.max_prompt_tokens,
         "rollout.max_response_tokens": config.rollout.max_response_tokens,
@@ -146,6 +146,7 @@ def make_trainer(config: Config, model: str, run_dir: Path | None = None, *, ran
         device=config.cluster.device,
         dtype=config.policy.dtype,
         seed=config.seed,
+        sends=config.cluster.lora_sync if config.trainer.lora else "merged",
     )
 
 

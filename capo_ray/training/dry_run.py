@@ -24,7 +24,7 @@ from capo_ray.planning.estimate import estimate
 from capo_ray.planning.look import HUB, Look
 from capo_ray.planning.machine import this_machine
 from capo_ray.planning.plan import describe, fits, plan_here
-from capo_ray.program import OF_A_RUN, need
+from capo_ray.program import OF_A_RUN, OF_LORA, need
 
 
 def dry_run(config: Config) -> bool:
@@ -37,7 +37,7 @@ def dry_run(config: Config) -> bool:
     _critics(config, look)
     with look.noting():
         if not look.elsewhere:
-            need(*OF_A_RUN)
+            need(*OF_A_RUN, *([OF_LORA] if config.trainer.lora else []))
     encode = _policy(config, look)
     _data(config, look, encode)
     with look.noting():
@@ -78,7 +78,7 @@ def _policy(config: Config, look: Look) -> Encode | None:
     encode = None
     with look.noting():
         if policy := look.files(config.policy, "policy"):
-            look.trains(config.policy, "policy", policy, longest=config.longest_in_a_row)
+            look.trains(config.policy, "policy", policy, longest=config.longest_in_a_row, lora=config.trainer.lora)
             policy.check_window("the policy", lengths)
             encode = policy.encoder(config.policy.system_prompt, config.policy.chat_template)
     for place, voter in critics_here(config):

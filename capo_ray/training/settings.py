@@ -56,6 +56,7 @@ def rollout_settings(config: Config, policy: ModelFiles) -> VllmSettings:
         window=config.data.max_prompt_tokens + config.rollout.max_response_tokens,
         device=config.cluster.device,
         weight_transfer=f"capo_{config.cluster.weight_transfer}",
+        lora_rank=lora.rank if (lora := config.trainer.lora) and config.cluster.lora_sync == "adapter" else None,
     )
 
 

@@ -397,6 +397,16 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "critic.max_critique_tokens 96; lower one or set a larger critic.window",
         ),
         (
+            "trainer.lora.dropout=0.1",
+            "`trainer.lora.dropout` 0.1 is for supervised training: in a run two passes over the same tokens must "
+            "agree, or the ratio to the old policy is noise; leave it out",
+        ),
+        (
+            "trainer.lora.rank=513 cluster.lora_sync=adapter",
+            "`trainer.lora.rank` 513 is more than vLLM holds as an adapter (512): lower it, or set "
+            "cluster.lora_sync=merged",
+        ),
+        (
             "cluster.weight_transfer=nccl",
             "`cluster.weight_transfer` nccl does not work on cluster.device cpu: use shm on cpu, nccl or ipc on gpu",
         ),

@@ -4,22 +4,19 @@ evaluated, exported, loaded again. That 135 M parameters do mathematics is not w
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from running import start
 
 from capo_ray.models.files import tensor_shapes
 from capo_ray.tasks.math import last_boxed
 
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(2700)]
 
-ROOT = Path(__file__).resolve().parents[2]
 QUIET = ("tracking.wandb=off", "-v")
 CONFIRMED = re.compile(r"every rollout worker confirms the weights of version (\d+), checksum (\S+)")
 LOSS = re.compile(r"^step \d+/\d+  loss (\S+)", re.MULTILINE)
@@ -30,19 +27,6 @@ def run(program: str, *arguments: str, cwd: Path) -> str:
     done = start(program, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stdout
     return done.stdout
-
-
-def start(program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"capo_ray.{program}", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=1800,
-    )
 
 
 @dataclass(frozen=True)
@@ -151,3 +135,22 @@ def test_what_is_exported_is_loaded_again_with_other_weights(went: Went) -> None
     asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = after.generate(**asked, max_new_tokens=64, do_sample=False)[0, asked["input_ids"].shape[1] :]
     assert last_boxed(tokenizer.decode(answer, skip_special_tokens=True)) is not None
+
+
+@pytest.mark.parametrize("sync", ["merged", "adapter"])
+def test_an_adapter_learns_too(went: Went, sync: str) -> None:
+    """A thirty-sixth of the numbers; both ways to the engines give them what the trainer has."""
+    lora = (
+        "trainer.lora.rank=12",
+        "trainer.learning_rate=2e-4",
+        "algorithm.kl_weight=1e-3",
+        f"cluster.lora_sync={sync}",
+    )
+    said = run("launch", "+experiment=smollm2_cpu", f"run_dir=run_{sync}", *lora, *QUIET, cwd=went.folder)
+    lines = [json.loads(line) for line in (went.folder / f"run_{sync}" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "staleness" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    for line in steps:
+        assert line["trainer/grad_norm"] > 0 and 0 < line["trainer/sampler_gap_max"] < 0.01
+    assert len({checksum for _, checksum in CONFIRMED.findall(said)}) == 4
+    assert (went.folder / f"run_{sync}" / "policy" / "adapter_model.safetensors").stat().st_size < 30_000_000

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_disk import little_room
 
-from capo_ray.engines.causal_model import make, save_weights
+from capo_ray.engines.causal_model import make
+from capo_ray.engines.trainer_files import write_weights
 from capo_ray.models.find import ASSETS
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -60,7 +61,7 @@ def test_a_tensor_that_is_not_there(folder: Path) -> None:
 
 def test_weights_that_the_disk_does_not_take(tmp_path: Path) -> None:
     with little_room(), pytest.raises(OSError) as error:
-        save_weights({"a": torch.ones(2000)}, str(tmp_path))
+        write_weights({"a": torch.ones(2000)}, tmp_path, adapter=False)
     assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(tmp_path))
 
 

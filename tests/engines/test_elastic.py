@@ -13,6 +13,7 @@ import pytest
 import torch
 from engines.trainer_ranks import MODEL, Case, Ranks, batch_of, engine_of, weights_of
 
+from capo_ray.engines.lora import learnt
 from capo_ray.engines.optimizer_pieces import Piece
 from capo_ray.engines.trainer_files import Saved, read_random_state, write_pieces, write_random_state
 
@@ -40,8 +41,8 @@ def whole_state(engine: Any) -> dict[str, Any]:
     from capo_ray.engines.optimizer_pieces import pieces_of, replicated
 
     found = {}
-    mine = {piece.parameter: piece for piece in pieces_of(engine._engine, engine._model)}
-    for name, _, shape in engine.weight_shapes():
+    mine = {piece.parameter: piece for piece in pieces_of(engine._engine, learnt(engine._model))}
+    for name, _, shape in engine._outgoing.kept_shapes():
         for kind in ("weight", "exp_avg", "exp_avg_sq"):
             flat, times = torch.zeros(np.prod(shape)), torch.zeros(np.prod(shape))
             if (piece := mine.get(name)) is not None:
@@ -62,7 +63,7 @@ def told_by_deepspeed(engine: Any) -> dict[str, Any]:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     found = {}
-    for name, parameter in engine._model.named_parameters():
+    for name, parameter in learnt(engine._model):
         found[f"weight of {name}"] = safe_get_full_fp32_param(parameter).detach().numpy()
         for kind in ("exp_avg", "exp_avg_sq"):
             found[f"{kind} of {name}"] = safe_get_full_optimizer_state(parameter, kind).detach().numpy()
@@ -148,6 +149,20 @@ def test_other_ranks_at_other_stages_go_on_from_a_checkpoint(
     again = by_count[ranks].each(gone_on, case, path, 1)
     for one, other in zip(first, again, strict=True):
         assert_continues(one, other, 0.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("ranks", "stage", "ranks_then", "stage_then"), [(1, 2, 2, 3), (2, 3, 3, 1), (3, 1, 1, 0)])
+def test_so_does_an_adapter(
+    by_count: dict[int, Ranks], tmp_path: Path, ranks: int, stage: int, ranks_then: int, stage_then: int, dtype: str
+) -> None:
+    trainer = {**DECAY, "lora": {"rank": 3, "alpha": 6}}
+    case, path = Case(stage=stage, dtype=dtype, budget=40, trainer=trainer), str(tmp_path / "checkpoint")
+    first = by_count[ranks](begun, case, path, 2)
+    then = by_count[ranks_then].each(gone_on, case.but(stage=stage_then), path, 1)
+    for rank in then:
+        assert_continues(first, rank, 1e-4 if dtype == "float32" else 5e-3)
+    assert {name.rpartition(".lora_")[2] for name in first[0]} == {"A.weight", "B.weight"}
 
 
 @pytest.mark.parametrize(("stage", "stage_then"), [(2, 3), (3, 1)])

@@ -13,8 +13,9 @@ from engines.rank_bytes import bytes_per_parameter
 from engines.trainer_ranks import MODEL, VOCABULARY, Case, Ranks, batch_of, engine_of, sequences, updated, weights_of
 
 from capo_ray.config.blocks import Trainer
+from capo_ray.config.model import Shape
 from capo_ray.learn.batch import collate, token_weight
-from capo_ray.planning.memory import bytes_held
+from capo_ray.planning.memory import bytes_held, learning
 from capo_ray.types import TrainSequence
 
 pytestmark = pytest.mark.engine
@@ -100,7 +101,7 @@ def held(rank: int, ranks: int, path: str) -> Any:
                 sum(math.prod(causal_model.shape_of(p)) for p in group["params"])
                 for group in trainer_settings.decay_groups(engine._model, 0.1)
             ]
-    return mine, sum(math.prod(shape) for shape in causal_model.shapes(model).values()), groups, gathered
+    return mine, sum(math.prod(causal_model.shape_of(p)) for p in model.parameters()), groups, gathered
 
 
 def test_under_zero_three_a_model_is_made_in_shares_and_gathered_as_at_every_stage(two: Ranks, folder: str) -> None:
@@ -220,6 +221,21 @@ def test_the_plan_counts_the_bytes_that_a_rank_holds(two: Ranks, stage: int) -> 
     assert summing == pytest.approx(real["summing"], rel=0.15)
     assert summing + each.step == pytest.approx(real["step"], rel=0.15)
     assert real["between"] < 1.01 * summing
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_and_those_beside_an_adapter(two: Ranks, stage: int) -> None:
+    """Of rank 128, so that what learns counts beside what stays."""
+    shape = Shape(parameters=4_983_040, layers=4, hidden_size=256, key_value_size=128, vocabulary=4096, window=64)
+    trainer = Trainer(**{**Case(stage=stage).trainer_block(2).model_dump(), "lora": {"rank": 128}})
+    case = Case(sequences=sequences(2), model=LARGER, stage=stage, dtype="bfloat16", trainer={"lora": {"rank": 128}})
+    case = case.but(algorithm={"kl_weight": 0.1})
+    real = two(bytes_per_parameter, case)
+    share = learning(trainer, shape) / (shape.parameters + learning(trainer, shape))
+    each = bytes_held(stage, 2, 2)
+    summing = each.weights + share * (each.optimizer + each.gradients)
+    assert summing == pytest.approx(real["summing"], rel=0.15)
+    assert summing + share * each.step == pytest.approx(real["step"], rel=0.15)
 
 
 def test_a_batch_of_nothing_is_no_update(two: Ranks) -> None:

@@ -109,3 +109,15 @@ def test_as_many_logits_are_held_as_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     token_logprobs(hidden, weight, bias, targets)[0].sum().backward()
     assert held == [3 * V, 3 * V, 3 * V, V] * 2
     assert PIECE_ELEMENTS > 3 * V
+
+
+@pytest.mark.parametrize("piece", [None, 3])
+def test_a_head_that_stays_has_no_gradient_and_what_is_below_it_has_the_same(piece: int | None) -> None:
+    hidden, weight, bias, targets = given()
+    found = []
+    for learns in (True, False):
+        weight.requires_grad_(learns), bias.requires_grad_(learns)
+        logprobs, _ = token_logprobs(hidden, weight, bias, targets, piece=piece)
+        asked = (hidden, weight, bias) if learns else (hidden,)
+        found.append(torch.autograd.grad(logprobs.sum(), asked)[0])
+    assert torch.equal(*found)

@@ -11,9 +11,11 @@ from safetensors.torch import save_file
 
 from capo_ray.config.compose import compose
 from capo_ray.config.fault import ConfigError
+from capo_ray.config.lora import Lora
 from capo_ray.config.model import Model
+from capo_ray.engines.lora import identity_of
 from capo_ray.models.files import tensor_shapes
-from capo_ray.models.find import ASSETS, find_model
+from capo_ray.models.find import ASSETS, check_trained, find_model
 
 POLICY = ASSETS / "tiny_policy"
 
@@ -144,6 +146,45 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
             f"policy.path: the checkpoint {tmp_path} is of another model than {POLICY}: {fault}. Resume with the model "
             "that the run began with"
         )
+
+
+def test_a_checkpoint_of_an_adapter(tmp_path: Path) -> None:
+    found = find_model(Model(path="asset:tiny_policy"), "policy", tmp_path, seed=0)
+    adapter = Lora(rank=4)
+    said = {"lora": adapter.shape(), "base": identity_of(str(POLICY)), "shapes": {"base_model.model.a": [4, 8]}}
+    (tmp_path / "trainer.json").write_text(json.dumps(said))
+    found.check_continues(tmp_path, adapter)
+    found.check_continues(tmp_path, Lora(rank=4, dropout=0.1))
+    there = f"trainer.lora: the checkpoint {tmp_path} is of "
+    for other, fault in (
+        (None, "another training: LoRA of rank 4 and alpha 32 on all linear layers there, all weights learn here. "),
+        (Lora(rank=4, alpha=8), "another training: LoRA of rank 4 and alpha 32 on all linear layers there, LoRA of "),
+        (Lora(rank=4, targets=("q_proj",)), "another training: LoRA of rank 4 and alpha 32 on all linear layers there"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            found.check_continues(tmp_path, other)
+        assert str(error.value).startswith(there + fault)
+    (tmp_path / "trainer.json").write_text(json.dumps({**said, "base": "0"}))
+    with pytest.raises(ConfigError) as error:
+        found.check_continues(tmp_path, adapter)
+    assert str(error.value).startswith(f"{there}an adapter to other weights than those in {POLICY}. ")
+    (tmp_path / "trainer.json").write_text(json.dumps({"shapes": tensor_shapes(POLICY)}))
+    with pytest.raises(ConfigError, match=r"all weights learn there, LoRA of rank 4"):
+        found.check_continues(tmp_path, adapter)
+
+
+def test_an_adapter_is_no_model_and_layers_that_it_has_not_are_named(tmp_path: Path) -> None:
+    for name in ("config.json", "adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ConfigError) as error:
+        find_model(Model(path=str(tmp_path)), "policy", tmp_path, seed=0)
+    assert str(error.value) == (
+        f"policy.path: {tmp_path} is an adapter and no model; python -m capo_ray.export {tmp_path} merge=true "
+        "out=MODEL makes one of it"
+    )
+    check_trained(POLICY, "policy", lora=Lora(targets=("q_proj", "down_proj")))
+    with pytest.raises(ConfigError, match=r"^policy\.path: .*lora\.targets: .* no linear layer 'lm_head' beside"):
+        check_trained(POLICY, "policy", lora=Lora(targets=("lm_head",)))
 
 
 KINDS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn]

@@ -186,6 +186,18 @@ def test_memory_of_the_trainer_by_zero_stage(stage: int, weights: float, gradien
     assert "reference" not in trainer_memory(config(PAPER, "algorithm.kl_weight=0"), given.policy.shape)
 
 
+def test_an_adapter_needs_no_reference_and_an_optimizer_of_its_own_size() -> None:
+    """3.2 G parameters; rank 16 beside all linear layers of Llama-3.2-3B is 24 M."""
+    given = config(PAPER, "trainer.ranks=4", "trainer.zero_stage=2", "trainer.lora.rank=16")
+    memory = trainer_memory(given, given.policy.shape)
+    assert memory["weights"] == pytest.approx(6, abs=0.05) and "reference" not in memory
+    assert memory["adapter"] == pytest.approx(24.3e6 * 2 / 2**30, rel=0.02)
+    assert memory["optimizer"] == pytest.approx(24.3e6 * 12 / 4 / 2**30, rel=0.02)
+    fewer = config(PAPER, "trainer.lora.targets=[q_proj,k_proj]")
+    each = 16 * (2 * 3072 + 3072 + 1024) * 28
+    assert trainer_memory(fewer, fewer.policy.shape)["adapter"] == pytest.approx(each * 2 / 2**30, rel=0.01)
+
+
 def test_gradient_checkpointing_saves_activations() -> None:
     kept = [
         trainer_memory(one, one.policy.shape)["activations"]

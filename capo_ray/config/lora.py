@@ -1,0 +1,55 @@
+"""Settings of low-rank adapters, which a run's trainer and supervised training share.
+
+Leaves out how adapters are made (engines.lora) and how they reach the engines that sample (`cluster.lora_sync`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from capo_ray.config.block import Block, setting
+
+VLLM_RANK = 512
+"""Of the largest adapter that vLLM's engines hold."""
+
+
+class Lora(Block):
+    """Low-rank adapters (LoRA, arXiv 2106.09685): two small matrices beside each of some layers learn, whose product is
+    added to that layer's weights; these stay as they are."""
+
+    rank: int = setting("rows of the one matrix, columns of the other", 16, unit="numbers", source="peft `r`", ge=1)
+    alpha: int = setting(
+        "their product is taken times `alpha` / `rank`", 32, unit="none", source="peft `lora_alpha`", gt=0
+    )
+    targets: tuple[str, ...] | None = setting(
+        "the layers, by the last part of their names, such as q_proj; null: every linear layer but the head",
+        None,
+        source="peft `target_modules`",
+    )
+    dropout: float = setting(
+        "share of the inputs of the first matrix that is dropped while it learns; in supervised training alone",
+        0.0,
+        unit="share",
+        source="peft `lora_dropout`",
+        ge=0,
+        lt=1,
+    )
+
+    def shape(self) -> dict[str, Any]:
+        """What a checkpoint depends on: with another of these it is of another adapter."""
+        return {"rank": self.rank, "alpha": self.alpha, "targets": self.targets and sorted(set(self.targets))}
+
+
+def difference(saved: Mapping[str, Any] | None, here: Mapping[str, Any] | None) -> str | None:
+    """Between two `Lora.shape`s, None where there is no adapter: in words, or None where they are equal."""
+    if saved == here:
+        return None
+    return f"{_in_words(saved)} there, {_in_words(here)} here"
+
+
+def _in_words(shape: Mapping[str, Any] | None) -> str:
+    if shape is None:
+        return "all weights learn"
+    targets = "all linear layers" if shape["targets"] is None else ", ".join(shape["targets"])
+    return f"LoRA of rank {shape['rank']} and alpha {shape['alpha']} on {targets}"
