@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic
 
 from capo_ray.credit.critique import Messages, Reference, fingerprint
@@ -59,16 +60,17 @@ class _Conversation:
     prefix: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Response:
     """What is judged."""
 
     whole: _Conversation
-    shorter: _Conversation | None
-    """For critics whose window the whole one does not fit."""
+    shorten: Callable[[], _Conversation] | None
+    """For critics whose window the whole one does not fit, which is seldom: it is made when one is met."""
     num_steps: int
     key: str
     seed: int
+    shorter: _Conversation | None = None
     homes: dict[int, str] = field(default_factory=dict)
     """Critic -> the engine that has the whole conversation in its cache."""
     shortened: set[int] = field(default_factory=set)
@@ -76,6 +78,14 @@ class _Response:
 
     def shown(self, voter: int) -> _Conversation:
         return self.shorter if self.shorter is not None and voter in self.shortened else self.whole
+
+    def shows_less(self, voter: int) -> bool:
+        """Whether the critic can be shown a shorter one from now on."""
+        if self.shorten is None or voter in self.shortened:
+            return False
+        self.shorter = self.shorter or self.shorten()
+        self.shortened.add(voter)
+        return True
 
 
 class Critics:
@@ -116,11 +126,12 @@ class Critics:
         num_critiques = self._settings.critiques if k is None else k
         start = monotonic()
         whole = self._conversation(question, reference, steps)
-        less = None if shorter is None else self._conversation(question, shorter, steps)
+        shorten = None if shorter is None else partial(self._conversation, question, shorter, steps)
         if self._settings.cache:
             seed = seed_of(self._settings.cache_seed, whole.hash, "critique")
-        critiques = await self._judged(_Response(whole, less, len(steps), response_key, seed), num_critiques)
-        self._counts.add(references_shortened=less is not None and any(c.prompt_hash == less.hash for c in critiques))
+        response = _Response(whole, shorten, len(steps), response_key, seed)
+        critiques = await self._judged(response, (whole.hash, shorter, num_critiques), num_critiques)
+        self._counts.add(references_shortened=any(critique.prompt_hash != whole.hash for critique in critiques))
         self._counts.count(critiques, response_key, seconds=monotonic() - start)
         return critiques
 
@@ -128,10 +139,9 @@ class Critics:
         messages = self._settings.template.messages(question, reference, steps)
         return _Conversation(messages, fingerprint(messages), f"{question}\n{reference.text}")
 
-    async def _judged(self, response: _Response, num_critiques: int) -> tuple[Critique, ...]:
-        """What critics say of one response, or what the cache has of it."""
+    async def _judged(self, response: _Response, key: Hashable, num_critiques: int) -> tuple[Critique, ...]:
+        """What critics say of one response, or what the cache has under `key`."""
         in_full = self._in_full(response)
-        key = (response.whole.hash, response.shorter and response.shorter.hash, num_critiques)
         async with self._cache.turn(key):
             critiques = self._cache.find(key)
             if critiques is None:
@@ -199,10 +209,8 @@ class Critics:
         n = len(own)
         first = seed_of(response.seed, "critic", voter) if voter else response.seed  # two may run the same model
         seed = first + own.start
-        short = response.shortened
         answer = await self._answer(voter, response, n, seed)
-        if isinstance(answer, Failure) and answer.outcome == "refused" and response.shorter and voter not in short:
-            short.add(voter)
+        if isinstance(answer, Failure) and answer.outcome == "refused" and response.shows_less(voter):
             answer = await self._answer(voter, response, n, seed)
         if isinstance(answer, Outage):
             answer = self._bear(voter, answer)
