@@ -51,7 +51,7 @@ def write_merged(adapter: Path, folder: Path) -> None:
     lora.load(model, tensors)
     weights = {name: lora.merged(parameter, layer) for name, parameter, layer in lora.plain(model)}
     for file in adapter.iterdir():
-        if file.name not in lora.FILES:
+        if file.is_file() and file.name not in lora.FILES:  # supervised training has its checkpoint there
             shutil.copy(file, folder)
     write_weights(weights, folder, adapter=False)
 

@@ -144,6 +144,10 @@ def test_settings_are_checked(tmp_path: Path) -> None:
         ("learning_rate=-1", "learning_rate: must be greater than 0, got -1"),
         ("zero_stage=4", "zero_stage: must be one of 0, 1, 2, 3, got 4"),
         ("model=x.json", "`model.tokenizer` must be set when `model` is a config"),
+        (
+            "model=x.json model.tokenizer=t lora.rank=4",
+            "`lora` learns beside weights that are kept, and `model` is a config without any",
+        ),
         ("messages_field=null", "`data.solution_field` must be set when `messages_field` is null"),
         ("data.kind=arithmetic", "`path` would not be read: `kind` arithmetic makes its own problems"),
         ("+experiment=x_sft", "Could not find 'experiment/x_sft'"),
@@ -151,7 +155,7 @@ def test_settings_are_checked(tmp_path: Path) -> None:
         ("loud", "loud: arguments are key=value"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
-            parse([*given, more])
+            parse([*given, *more.split()])
     with pytest.raises(ValueError, match=r"data: must be given; pass data=\.\.\.\nout: must be given"):
         parse(["model=m"])
 
@@ -426,6 +430,41 @@ def test_it_learns_and_goes_on_where_it_stopped(folder: Path) -> None:
     )
     reply = models[1].generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(reply) == "three<|im_end|>"
+
+
+@pytest.mark.engine
+def test_an_adapter_learns_beside_a_model_and_is_merged_into_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from capo_ray.export import main as export
+
+    common = ["learning_rate=0.01", "schedule=constant", "sequences_per_update=10", "report_every=6", "device=cpu"]
+    run(folder, *common, "steps=36", f"out={folder / 'base'}")
+    adapted = [*common, f"model={folder / 'base'}", "model.tokenizer=null", "lora.rank=4", "lora.dropout=0.1"]
+    begun = losses(run(folder, *adapted, "steps=6", "checkpoint_every=6"))
+    gone_on = losses(run(folder, *adapted, "steps=60", "resume=true", "ranks=2", "zero_stage=2"))
+    assert gone_on[-1] < 0.7 * begun[0], (begun, gone_on)
+    given = settings(folder, *adapted, "lora.rank=5", "steps=61", "resume=true")
+    for more in ([], ["dry_run=true"]):
+        assert main([*given, *more]) == 2
+        said = capsys.readouterr()
+        assert "lora: the checkpoint" in said.err + said.out and "LoRA of rank 4 and alpha 32" in said.err + said.out
+    assert export([str(folder / "out"), "merge=true", f"out={folder / 'merged'}"]) == 0
+    names = {path.name for path in (folder / "merged").iterdir()}
+    assert names == {path.name for path in (folder / "base").iterdir()} - {"checkpoint"}
+    models = [AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in ("base", "merged")]
+    changed = [
+        name
+        for (name, one), (_, other) in zip(*(model.named_parameters() for model in models), strict=True)
+        if not torch.equal(one, other)
+    ]
+    assert len(changed) == 14 and all(name.endswith("proj.weight") for name in changed)
+    for name in ("config.json", "generation_config.json"):
+        said_by = [json.loads((folder / place / name).read_text())["eos_token_id"] for place in ("base", "merged")]
+        assert said_by[0] == said_by[1]
 
 
 @pytest.mark.engine
