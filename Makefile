@@ -2,7 +2,7 @@
 # make demo        the tiny world on the real stack, on this machine's CPU
 # make test        the checks and every test but long ones; make test-fast: those that start no engine
 # make test-long   long real runs: pages' commands, a pretrained model, faults
-# make gpu-check   the first ten minutes on a GPU: does it work there, and how fast (docs/gpu.md)
+# make gpu-check   the first quarter of an hour on a GPU: does it work there, and how fast (docs/gpu.md)
 # make test-faults a run to which one fault after another is done: half an hour
 # make soak        the same for an hour, adding up in runs/soak (docs/reliability.md)
 # make lint        ruff and mypy

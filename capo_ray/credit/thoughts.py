@@ -40,7 +40,7 @@ _MARK = re.compile(
     re.IGNORECASE,
 )
 _MAY_BEGIN = re.compile(r"<|\[|◁|assistantfinal")
-"""What marks begin with, but for those at the start of a text; all of it is looked for at once, mark by mark is slow."""
+"""What marks begin with, but for those at the start of a text; all are looked for at once, one by one is slow."""
 _OPENS = "|".join(opening for opening, _ in _PAIRS)
 _OPEN_AT_END = re.compile(rf"(?:{_OPENS})(?:<\|message\|>)?\s*\Z", re.IGNORECASE)
 _LONGEST_MARK = 100

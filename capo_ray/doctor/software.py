@@ -48,8 +48,12 @@ def normal(name: str) -> str:
 
 
 def installed() -> dict[str, str]:
-    """Package -> version, of this Python."""
-    return {normal(one.metadata["Name"]): one.version for one in metadata.distributions() if one.metadata["Name"]}
+    """Package -> version, of this Python; of two the one that is imported, which stands first on its path."""
+    found: dict[str, str] = {}
+    for one in metadata.distributions():
+        if one.metadata["Name"]:
+            found.setdefault(normal(one.metadata["Name"]), one.version)
+    return found
 
 
 def python(version: tuple[int, int]) -> Finding:

@@ -142,7 +142,8 @@ def kernel_of(device: str, dtype: torch.dtype) -> Kernel:
     why = disagreement(varlen, device, dtype)
     if why is None:
         return varlen
-    log.warning("attention goes sequence by sequence on %s, since torch's varlen kernel %s", device, why)
+    level = logging.INFO if dtype == torch.float32 else logging.WARNING  # the kernel is made for 16 bits alone
+    log.log(level, "attention goes sequence by sequence on %s, since torch's varlen kernel %s", device, why)
     return one_by_one
 
 

@@ -20,6 +20,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from capo_ray.config.blocks import Rollout
 from capo_ray.config.critic import Voter
+from capo_ray.engines.engine_words import EngineWords
 from capo_ray.engines.vllm_options import as_vllm_takes
 from capo_ray.engines.vllm_settings import VllmSettings
 from capo_ray.records.busy import Busy
@@ -34,8 +35,15 @@ ADAPTER = LoRARequest(lora_name="policy", lora_int_id=1, lora_path="none: the tr
 
 
 def open_engine(settings: VllmSettings) -> AsyncLLM:
-    """Start vLLM's engine in a process of its own and wait until the model is loaded."""
-    return AsyncLLM.from_engine_args(arguments_of(settings))
+    """Start vLLM's engine in a process of its own and wait until the model is loaded. Raises RuntimeError with what its
+    process says where it does not start."""
+    arguments, words = arguments_of(settings), EngineWords()
+    try:
+        return AsyncLLM.from_engine_args(arguments)
+    except RuntimeError as error:
+        if cause := words.cause():
+            raise RuntimeError(f"vLLM's engine did not start: {cause}") from error
+        raise
 
 
 def arguments_of(settings: VllmSettings) -> AsyncEngineArgs:

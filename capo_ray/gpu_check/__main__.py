@@ -1,4 +1,4 @@
-"""`python -m capo_ray.gpu_check`: does it work on this card, and how fast; a program for the first ten minutes on one.
+"""`python -m capo_ray.gpu_check`: does it work on this card, and how fast; for a quarter of an hour.
 
 Each part has a process, a limit and a log of its own, and one that fails stops no other. Needs no network and no model.
 Leaves out whether an experiment fits (`capo_ray.doctor`, `dry_run=true`), and machines with more than one card but for
@@ -22,20 +22,20 @@ from capo_ray.config.own_settings import AnyPath, read_own
 from capo_ray.doctor.gpus import gpus_here
 from capo_ray.gpu_check.notes import Device
 from capo_ray.gpu_check.report import as_json, good, measured_gpu, nothing_measured, paragraph, table
-from capo_ray.gpu_check.watching import Outcome, Part, not_reached, run_part
+from capo_ray.gpu_check.watching import Outcome, Part, interrupted, not_reached, run_part
 from capo_ray.program import FAILED, run_program
 
 USAGE = """usage: python -m capo_ray.gpu_check [key=value ...]
 
-Does it work on this card, and how fast? Ten minutes at most, no network, no model to download. `out` gets report.json,
-report.md and a folder with a log for each part.
+Does it work on this card, and how fast? A quarter of an hour at most, no network, no model to download. `out` gets
+report.json, report.md and a folder with a log for each part.
 
   python -m capo_ray.gpu_check parts=here,ipc
   python -m capo_ray.gpu_check device=cpu     the same code with tiny shapes: a trial that measures no GPU
 
 Exit code 0 when every part is ok or cannot be done here, 1 when one is not, 2 when there is no GPU.
 """
-MINUTES = {"gpu": 10.0, "cpu": 60.0}
+MINUTES = {"gpu": 15.0, "cpu": 60.0}
 CPU_PATIENCE = 4.0
 """A limit on CPU is so many times that on a GPU: two cores start vLLM in a minute."""
 
@@ -49,12 +49,12 @@ PARTS = (
     _part("here", "what is here", 60, "here"),
     _part("train_0.5B", "trainer step of 0.5B", 70, "training", model="0.5B"),
     _part("train_1B", "trainer step of 1B", 80, "training", model="1B"),
-    _part("ipc", "weights over `ipc`", 120, "syncing", transport="ipc"),
-    _part("engine", "engine of 1B", 120, "sampling"),
-    _part("world", "the whole tiny world", 150, "world"),
-    _part("nccl", "weights over `nccl`", 120, "syncing", transport="nccl"),
+    _part("ipc", "weights over `ipc`", 180, "syncing", transport="ipc"),
+    _part("engine", "engine of 1B", 180, "sampling"),
+    _part("world", "the whole tiny world", 210, "world"),
+    _part("nccl", "weights over `nccl`", 180, "syncing", transport="nccl"),
     _part("train_3B", "trainer step of 3B", 120, "training", model="3B"),
-    _part("resume", "save, kill, resume", 180, "world", "resume"),
+    _part("resume", "save, kill, resume", 270, "world", "resume"),
 )
 """In the order in which they are worth most if time runs out."""
 
@@ -67,7 +67,7 @@ class Settings(Block):
         f"these alone, in this order; null: {', '.join(part.name for part in PARTS)}", None
     )
     out: AnyPath | None = setting("folder of the report; null: gpu_check-DATE-TIME", None)
-    minutes: float | None = setting("what is not begun by then is not begun; null: 10, on a CPU 60", None, gt=0)
+    minutes: float | None = setting("what is not begun by then is not begun; null: 15, on a CPU 60", None, gt=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,12 @@ def check(options: Options, outcomes: list[Outcome], say: Callable[[str], None])
         else:
             limit_s = min(part.limit_s * patience, left)
             say(f"{part.name}: {part.what.replace('`', '')}, {limit_s:.0f} s at most")
-            outcomes.append(run_part(part, options.out, options.device, limit_s, say))
+            begun = time.monotonic()
+            try:
+                outcomes.append(run_part(part, options.out, options.device, limit_s, say))
+            except KeyboardInterrupt:
+                outcomes.append(interrupted(part, options.out, time.monotonic() - begun))
+                raise
         say(f"  {part.name}: {outcomes[-1].state}{f', {outcomes[-1].said}' if outcomes[-1].said else ''}")
 
 

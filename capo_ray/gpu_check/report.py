@@ -114,7 +114,11 @@ def _words_here(figures: Figures) -> list[str]:
 
 
 def _words_train(figures: Figures) -> list[str]:
-    return [f"{figures['model']}, {_step(step)}" for step in figures.get("steps", [])]
+    lines = [f"{figures['model']}, {_step(step)}" for step in figures.get("steps", [])]
+    if (profile := figures.get("profile")) is not None:
+        most = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in list(profile["most"].items())[:3])
+        lines.append(f"the device was busy for {100 * profile['busy']:.0f} % of a step; longest: {most}")
+    return lines
 
 
 def _step(step: Figures) -> str:

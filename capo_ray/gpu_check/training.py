@@ -1,5 +1,5 @@
 """Steps of the trainer on one rank, in bf16, at two lengths of sequence: tokens a second, MFU, and peak memory beside
-what the plan says of the same.
+what the plan says of the same, and what the device did in one more step of the longer one.
 
 The rank is the project's own DeepSpeedEngine, with checkpointing and without a reference model; a step is one sequence,
 forward, backward and AdamW. Leaves out more ranks than one.
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 PROMPT = 16
 """Tokens that carry no loss."""
 WARM_UP, TIMED = 1, 3
+MOST = 8
+"""Operations that a profile names."""
 LENGTHS = {"gpu": (2048, 8192), "cpu": (64, 128)}
 """Tokens of a sequence."""
 PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
@@ -63,6 +65,9 @@ def work(notes: Notes, model: str) -> None:
         notes.add("steps", row)
         if row["error"]:
             failures.append(f"{tokens:,} tokens: {row['error']}")
+    if not failures:
+        notes.say("a step under the profiler")
+        notes.put(profile=_profile(notes, engine, shape, max(lengths)))
     engine.close()
     if failures:
         raise RuntimeError("; ".join(failures))
@@ -102,6 +107,34 @@ def _seconds_per_step(notes: Notes, engine: DeepSpeedEngine, shape: Shape, token
         refuse_nonfinite(update)
         notes.say(f"{tokens:,} tokens, step {step + 1} of {WARM_UP + TIMED}")
     return median(seconds[WARM_UP:])
+
+
+def _profile(notes: Notes, engine: DeepSpeedEngine, shape: Shape, tokens: int) -> dict[str, Any]:
+    """`busy`: the share of a step in which the device had something to do; the rest it waited for Python. `most`: what
+    took longest on it, in seconds."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if notes.on_gpu else [])]
+    batch = batch_of(shape, tokens, seed=0)
+    _finish(notes)
+    with profile(activities=activities) as profiler:
+        begun = time.perf_counter()
+        engine.update(batch)
+        _finish(notes)
+        seconds = time.perf_counter() - begun
+    kind = DeviceType.CUDA if notes.on_gpu else DeviceType.CPU  # what Python calls has the time of its kernels as well
+    spent = {
+        row.key: (row.self_device_time_total if notes.on_gpu else row.self_cpu_time_total) / 1e6
+        for row in profiler.key_averages()
+        if row.device_type == kind and not row.is_user_annotation
+    }
+    most = sorted(spent, key=lambda name: -spent[name])[:MOST]
+    return {
+        "seconds": round(seconds, 4),
+        "busy": round(sum(spent.values()) / seconds, 3),
+        "most": {name[:80]: round(spent[name], 5) for name in most},
+    }
 
 
 def refuse_nonfinite(update: Update) -> None:

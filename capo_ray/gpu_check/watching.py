@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from capo_ray.gpu_check.notes import END, FIGURES, SCRATCH, WORD, Device
 
-State = Literal["ok", "failed", "timeout", "killed", "skipped", "not reached"]
+State = Literal["ok", "failed", "timeout", "killed", "skipped", "interrupted", "not reached"]
 MARK = "CAPO_RAY_GPU_CHECK"
 EVERY_S = 10.0
 """Between two words on a part that lasts."""
@@ -83,8 +83,18 @@ def run_part(part: Part, home: Path, device: Device, limit_s: float, say: Callab
             end_marked(MARK, mark)
             process.wait()
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)
-    seconds = time.monotonic() - begun
     state, said = _timeout(folder, limit_s) if late else _ending(process.returncode, folder)
+    return _outcome(part, folder, state, said, seconds=time.monotonic() - begun, limit_s=limit_s)
+
+
+def interrupted(part: Part, home: Path, seconds: float) -> Outcome:
+    """What a part had found by the Ctrl-C that ended it."""
+    folder = home / part.name
+    said = f"it was at: {_read(folder / WORD) or 'starting'}"
+    return _outcome(part, folder, "interrupted", said, seconds=seconds, limit_s=part.limit_s)
+
+
+def _outcome(part: Part, folder: Path, state: State, said: str, *, seconds: float, limit_s: float) -> Outcome:
     return Outcome(
         name=part.name,
         what=part.what,

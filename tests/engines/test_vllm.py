@@ -274,6 +274,20 @@ def engine_processes() -> set[psutil.Process]:
     return {child for child in psutil.Process().children(recursive=True) if child.name().startswith("VLLM::")}
 
 
+def test_an_engine_that_does_not_start_says_why(tmp_path: Path, tokenizer: Path) -> None:
+    """vLLM itself says to look above, and above is the file that an actor's output goes to, as pytest's does here."""
+    from capo_ray.engines.vllm_engine import open_engine
+    from capo_ray.engines.vllm_settings import VllmSettings
+
+    block = blocks.Rollout(max_response_tokens=32, eager=True, engine={"load_format": "sharded_state"})
+    model = make_model(tmp_path / "model", tokenizer, tied=True, seed=0)
+    settings = VllmSettings(
+        block=block, model=str(model), tokenizer=str(tokenizer), dtype="float32", window=160, device="cpu"
+    )
+    with pytest.raises(RuntimeError, match="vLLM's engine did not start: ValueError: Could not find checkpoint files"):
+        open_engine(settings)
+
+
 def test_marks_of_thoughts_that_are_special_tokens_are_kept_for_the_parser(tokenizer: Path) -> None:
     from tokenizers import AddedToken
     from transformers import AutoTokenizer

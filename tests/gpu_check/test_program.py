@@ -16,7 +16,7 @@ from capo_ray.config.fault import ConfigError
 from capo_ray.gpu_check import __main__ as program
 from capo_ray.gpu_check.shapes import MODELS, flops_per_token, shape_of
 from capo_ray.gpu_check.training import peak_flops
-from capo_ray.gpu_check.watching import Part
+from capo_ray.gpu_check.watching import Outcome, Part
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +43,7 @@ def test_what_it_takes(tmp_path: Path) -> None:
     assert (options.device, [part.name for part in options.parts]) == ("cpu", ["ipc", "here"])
     assert (options.out, options.minutes) == (tmp_path / "new", 2.5)
     usual = program.options_of([])
-    assert (usual.device, usual.parts, usual.minutes) == ("gpu", program.PARTS, 10.0)
+    assert (usual.device, usual.parts, usual.minutes) == ("gpu", program.PARTS, 15.0)
 
 
 def test_without_a_gpu_it_says_so_and_runs_nothing(
@@ -55,6 +55,28 @@ def test_without_a_gpu_it_says_so_and_runs_nothing(
     said = capsys.readouterr().err
     assert "no GPU here (there is no nvidia-smi); docs/gpu.md has what to install. device=cpu tries" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_keeps_what_a_part_has_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    made = Part(name="hangs", what="hangs", module="made_parts", function="hangs", limit_s=60.0)
+    monkeypatch.setattr(program, "PARTS", (made,))
+    monkeypatch.setattr("capo_ray.gpu_check.watching._TERM_S", 0.2)
+    monkeypatch.setattr("capo_ray.gpu_check.watching.EVERY_S", 0.0)
+    out = tmp_path / "out"
+
+    def interrupt(line: str) -> None:
+        if "waiting for NCCL" in line:
+            raise KeyboardInterrupt
+
+    options, outcomes = program.options_of(["device=cpu", f"out={out}"]), list[Outcome]()
+    with pytest.raises(KeyboardInterrupt):
+        program.check(options, outcomes, interrupt)
+    (outcome,) = outcomes
+    assert (outcome.state, outcome.said) == ("interrupted", "it was at: waiting for NCCL")
+    assert outcome.figures["rate"] == 3.0
 
 
 def test_it_goes_on_after_a_failure_and_stops_when_time_is_over(
@@ -80,9 +102,9 @@ def test_it_goes_on_after_a_failure_and_stops_when_time_is_over(
     assert "NO GPU WAS MEASURED" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_ten_minutes_are_most_of_what_the_parts_of_one_card_may_take_together() -> None:
+def test_the_usual_time_is_most_of_what_the_parts_of_one_card_may_take_together() -> None:
     """Their usual time is a half to a third of their limits; `nccl` is skipped on one card."""
-    assert sum(part.limit_s for part in program.PARTS if part.name != "nccl") < 1.6 * 600
+    assert sum(part.limit_s for part in program.PARTS if part.name != "nccl") < 1.6 * 60 * program.MINUTES["gpu"]
 
 
 @pytest.mark.parametrize(("name", "millions"), [("0.5B", 494), ("1B", 1236), ("3B", 3213)])
