@@ -38,11 +38,12 @@ class Model(torch.nn.Module):
 class Worker:
     """A rollout worker: real receivers, one per GPU, in threads of this process."""
 
-    def __init__(self, name: str, gpus: int, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, name: str, gpus: int, pool: ThreadPoolExecutor, *, adapted: bool = False) -> None:
         from capo_ray.engines.weights_receive import NcclReceiver
 
         self.name = name
         self._pool = pool
+        self._adapted = adapted
         self.failing: dict[Stage, Callable[[], None]] = {}
         self.gpus = [
             NcclReceiver(
@@ -50,6 +51,7 @@ class Worker:
                 SimpleNamespace(
                     parallel_config=SimpleNamespace(data_parallel_index=0, world_size=gpus, rank=rank),
                     model_config=SimpleNamespace(hf_text_config=SimpleNamespace(tie_word_embeddings=False)),
+                    lora_config=SimpleNamespace() if adapted else None,
                 ),  # type: ignore[arg-type]
                 torch.device("cpu"),
                 Model(),
@@ -68,7 +70,7 @@ class Worker:
             "connect": lambda gpu: gpu.init_transfer_engine(gpu.parse_init_info(given)),
             "start": lambda gpu: gpu.start_weight_update(),
             "update": lambda gpu: gpu.update_weights(given),
-            "finish": lambda gpu: gpu.finish_weight_update(),
+            "finish": self._finish,
         }
         for done in [self._pool.submit(calls[stage], gpu) for gpu in self.gpus]:
             done.result()
@@ -77,13 +79,19 @@ class Worker:
         checksums = "+".join(sorted({gpu.checksum for gpu in self.gpus}))
         return WeightReceipt(engine=self.name, version=given["version"], checksum=checksums)
 
+    def _finish(self, gpu: Any) -> None:
+        gpu.finish_weight_update()
+        if self._adapted:
+            gpu.take_up_adapter(gpu.model)
+
 
 class World:
     """`workers` workers of `gpus` GPUs each, and rank 0 of a trainer."""
 
-    def __init__(self, workers: int, gpus: int, **waits: float) -> None:
+    def __init__(self, workers: int, gpus: int, *, adapted: bool = False, **waits: float) -> None:
         self.pool = ThreadPoolExecutor(64)
-        self.workers = [Worker(f"rollout-{number}", gpus, self.pool) for number in range(workers)]
+        names = [f"rollout-{number}" for number in range(workers)]
+        self.workers = [Worker(name, gpus, self.pool, adapted=adapted) for name in names]
         self.receivers = Receivers({worker.name: worker.ask for worker in self.workers}, gpus_each=gpus, **waits)
 
     @property
@@ -118,8 +126,15 @@ def test_every_gpu_of_every_worker_has_a_rank_of_its_own(workers: int, gpus: int
     assert {one.world_size for one in GlooCommunicator.made} == {1 + workers * gpus}
 
 
-def test_a_packed_sync_reaches_every_gpu_and_one_flipped_bit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(2, 2)
+@pytest.mark.parametrize("adapted", [False, True], ids=["weights", "adapter"])
+def test_a_packed_sync_reaches_every_gpu_and_one_flipped_bit_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, adapted: bool
+) -> None:
+    """An adapter is no weight of the model: it is handed over when the transfer has ended."""
+    from capo_ray.engines import weights_receive
+
+    monkeypatch.setattr(weights_receive, "take_up", lambda manager, tensors: manager.load_weights(tensors.items()))
+    world = World(2, 2, adapted=adapted)
     sender = world.connect()
     assert len(sender.send(iter(WEIGHTS), 7)) == 16
     assert all(torch.equal(gpu.model.got[name], tensor) for gpu in world.gpus for name, tensor in WEIGHTS)

@@ -98,16 +98,22 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
         yield buffers
 
 
-def test_a_tensor_larger_than_the_buffer_passes_and_one_flipped_bit_is_noticed(card: list[torch.Tensor]) -> None:
+@pytest.mark.parametrize("adapted", [False, True], ids=["weights", "adapter"])
+def test_a_tensor_larger_than_the_buffer_passes_and_one_flipped_bit_is_noticed(
+    card: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch, adapted: bool
+) -> None:
+    from capo_ray.engines import weights_receive
     from capo_ray.engines.weights_gpu import GpuSender
     from capo_ray.engines.weights_receive import IpcReceiver
 
+    monkeypatch.setattr(weights_receive, "take_up", lambda manager, tensors: manager.load_weights(tensors.items()))
     model, pieces, flip = Model(), list[list[str]](), list[int]()
     engine = IpcReceiver(
         SimpleNamespace(),  # type: ignore[arg-type]
         SimpleNamespace(
             parallel_config=SimpleNamespace(),
             model_config=SimpleNamespace(hf_text_config=SimpleNamespace(tie_word_embeddings=False)),
+            lora_config=SimpleNamespace() if adapted else None,
         ),  # type: ignore[arg-type]
         torch.device("cuda", 0),
         model,
@@ -125,6 +131,8 @@ def test_a_tensor_larger_than_the_buffer_passes_and_one_flipped_bit_is_noticed(c
             engine.update_weights(given)
         elif stage == "finish":
             engine.finish_weight_update()
+            if adapted:
+                engine.take_up_adapter(model)
             return WeightReceipt(engine="rollout-0", version=given["version"], checksum=engine.checksum)
         return None
 
