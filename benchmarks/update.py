@@ -4,9 +4,10 @@
 
 A random model with a large vocabulary makes three updates on made-up groups of responses (lognormal lengths), in every
 way that trainer.packing and trainer.head_tokens allow, each in processes of its own. Ways are measured in turn, round
-by round, and ratios are taken within a round: machines are noisy. Prints tokens per second (prompts counted once for
-each response, however they are computed), memory beyond what a rank held before its first update, and how far the
-weights are from those of the first way. On GPU with device=gpu.
+by round, and ratios are taken within a round, on CPU of time on the core: machines are noisy. Prints tokens per second
+of all ranks (prompts counted once for each response, however they are computed), by the clock and per second of a core,
+memory of each rank beyond what it held before its first update, and how far the weights are from those of the first
+row. Ends with 1 where that is more than `tolerance`. On GPU with device=gpu.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, Literal
 
 from capo_ray.config.block import Block, setting
@@ -63,6 +64,7 @@ class Settings(Block):
     zero_stage: int = setting("DeepSpeed's", 2, ge=0, le=3)
     checkpointing: bool = setting("of activations", True)
     device: Literal["cpu", "gpu"] = setting("where ranks run", "cpu")
+    tolerance: float = setting("most that a weight may differ by: a tenth of the learning rate", 1e-5, ge=0)
     out: Path | None = setting("JSON with every figure", None)
 
 
@@ -132,9 +134,9 @@ def rank_main(connection: Any, given: Settings, way: str, rank: int, ranks: int,
     )
     before, seconds = peak_bytes(given.device), []
     for _ in range(UPDATES):
-        start = perf_counter()
+        start, on_core = perf_counter(), process_time()
         metrics = engine.update(share).metrics
-        seconds.append(perf_counter() - start)
+        seconds.append((perf_counter() - start, process_time() - on_core))
     held = peak_bytes(given.device) - before
     weights = torch.cat([tensor.float().flatten() for _, tensor in engine.weights()])
     micro_batches = sum(len(step) for step in share.micro_batches)
@@ -165,9 +167,11 @@ def measured(given: Settings, way: str, ranks: int) -> dict[str, Any]:
     for process, _ in started:
         process.join()
     tokens = sum(one.length for one in sequences(given))
+    updates = list(zip(*(answer[0] for answer in answers), strict=True))
     return {
-        "tokens_per_s": tokens / median(max(times) for times in zip(*(answer[0] for answer in answers), strict=True)),
-        "gib": max(answer[1] for answer in answers) / 2**30,
+        "tokens_per_s": tokens / median(max(clock for clock, _ in update) for update in updates),
+        "tokens_per_core_s": tokens / median(sum(core for _, core in update) for update in updates),
+        "gib": [answer[1] / 2**30 for answer in answers],
         "grad_norm": answers[0][2],
         "micro_batches": answers[0][3],
         "weights": answers[0][4],
@@ -177,34 +181,39 @@ def measured(given: Settings, way: str, ranks: int) -> dict[str, Any]:
 def work(arguments: list[str]) -> int:
     given = read_own(Settings, arguments)
     found: dict[str, Any] = {"settings": given.model_dump(mode="json"), "cores": os.cpu_count()}
+    known: list[float] = []
+    by = "tokens_per_core_s" if given.device == "cpu" else "tokens_per_s"
     for ranks in given.ranks:
         rounds: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
         for _, way in product(range(given.rounds), WAYS):
             rounds[way].append(measured(given, way, ranks))
         base = rounds[next(iter(WAYS))]
-        print(f"{ranks} ranks: tokens/s, times the first way, GiB of a rank, micro-batches, largest gap of a weight")
+        known = known or base[0]["weights"]
+        print(f"{ranks} ranks: tokens/s, of a core, times the first way, micro-batches, gap of weights, GiB")
         for way, figures in rounds.items():
-            ratio = median(
-                one["tokens_per_s"] / other["tokens_per_s"] for one, other in zip(figures, base, strict=True)
-            )
-            pairs = zip(figures[0]["weights"], base[0]["weights"], strict=True)
-            row = {
-                "tokens_per_s": median(one["tokens_per_s"] for one in figures),
-                "ratio": ratio,
-                "gib": median(one["gib"] for one in figures),
-                "micro_batches": figures[0]["micro_batches"],
-                "gap": max(abs(one - other) for one, other in pairs),
-                "grad_norm": figures[0]["grad_norm"],
-            }
-            found[f"{ranks} ranks, {way}"] = row
+            row = found[f"{ranks} ranks, {way}"] = row_of(figures, base, known, by)
+            gib = " ".join(f"{rank:.2f}" for rank in row["gib"])
             print(
-                f"  {way:20} {row['tokens_per_s']:8,.0f} {ratio:6.2f} {row['gib']:6.2f} {row['micro_batches']:3} "
-                f"{row['gap']:.1e}",
+                f"  {way:20} {row['tokens_per_s']:8,.0f} {row['tokens_per_core_s']:8,.0f} {row['ratio']:6.2f} "
+                f"{row['micro_batches']:3} {row['gap']:.1e}  {gib}",
                 flush=True,
             )
     if given.out is not None:
         given.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    return 0
+    return int(any(row["gap"] > given.tolerance for name, row in found.items() if "ranks, " in name))
+
+
+def row_of(figures: list[dict[str, Any]], base: list[dict[str, Any]], known: list[float], by: str) -> dict[str, Any]:
+    """`figures` of a way by round, `base` of the first way, `known`: the weights to be compared with; `by`: the figure
+    of which ratios are taken."""
+    pairs = zip(figures[0]["weights"], known, strict=True)
+    return {name: median(one[name] for one in figures) for name in ("tokens_per_s", "tokens_per_core_s")} | {
+        "ratio": median(one[by] / other[by] for one, other in zip(figures, base, strict=True)),
+        "gib": [median(ranks) for ranks in zip(*(one["gib"] for one in figures), strict=True)],
+        "micro_batches": figures[0]["micro_batches"],
+        "gap": max(abs(one - other) for one, other in pairs),
+        "grad_norm": figures[0]["grad_norm"],
+    }
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Registered under NAME; a model that is set to it takes the `segments` of a micro-batch as one more argument of its
 forward pass and hands it on to every layer. Each segment is attended to by itself, so no mask of the whole row is made:
-on CPU and wherever nothing else is known to be right, segment by segment through torch's own attention; on GPU in one
-call of its varlen kernel, once that has given the same as the segments on that very card. Leaves out which sequences
+on CPU and wherever nothing else is known to be right, through torch's own attention, short segments several to a call;
+on GPU in one call of its varlen kernel, once that has given the same on that very card. Leaves out which sequences
 stand in a row (`learn.packing`).
 """
 
@@ -12,16 +12,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from capo_ray.learn.packing import Segment
 
 NAME = "capo_segments"
+PIECE_ELEMENTS = 2**18
+"""Of a mask. A segment of more than 512 tokens has a call of its own."""
 log = logging.getLogger(__name__)
 _CHANGES_SCORES = ("softcap", "s_aux", "position_bias")
 """What some models hand to attention beside all that is here."""
@@ -66,34 +67,74 @@ def attend(
             f"{type(module).__name__} asks for {', '.join(odd)}: set packing=padded (trainer.packing of a run)"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    kernel = kernel_of(str(query.device), query.dtype) if query.is_cuda else one_by_one
+    kernel = kernel_of(str(query.device), query.dtype) if query.is_cuda else in_pieces
     return kernel(query, key, value, segments, scale).transpose(1, 2).contiguous(), None
 
 
-def one_by_one(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scale: float) -> Tensor:
-    """A call for each segment."""
-    repeats = query.shape[1] // key.shape[1]
-    parts = []
-    for start, end, prefix_start, prefix_end in segments:
-        own = slice(start, end)
-        if prefix_start == prefix_end:
-            made = scaled_dot_product_attention(
-                query[:, :, own],
-                key[:, :, own],
-                value[:, :, own],
-                is_causal=True,
-                scale=scale,
-                enable_gqa=repeats > 1,
-            )
-        else:
-            keys, values = (
-                torch.cat((x[:, :, prefix_start:prefix_end], x[:, :, own]), 2).repeat_interleave(repeats, 1)
-                for x in (key, value)
-            )
-            bias: Any = causal_lower_right(end - start, keys.shape[2])
-            made = scaled_dot_product_attention(query[:, :, own], keys, values, attn_mask=bias, scale=scale)
-        parts.append(made)
-    return torch.cat(parts, 2)
+def in_pieces(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scale: float) -> Tensor:
+    """A call for each piece, whose segments are filled up to its longest."""
+    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+    made = []
+    for asking, seen, mask, kept in _pieces(tuple(segments), query.device):
+        asked, keys, values = (
+            row[places].transpose(1, 2) for row, places in zip(rows, (asking, seen, seen), strict=True)
+        )
+        part = scaled_dot_product_attention(
+            asked,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        made.append(part.transpose(1, 2)[kept])
+    return torch.cat(made).transpose(0, 1)[None]
+
+
+class Piece(NamedTuple):
+    """S segments that are attended to in one call."""
+
+    asking: Tensor  # [S, Q] tokens of the row
+    seen: Tensor  # [S, K] tokens of the row: those of the prefix, then the segment's own
+    mask: Tensor | None  # [S, 1, Q, K] true where a token sees another; None: those up to itself
+    kept: Tensor  # [S, Q] whether a token is none that fills up
+
+
+@lru_cache(maxsize=4)
+def _pieces(segments: tuple[Segment, ...], device: torch.device) -> tuple[Piece, ...]:
+    """Of consecutive segments, the same for every layer of a pass."""
+    cut: list[list[Segment]] = []
+    for segment in segments:
+        if not cut or _size([*cut[-1], segment]) > PIECE_ELEMENTS:
+            cut.append([])
+        cut[-1].append(segment)
+    return tuple(Piece(*(x if x is None else x.to(device) for x in _piece(some))) for some in cut)
+
+
+def _size(segments: Sequence[Segment]) -> int:
+    """Elements of a mask of them."""
+    queries, keys = zip(*map(_lengths, segments), strict=True)
+    return len(segments) * max(queries) * max(keys)
+
+
+def _lengths(segment: Segment) -> tuple[int, int]:
+    """Queries and keys."""
+    own = segment.end - segment.start
+    return own, own + segment.prefix_end - segment.prefix_start
+
+
+def _piece(segments: Sequence[Segment]) -> Piece:
+    """What fills up a segment sees what the segment's last token sees, and is thrown away."""
+    start, end, prefix_start, prefix_end = torch.tensor(segments)[:, :, None].unbind(1)
+    own, prefix = end - start, prefix_end - prefix_start
+    asking, seen = torch.arange(int(own.max())), torch.arange(int((own + prefix).max()))
+    kept, there = asking < own, seen < own + prefix
+    mask = None
+    if len(segments) > 1 or prefix.any():
+        mask = (there[:, None] & (seen <= (prefix[..., None] + asking[:, None])))[:, None]
+    keys = torch.where(seen < prefix, prefix_start + seen, start + seen - prefix)
+    return Piece(torch.where(kept, start + asking, start), torch.where(there, keys, start), mask, kept)
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scale: float) -> Tensor:
@@ -143,8 +184,8 @@ def kernel_of(device: str, dtype: torch.dtype) -> Kernel:
     if why is None:
         return varlen
     level = logging.INFO if dtype == torch.float32 else logging.WARNING  # the kernel is made for 16 bits alone
-    log.log(level, "attention goes sequence by sequence on %s, since torch's varlen kernel %s", device, why)
-    return one_by_one
+    log.log(level, "attention goes in pieces on %s, since torch's varlen kernel %s", device, why)
+    return in_pieces
 
 
 def disagreement(kernel: Kernel, device: str, dtype: torch.dtype) -> str | None:
@@ -159,7 +200,7 @@ def disagreement(kernel: Kernel, device: str, dtype: torch.dtype) -> str | None:
             made = way(*given, segments, 0.125)  # type: ignore[arg-type, call-arg]
             return made, *torch.autograd.grad(made.float().square().sum(), given)
 
-    known = results(one_by_one)
+    known = results(in_pieces)
     try:
         tried = results(kernel)
     except (RuntimeError, NotImplementedError, ImportError, ValueError, TypeError) as error:

@@ -128,8 +128,7 @@ class DeepSpeedEngine:
         losses and the gradient's norm (before clipping) are means over optimizer steps. One whose gradient is not
         finite is skipped on all ranks, and counted."""
         start = perf_counter()
-        num_steps = len(batch.micro_batches)
-        passes = self._trainer.optimisation_passes
+        num_steps, passes = len(batch.micro_batches), self._trainer.optimisation_passes
         steps = [
             [
                 standardised(self._collate(sequences, denominator), batch.centre, batch.spread)
@@ -138,7 +137,7 @@ class DeepSpeedEngine:
             for micro_batches, denominator in zip(batch.micro_batches, batch.denominators, strict=True)
         ]
         teaching = self._teaching(steps)
-        old = self._old_logprobs(steps, batch, frozen=num_steps * passes > 1)
+        old = self._old_logprobs(steps, batch, teaching)
         reference = self._reference_logprobs(steps, batch)
         self._ahead.clear()
         sums, norms, rate = Sums(), [], 0.0
@@ -146,7 +145,7 @@ class DeepSpeedEngine:
             rate = learning_rate(self._trainer, self.step, self._total_steps)
             self.step += 1
             if teaching[step]:
-                beside = (old[step] if old else None, reference[step] if reference else None)
+                beside = (old[step], reference[step] if reference else None)
                 with lora.learning(self._model):
                     norms.append(self._optimizer_step(steps[step], rate, sums, *beside))
         self._version += 1
@@ -196,16 +195,18 @@ class DeepSpeedEngine:
         return [value > 0 for value in largest.tolist()]
 
     def _old_logprobs(
-        self, steps: Sequence[Sequence[MicroBatch]], batch: UpdateBatch, *, frozen: bool
-    ) -> Nested | None:
-        """None: those of the only forward pass there is."""
+        self, steps: Sequence[Sequence[MicroBatch]], batch: UpdateBatch, teaching: Sequence[bool]
+    ) -> Nested:
+        """None yet for the step that is taken first: they are those of its own forward pass."""
         if self._algorithm is None:
-            return None
+            return [[] for _ in steps]
         if self._algorithm.old_logprobs == "sampler":
             return [[batch.sampler_logprobs for batch in step] for step in steps]
-        if not frozen:
-            return None
-        return self._ahead.of("old", batch.micro_batches) or self._score(self._engine, steps)
+        if known := self._ahead.of("old", batch.micro_batches):
+            return known
+        later = [place for place, teaches in enumerate(teaching) if teaches][1:]
+        scored = iter(self._score(self._engine, [steps[place] for place in later]))
+        return [next(scored) if place in later else [] for place in range(len(steps))]
 
     def _reference_logprobs(self, steps: Sequence[Sequence[MicroBatch]], batch: UpdateBatch) -> Nested | None:
         if self._reference is None:
@@ -221,19 +222,19 @@ class DeepSpeedEngine:
         micro_batches: Sequence[MicroBatch],
         rate: float,
         sums: Sums,
-        old: list[Tensor] | None,
+        old: list[Tensor],
         reference: list[Tensor] | None,
     ) -> float:
-        """One step over all ranks; returns what `move` does."""
+        """One step over all ranks; returns what `move` does. What `old` lacks is put there."""
         for index, batch in enumerate(micro_batches):
             self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             logprobs, entropy = self._engine(batch, self._temperature)
+            if len(old) == index:
+                old.append(logprobs.detach())
             if batch.empty:
                 value = 0.0 * logprobs.sum()
             else:
-                loss = self._loss(
-                    batch, logprobs, entropy, old[index] if old else None, reference[index] if reference else None
-                )
+                loss = self._loss(batch, logprobs, entropy, old[index], reference[index] if reference else None)
                 sums.add(loss)
                 value = loss.value
             self._engine.backward(value * self.world_size)
@@ -245,13 +246,13 @@ class DeepSpeedEngine:
         return move(self._engine, self._model, looks=looks)
 
     def _loss(
-        self, batch: MicroBatch, logprobs: Tensor, entropy: Tensor, old: Tensor | None, reference: Tensor | None
+        self, batch: MicroBatch, logprobs: Tensor, entropy: Tensor, old: Tensor, reference: Tensor | None
     ) -> Loss:
         if self._algorithm is None:
             return nll(logprobs, weights=batch.weights, entropy=entropy)
         return policy_loss(
             logprobs,
-            old=logprobs.detach() if old is None else old,
+            old=old,
             sampler=batch.sampler_logprobs,
             reference=reference,
             advantages=batch.advantages,

@@ -212,7 +212,7 @@ def scored_ahead(config: Config) -> ScoredAhead:
     is nothing to wait for."""
     algorithm = config.algorithm
     idle = config.critic is not None and algorithm.max_staleness == 0
-    several = optimizer_steps_per_batch(config) > 1
+    several = optimizer_steps_per_batch(config) > config.trainer.optimisation_passes  # the first makes its own
     return ScoredAhead(
         old=idle and algorithm.old_logprobs == "trainer" and several, reference=idle and algorithm.kl_weight > 0
     )

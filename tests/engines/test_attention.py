@@ -19,7 +19,7 @@ def test_each_segment_attends_to_its_prefix_and_itself() -> None:
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, 4, 11, 8, generator=generator)
     key, value = torch.randn(2, 1, 2, 11, 8, generator=generator)
-    made = attention.one_by_one(query, key, value, segments, 0.3)
+    made = attention.in_pieces(query, key, value, segments, 0.3)
     torch.testing.assert_close(made, masked(query, key, value, segments, 0.3))
 
 
@@ -41,7 +41,7 @@ def test_a_model_that_asks_for_more_is_refused() -> None:
 def leaks(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scale: float) -> Tensor:
     """The whole row as one sequence."""
     whole = (Segment(0, query.shape[2], 0, 0),)
-    return attention.one_by_one(query, key, value, whole, scale)
+    return attention.in_pieces(query, key, value, whole, scale)
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scale: float) -> Tensor:
@@ -58,7 +58,7 @@ def breaks(*_: Any) -> Tensor:
 
 
 def test_a_kernel_is_trusted_where_it_gives_the_same() -> None:
-    assert attention.disagreement(attention.one_by_one, *CPU) is None
+    assert attention.disagreement(attention.in_pieces, *CPU) is None
     assert attention.disagreement(masked, "cpu", torch.bfloat16) is None
     with torch.no_grad():  # as when a rank first asks, in a pass that learns nothing
         assert attention.disagreement(masked, *CPU) is None
@@ -66,11 +66,12 @@ def test_a_kernel_is_trusted_where_it_gives_the_same() -> None:
     assert attention.disagreement(breaks, *CPU) == "fails: no such kernel"
 
 
-def test_without_the_kernel_segments_go_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_the_kernel_segments_go_in_pieces(caplog: pytest.LogCaptureFixture) -> None:
     """torch's varlen kernel is for GPUs alone."""
     attention.kernel_of.cache_clear()
-    assert attention.kernel_of(*CPU) is attention.one_by_one
-    assert "attention goes sequence by sequence on cpu, since torch's varlen kernel fails: " in caplog.text
+    caplog.set_level("INFO")
+    assert attention.kernel_of(*CPU) is attention.in_pieces
+    assert "attention goes in pieces on cpu, since torch's varlen kernel fails: " in caplog.text
     attention.kernel_of.cache_clear()
 
 

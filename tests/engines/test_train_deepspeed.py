@@ -142,13 +142,13 @@ def leaking(rank: int, ranks: int, case: Case) -> None:
     from capo_ray.engines import attention
     from capo_ray.learn.packing import Segment
 
-    true = attention.one_by_one
-    attention.one_by_one = lambda q, k, v, segments, scale: true(q, k, v, (Segment(0, q.shape[2], 0, 0),), scale)
+    true = attention.in_pieces
+    attention.in_pieces = lambda q, k, v, segments, scale: true(q, k, v, (Segment(0, q.shape[2], 0, 0),), scale)
     try:
         with engine_of(case, rank, ranks):
             pass
     finally:
-        attention.one_by_one = true
+        attention.in_pieces = true
 
 
 @pytest.mark.parametrize(
@@ -330,6 +330,21 @@ def test_the_step_is_that_of_plain_pytorch(one: Ranks, old: str) -> None:
     _, weights = one(updated, case)
     for name in expected:
         np.testing.assert_allclose(weights[name], expected[name], atol=2e-5, err_msg=name)
+
+
+def passes_forward(rank: int, ranks: int, case: Case) -> int:
+    """Of an update, those that only score among them."""
+    with engine_of(case, rank, ranks) as engine:
+        calls: list[int] = []
+        engine._engine.register_forward_hook(lambda *_: calls.append(1))
+        engine.update(batch_of(case, rank, ranks))
+        return len(calls)
+
+
+def test_the_first_step_takes_the_old_log_probabilities_from_its_own_pass(one: Ranks) -> None:
+    passes = {"optimisation_passes": 2}
+    assert one(passes_forward, Case(trainer=passes)) == 2
+    assert one(passes_forward, Case(trainer=passes, per_update=3)) == 2 * 3 + 2  # the second and the third are scored
 
 
 # -- what the metrics say
