@@ -199,8 +199,12 @@ def engine_memory(
         return known, "the model's shape is not known here: its weights come on top", []
     weights = weight_bytes(shape, dtype, quantization_of(engine)) / parts / GIB
     per_sequence = 2 * shape.layers * shape.key_value_size * BYTES[dtype] * window / parts / GIB
-    cache = engine.kv_cache_gib if on_cpu else engine.gpu_memory_share * gpu_gib - weights - base
-    memory = {"weights": weights, "engine": base, "KV cache": max(0.0, cache)}
+    adapter = {}
+    if role == "rollout" and config.trainer.lora and config.cluster.lora_sync == "adapter":
+        adapter = {"adapter": learning(config.trainer, shape) * BYTES[dtype] / GIB}
+    room = engine.gpu_memory_share * gpu_gib - weights - base - sum(adapter.values())
+    cache = engine.kv_cache_gib if on_cpu else room
+    memory = {"weights": weights, **adapter, "engine": base, "KV cache": max(0.0, cache)}
     if cache < per_sequence:
         if on_cpu:
             advice = f"raise {role}.kv_cache_gib to {math.ceil(per_sequence)}"

@@ -14,7 +14,7 @@ from capo_ray.config.model import Model
 from capo_ray.config.run import Config
 from capo_ray.planning.bundles import misfit, seats
 from capo_ray.planning.machine import Machine, gpu_sizes, shape_of, this_machine
-from capo_ray.planning.memory import trainer_memory
+from capo_ray.planning.memory import engine_memory, trainer_memory
 from capo_ray.planning.plan import describe, experiments_that_fit, fits, plan_for, refuse_unfit, render
 
 HERE = Machine(cpus=2, gpus=0, memory_gib=23.0)
@@ -196,6 +196,16 @@ def test_an_adapter_needs_no_reference_and_an_optimizer_of_its_own_size() -> Non
     fewer = config(PAPER, "trainer.lora.targets=[q_proj,k_proj]")
     each = 16 * (2 * 3072 + 3072 + 1024) * 28
     assert trainer_memory(fewer, fewer.policy.shape)["adapter"] == pytest.approx(each * 2 / 2**30, rel=0.01)
+
+
+def test_an_engine_holds_the_adapter_that_it_is_sent() -> None:
+    def of_engine(*more: str) -> dict[str, float]:
+        given = config(PAPER, "trainer.lora.rank=256", *more)
+        return engine_memory(given, given.rollout, given.policy.shape, "bfloat16", 4096, 80, "rollout")[0]
+
+    merged, alone = of_engine(), of_engine("cluster.lora_sync=adapter")
+    assert "adapter" not in merged and alone["adapter"] == pytest.approx(16 * 24.3e6 * 2 / 2**30, rel=0.02)
+    assert alone["KV cache"] == pytest.approx(merged["KV cache"] - alone["adapter"])
 
 
 def test_gradient_checkpointing_saves_activations() -> None:
