@@ -1,7 +1,7 @@
 """What both ends of a weight sync agree on: the checksum.
 
 The trainer fingerprints every tensor as it is gathered, each engine every tensor as it arrives, before it is loaded.
-Sums of the raw bits in 64-bit integers run on any device and do not depend on order or on how the transfer is cut, so
+Sums of the raw bytes as 64-bit integers run on any device and do not depend on order or on how the transfer is cut, so
 equal checksums mean equal tensors under equal names. Leaves out the transports (weights_shm, weights_gpu) and who
 receives them (receivers).
 """
@@ -14,8 +14,10 @@ from typing import Protocol
 
 import torch
 
-CHUNK = 1 << 22
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+WORD = 8
+"""Bytes."""
+CHUNK = {"cpu": 1 << 16}
+"""Words taken at a time: on CPU as many as its cache holds, elsewhere few kernels."""
 
 NamedTensor = tuple[str, torch.Tensor]
 
@@ -43,16 +45,29 @@ class Fingerprint:
 
 
 def _bit_sums(tensor: torch.Tensor) -> tuple[int, int]:
-    """Sum of the bit patterns, and the same weighted by position, modulo 2**64."""
-    bits = tensor.contiguous().view(-1).view(_BITS[tensor.element_size()])
-    weights = torch.arange(1, min(CHUNK, bits.numel()) + 1, device=bits.device, dtype=torch.int64)
-    plain = torch.zeros((), device=bits.device, dtype=torch.int64)
-    weighted = torch.zeros((), device=bits.device, dtype=torch.int64)
-    for number, chunk in enumerate(bits.split(CHUNK), start=1):
-        wide = chunk.to(torch.int64)
-        plain += wide.sum()
-        weighted += (wide * weights[: wide.numel()]).sum() * number
+    """Sum of the words, and the same weighted by position from 1 on, modulo 2**64. Zeros fill the last word up."""
+    words = _words(tensor)
+    chunk = min(CHUNK.get(words.device.type, 1 << 22), len(words))
+    places = torch.arange(1, chunk + 1, device=words.device)
+    plain = torch.zeros((), device=words.device, dtype=torch.int64)
+    weighted = torch.zeros_like(plain)
+    for start in range(0, len(words), max(chunk, 1)):
+        part = words[start : start + chunk]
+        total = part.sum()
+        plain += total
+        weighted += (part * places[: len(part)]).sum() + start * total
     return int(plain), int(weighted)
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes as 64-bit integers, without a copy where they are whole ones and begin as such."""
+    flat = tensor.contiguous().view(-1).view(torch.uint8)
+    lacking = -len(flat) % WORD
+    if lacking:
+        flat = torch.nn.functional.pad(flat, (0, lacking))
+    elif flat.storage_offset() % WORD or flat.data_ptr() % WORD:
+        flat = flat.clone()
+    return flat.view(torch.int64)
 
 
 class Sender(Protocol):
