@@ -9,6 +9,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from capo_ray.config.blocks import Trainer
 from capo_ray.config.compose import compose
+from capo_ray.config.lora import Lora
 from capo_ray.config.model import Shape
 from capo_ray.learn import head
 from capo_ray.learn.batch import MicroBatch
@@ -103,3 +104,33 @@ def test_llama_3b_with_its_reference_on_one_card() -> None:
 
     assert 70 < needs(True) < 76
     assert 90 < needs(False) < 100
+
+
+def kept_between_passes(adapter: Lora | None) -> int:
+    """Bytes that a forward pass of a real small model keeps for the backward one, beside its parameters."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from capo_ray.engines import lora
+
+    config = LlamaConfig(hidden_size=128, intermediate_size=512, num_hidden_layers=2, vocab_size=512)
+    model = AutoModelForCausalLM.from_config(config)
+    if adapter is not None:
+        lora.adapt(model, adapter, seed=0)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.enable_input_require_grads()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.base_model(torch.arange(512)[None]).last_hidden_state
+    hidden.sum().backward()
+    return sum(kept.values())
+
+
+def test_beside_an_adapter_as_much_is_kept_as_where_all_learns() -> None:
+    assert kept_between_passes(Lora(rank=4)) == pytest.approx(kept_between_passes(None), rel=0.1)
