@@ -1,30 +1,29 @@
-"""The Ray actors: plain classes around an engine, with no logic of their own.
+"""The Ray actors around engines: plain classes, with no logic of their own.
 
 Each gets a factory, a function of an importable module, and calls it in its own process, so that the driver never
-imports an engine. Leaves out how many there are and where (pools, placement).
+imports an engine. Leaves out how many there are and where (pools, placement), and the aggregator shards (shard).
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from capo_ray.cluster import nonfinite
+from capo_ray.cluster.arrivals import Errand
 from capo_ray.cluster.gauges import Badge, publish_always
 from capo_ray.cluster.lifeline import Lifeline
 from capo_ray.cluster.pulse import Heart, Pulse
-from capo_ray.critics.budget import Sampled
-from capo_ray.critics.canaries import Canary
 from capo_ray.engines.ports import free_port
 from capo_ray.engines.protocols import Message, Replies, Stage, UpdateBatch, WeightReceipt
 from capo_ray.records.busy import Busy
-from capo_ray.types import GroupSummary, Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
+from capo_ray.types import Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
 
 FETCH_S = 60.0
 """Seconds for the responses to one prompt to come."""
@@ -72,10 +71,21 @@ class RolloutActor(Member):
             await self._engine.pulse()
         return self._heart.beat()
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
+    async def sample(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> list[Rollout]:
+        """As they were finished."""
         with self._alive():
-            async for rollout in self._engine.generate(prompt, sampling, seeds):
-                yield rollout
+            return [rollout async for rollout in self._engine.generate(prompt, sampling, seeds)]
+
+    async def sample_for(
+        self, shard: Any, errand: Errand, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]
+    ) -> None:
+        """Hand each to the aggregator `shard` when it is finished; returns when the shard has all of them."""
+        with self._alive():
+            taken = [
+                shard.take.remote(prompt, rollout, errand)
+                async for rollout in self._engine.generate(prompt, sampling, seeds)
+            ]
+        await asyncio.gather(*taken)
 
     async def take_weights(self, stage: Stage, given: Mapping[str, Any]) -> WeightReceipt | None:
         with self._alive(), self._stages["sync"]:
@@ -188,14 +198,14 @@ class TrainerActor(Member):
         self._tokens += sum(len(sequence.prompt_ids) + len(sequence.token_ids) for sequence in sequences)
         return update
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[Any]], old: bool) -> None:
-        """`responses`: references to those to each prompt. They are fetched here and not by Ray: a rank that loses one
-        must still say so to its peers."""
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Any], old: bool) -> None:
+        """`responses`: for each prompt a reference to all of its own. They are fetched here and not by Ray: a rank that
+        loses one must still say so to its peers."""
         import ray
         from ray.exceptions import RayError
 
         try:
-            groups: list[list[Rollout]] | None = [ray.get(list(some), timeout=FETCH_S) for some in responses]
+            groups: list[Sequence[Rollout]] | None = [ray.get(group, timeout=FETCH_S) for group in responses]
         except RayError:
             groups = None
         with self._stages["score"]:
@@ -230,71 +240,8 @@ class TrainerActor(Member):
             self._engine.close()
 
 
-class AggregatorActor(Member):
-    def __init__(self, factory: Callable[..., Any], shard: int, badge: Badge | None = None) -> None:
-        self._heart = Heart()
-        self._aggregator = factory(shard=shard, put=ray.put)
-        self._badge = badge
-        if badge is not None:
-            publish_always(partial(self._all_totals, badge))
-
-    async def ready(self) -> None:
-        pass
-
-    async def pulse(self) -> Pulse:
-        return self._heart.beat()
-
-    async def score(self, prompt: Prompt, rollout: Rollout, seed: int, step: int) -> int:
-        return await self._aggregator.score(prompt, rollout, seed, step)
-
-    async def verify(self, prompt: Prompt, rollout: Rollout) -> int:
-        return await self._aggregator.verify(prompt, rollout)
-
-    async def sampled(self, prompt: Prompt) -> tuple[Sampled, ...]:
-        return self._aggregator.sampled(prompt)
-
-    async def judge_group(self, prompt: Prompt, seed: int, step: int) -> None:
-        await self._aggregator.judge_group(prompt, seed, step)
-
-    async def leave_group(self, prompt: Prompt) -> None:
-        self._aggregator.leave_group(prompt)
-
-    async def check(self, prompt: Prompt, rollout: Rollout) -> tuple[int, Metrics]:
-        return await self._aggregator.check(prompt, rollout)
-
-    async def close_group(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
-        return self._aggregator.close(prompt, step, num_samples)
-
-    async def begin_canaries(self, canaries: Sequence[Canary]) -> None:
-        self._aggregator.begin_canaries(canaries)
-
-    async def write_samples(self, step: int, spare: Collection[str]) -> None:
-        self._aggregator.write_samples(step, spare)
-
-    async def failure(self) -> str:
-        return self._aggregator.failure()
-
-    async def metrics(self) -> Metrics:
-        return self._aggregator.metrics()
-
-    async def engines(self) -> dict[str, Metrics]:
-        return self._aggregator.engines()
-
-    async def totals(self) -> Metrics:
-        return self._aggregator.totals()
-
-    def _all_totals(self, badge: Badge) -> dict[Badge, Metrics]:
-        """Of this shard, and of the critics that it asks and that are no actors."""
-        engines = self._aggregator.engines().items()
-        critics = {Badge(badge.run, "critic", f"{name} from {badge.actor}"): totals for name, totals in engines}
-        return {badge: self._aggregator.totals(), **critics}
-
-    async def close(self) -> None:
-        await self._aggregator.end()
-
-
 def _sequences(prompts: Sequence[Prompt], groups: Sequence[Sequence[Rollout]]) -> list[TrainSequence]:
-    """Before anything is known of them but their tokens; in an order that does not depend on who was first."""
+    """Before anything is known of them but their tokens."""
     return [
         TrainSequence(
             prompt_ids=prompt.token_ids,
@@ -303,7 +250,7 @@ def _sequences(prompts: Sequence[Prompt], groups: Sequence[Sequence[Rollout]]) -
             logprobs=rollout.logprobs,
         )
         for prompt, rollouts in zip(prompts, groups, strict=True)
-        for rollout in sorted(rollouts, key=lambda rollout: rollout.index)
+        for rollout in rollouts
         if rollout.token_ids
     ]
 

@@ -176,13 +176,13 @@ class Aggregator:
             handle=self._put(sequences),
         )
 
-    async def check(self, prompt: Prompt, rollout: Rollout) -> tuple[int, Metrics]:
-        """For an evaluation: the index of a response and its counts, unjudged and not kept."""
+    async def check(self, prompt: Prompt, rollout: Rollout) -> Metrics:
+        """For an evaluation: what is counted of a response, unjudged and not kept."""
         steps = steps_of(rollout.text, rollout.char_ends, self._parts.between)
         with self._open:
             member = await self._verified(prompt, rollout, steps)
         score = score_group([member], replace(self._parts.scheme, advantage="grpo"))
-        return rollout.index, count_response(score.members[0], self._truth(prompt, member))
+        return count_response(score.members[0], self._truth(prompt, member))
 
     def _truth(self, prompt: Prompt, member: Member) -> Truth | None:
         find = self._parts.find_truth

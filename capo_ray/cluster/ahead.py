@@ -1,7 +1,7 @@
 """Trainer ranks score the responses of a batch as soon as the last is sampled, while critics still judge them.
 
 Each rank gets whole groups, dealt in the order of the prompts: what it computes does not depend on who answered first.
-Where a response is lost on the way the update scores all by itself. Leaves out what is kept (engines.ahead).
+Where some are lost on the way the update scores all by itself. Leaves out what is kept (engines.ahead).
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ from typing import Any
 
 from capo_ray.types import Prompt
 
-Groups = Sequence[tuple[Prompt, Sequence[Any]]]
-"""Prompts in order, each with references to its responses in any order."""
+Groups = Sequence[tuple[Prompt, Any]]
+"""Prompts in order, each with a reference to all of its responses, by their index."""
 
 
 class ScoreAhead:
     """Of one batch. `score` is TrainerGroup.score, or None where an update needs nothing that can be made ahead."""
 
     def __init__(
-        self, score: Callable[[Groups], Awaitable[None]] | None, prompts: Sequence[Prompt], responses: int
+        self,
+        score: Callable[[Groups], Awaitable[None]] | None,
+        prompts: Sequence[Prompt],
+        rollouts_of: Callable[[Prompt], Any],
     ) -> None:
+        """`rollouts_of`: a reference to all responses to a prompt, once they are there."""
         self._score = score
-        self._left = len(prompts) * responses
-        self._groups: dict[str, tuple[Prompt, list[Any]]] = {prompt.id: (prompt, []) for prompt in prompts}
+        self._prompts = prompts
+        self._rollouts_of = rollouts_of
+        self._there: dict[str, Any] = {}
         self._task: asyncio.Future[None] | None = None
 
-    async def passed_on(self, prompt: Prompt, rollout: Any, deliver: Callable[[Any], Awaitable[int]]) -> int:
-        """What `deliver` returns of a response. One that it fails with is sampled again."""
-        mine = self._groups[prompt.id][1]
-        mine.append(rollout)
-        self._left -= 1
-        if self._left == 0 and self._score is not None:
-            self._task = asyncio.ensure_future(self._score(list(self._groups.values())))
-        try:
-            return await deliver(rollout)
-        except BaseException:
-            mine.remove(rollout)
-            self._left += 1
-            raise
+    def sampled(self, prompt: Prompt) -> None:
+        """All responses to `prompt` are there."""
+        if self._score is None:
+            return
+        self._there[prompt.id] = self._rollouts_of(prompt)
+        if len(self._there) == len(self._prompts):
+            groups = [(prompt, self._there[prompt.id]) for prompt in self._prompts]
+            self._task = asyncio.ensure_future(self._score(groups))
 
     async def end(self) -> None:
         """Wait for the ranks. Raises what they raise."""

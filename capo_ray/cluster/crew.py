@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 from capo_ray.cluster import nonfinite
 from capo_ray.cluster.acceptance import Acceptance
 from capo_ray.cluster.ahead import Groups, ScoreAhead
+from capo_ray.cluster.arrivals import Errand
 from capo_ray.cluster.evaluation import measured
 from capo_ray.cluster.faults import cause_of, is_loss
 from capo_ray.cluster.gate import Gate
@@ -136,23 +137,27 @@ class RayCrew:
         self, prompts: Sequence[Prompt], step: int, num_samples: int, *, spent: float = 0.0
     ) -> list[GroupSummary]:
         """`spent`: critic tokens of the step so far."""
-        ahead = ScoreAhead(self._parts.score_ahead, prompts, self._settings.responses_per_prompt)
+        kind: Literal["score", "verify"] = "score" if self._parts.budget is None else "verify"
+        errand = Errand(kind=kind, seed=self._settings.seed, step=step)
+        ahead = ScoreAhead(
+            self._parts.score_ahead, prompts, lambda prompt: self._shard(prompt).rollouts.remote(prompt, errand)
+        )
         try:
-            groups = await self._judged(prompts, step, num_samples, spent, ahead)
+            groups = await self._judged(prompts, errand, num_samples, spent, ahead)
             await ahead.end()
         finally:
             ahead.leave()
         return groups
 
     async def _judged(
-        self, prompts: Sequence[Prompt], step: int, num_samples: int, spent: float, ahead: ScoreAhead
+        self, prompts: Sequence[Prompt], errand: Errand, num_samples: int, spent: float, ahead: ScoreAhead
     ) -> list[GroupSummary]:
         samples = _spread(num_samples, len(prompts))
         if self._parts.budget is not None:
-            return await self._groups_within(self._parts.budget, prompts, step, samples, spent, ahead)
+            return await self._groups_within(self._parts.budget, prompts, errand, samples, spent, ahead)
         async with asyncio.TaskGroup() as tasks:
             groups = [
-                tasks.create_task(self._group(prompt, step, kept, ahead))
+                tasks.create_task(self._group(prompt, errand, kept, ahead))
                 for prompt, kept in zip(prompts, samples, strict=True)
             ]
         return [group.result() for group in groups]
@@ -161,51 +166,55 @@ class RayCrew:
         self,
         budget: CriticBudget,
         prompts: Sequence[Prompt],
-        step: int,
+        errand: Errand,
         samples: Sequence[int],
         spent: float,
         ahead: ScoreAhead,
     ) -> list[GroupSummary]:
         """Which groups are judged is known when the answers of all are, so judging waits for the last response."""
         async with asyncio.TaskGroup() as tasks:
-            sampled = [tasks.create_task(self._verified(prompt, step, ahead)) for prompt in prompts]
-        admitted = budget.admit(step, [group.result() for group in sampled], spent=spent)
+            sampled = [tasks.create_task(self._verified(prompt, errand, ahead)) for prompt in prompts]
+        admitted = budget.admit(errand.step, [group.result() for group in sampled], spent=spent)
         async with asyncio.TaskGroup() as tasks:
             groups = [
-                tasks.create_task(self._judge_group(prompt, step, kept, judged))
+                tasks.create_task(self._judge_group(prompt, errand, kept, judged))
                 for prompt, kept, judged in zip(prompts, samples, admitted, strict=True)
             ]
         return [group.result() for group in groups]
 
-    async def _verified(self, prompt: Prompt, step: int, ahead: ScoreAhead) -> tuple[Sampled, ...]:
+    async def _verified(self, prompt: Prompt, errand: Errand, ahead: ScoreAhead) -> tuple[Sampled, ...]:
         """Sample and verify the group of `prompt`."""
-        shard = self._shard(prompt)
-        await self._sample(prompt, step, lambda rollout: shard.verify.remote(prompt, rollout), ahead)
-        return await shard.sampled.remote(prompt)
+        await self._sample(prompt, errand, ahead)
+        return await self._shard(prompt).sampled.remote(prompt, errand)
 
-    async def _judge_group(self, prompt: Prompt, step: int, num_samples: int, judged: bool) -> GroupSummary:
+    async def _judge_group(self, prompt: Prompt, errand: Errand, num_samples: int, judged: bool) -> GroupSummary:
         shard = self._shard(prompt)
         if judged:
-            await shard.judge_group.remote(prompt, self._settings.seed, step)
+            await shard.judge_group.remote(prompt, errand.seed, errand.step)
         else:
             await shard.leave_group.remote(prompt)
-        summary = await shard.close_group.remote(prompt, step, num_samples)
+        summary = await shard.close_group.remote(prompt, errand, num_samples)
         left = 0.0 if judged else summary.tally["responses"]
         return replace(summary, tally=summary.tally | {"over_budget": left})
 
-    async def _group(self, prompt: Prompt, step: int, num_samples: int, ahead: ScoreAhead) -> GroupSummary:
-        shard, seed = self._shard(prompt), self._settings.seed
-        await self._sample(prompt, step, lambda rollout: shard.score.remote(prompt, rollout, seed, step), ahead)
-        return await shard.close_group.remote(prompt, step, num_samples)
+    async def _group(self, prompt: Prompt, errand: Errand, num_samples: int, ahead: ScoreAhead) -> GroupSummary:
+        await self._sample(prompt, errand, ahead)
+        return await self._shard(prompt).close_group.remote(prompt, errand, num_samples)
 
-    async def _sample(
-        self, prompt: Prompt, step: int, deliver: Callable[[Any], Awaitable[int]], ahead: ScoreAhead
-    ) -> None:
-        settings = self._settings
-        responses = range(settings.responses_per_prompt)
-        seeds = {index: seed_of(settings.seed, step - 1, prompt.id, index) for index in responses}
+    async def _sample(self, prompt: Prompt, errand: Errand, ahead: ScoreAhead) -> None:
+        """Have the group of `prompt` sampled; what its shard does about it goes on afterwards."""
+        responses = range(self._settings.responses_per_prompt)
+        seeds = {index: seed_of(errand.seed, errand.step - 1, prompt.id, index) for index in responses}
+        await self._sample_for(prompt, seeds, errand)
+        ahead.sampled(prompt)
+
+    async def _sample_for(self, prompt: Prompt, seeds: Mapping[int, int], errand: Errand) -> None:
+        shard, sampling = self._shard(prompt), self._settings.sampling
         await self._rollouts.generate(
-            prompt, settings.sampling, seeds, lambda rollout: ahead.passed_on(prompt, rollout, deliver)
+            lambda worker, some: worker.sample_for.remote(shard, errand, prompt, sampling, some),
+            seeds,
+            lambda: shard.held.remote(prompt, errand),
+            max_tokens=sampling.max_tokens,
         )
 
     def _shard(self, prompt: Prompt) -> Any:
@@ -268,8 +277,9 @@ class RayCrew:
         metrics = await measured(
             self._parts.held_out,
             self._shard,
-            lambda problem, seeds, check: self._rollouts.generate(problem, settings.sampling, seeds, check),
+            self._sample_for,
             seed=settings.seed,
+            step=step,
             responses=settings.evaluation_responses,
         )
         self._parts.tracker.evaluation(step, metrics)

@@ -10,23 +10,30 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
+from capo_ray.cluster.arrivals import Errand
 from capo_ray.records.estimates import estimate
 from capo_ray.records.tally import add, rates
 from capo_ray.seeds import seed_of
 from capo_ray.types import Metrics, Prompt
 
-Generate = Callable[[Prompt, Mapping[int, int], Callable[[Any], Awaitable[int]]], Awaitable[None]]
-"""(problem, index -> seed, what is called with each response); RolloutPool's, with its sampling."""
+Sample = Callable[[Prompt, Mapping[int, int], Errand], Awaitable[None]]
+"""(problem, index -> seed, errand): has the responses sampled, for the problem's shard to do the errand about each."""
 
 
 async def measured(
-    problems: Sequence[Prompt], shard_of: Callable[[Prompt], Any], generate: Generate, *, seed: int, responses: int
+    problems: Sequence[Prompt],
+    shard_of: Callable[[Prompt], Any],
+    sample: Sample,
+    *,
+    seed: int,
+    step: int,
+    responses: int,
 ) -> Metrics:
     """Of as many `responses` to each problem, which the aggregator `shard_of` it verifies. `seed` is the run's. No
     critic judges them, so there is no reward: it would be another one than what training calls so."""
-    start = monotonic()
+    start, errand = monotonic(), Errand(kind="check", seed=seed, step=step)
     async with asyncio.TaskGroup() as tasks:
-        asked = [tasks.create_task(_counted(one, shard_of(one), generate, seed, responses)) for one in problems]
+        asked = [tasks.create_task(_counted(one, shard_of(one), sample, errand, responses)) for one in problems]
     counted = [one.result() for one in asked]
     tallies = [tally for problem in counted for tally in problem]
     measures = {name: value for name, value in rates(add(tallies)).items() if not name.startswith("reward/")}
@@ -34,17 +41,14 @@ async def measured(
     return metrics | {"responses": float(len(tallies)), "seconds": monotonic() - start}
 
 
-async def _counted(problem: Prompt, shard: Any, generate: Generate, seed: int, responses: int) -> list[Metrics]:
+async def _counted(problem: Prompt, shard: Any, sample: Sample, errand: Errand, responses: int) -> list[Metrics]:
     """What is counted of each response to `problem`."""
-    tallies: list[Metrics] = []
-
-    async def check(rollout: Any) -> int:
-        index, tally = await shard.check.remote(problem, rollout)
-        tallies.append(tally)
-        return index
-
-    seeds = {index: seed_of(seed, "evaluation", problem.id, *((index,) if index else ())) for index in range(responses)}
-    await generate(problem, seeds, check)
+    seeds = {
+        index: seed_of(errand.seed, "evaluation", problem.id, *((index,) if index else ()))
+        for index in range(responses)
+    }
+    await sample(problem, seeds, errand)
+    tallies: list[Metrics] = await shard.checked.remote(problem, errand)
     return tallies
 
 

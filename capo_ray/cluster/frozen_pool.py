@@ -33,16 +33,17 @@ class FrozenPool:
         )
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
-        found: list[Rollout] = []
-
-        async def deliver(reference: Any) -> int:
-            rollout = await reference
-            found.append(rollout)
-            return int(rollout.index)
+        async def nothing_kept() -> tuple[int, ...]:
+            return ()
 
         await self._pool.revive()  # weights never move here, so nobody else brings a dead worker back
-        await self._pool.generate(prompt, sampling, seeds, deliver)
-        for rollout in found:
+        found: list[Rollout] | None = await self._pool.generate(
+            lambda worker, seeds: worker.sample.remote(prompt, sampling, seeds),
+            seeds,
+            nothing_kept,
+            max_tokens=sampling.max_tokens,
+        )
+        for rollout in found or ():
             yield rollout
 
 

@@ -19,11 +19,12 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from capo_ray.cluster.actors import AggregatorActor, CriticActor, RolloutActor, TrainerActor
+from capo_ray.cluster.actors import CriticActor, RolloutActor, TrainerActor
 from capo_ray.cluster.faults import NotEnough, cause_of
 from capo_ray.cluster.gauges import Badge
 from capo_ray.cluster.patience import ends_within, when_up, with_patience
 from capo_ray.cluster.session import head_address
+from capo_ray.cluster.shard import AggregatorActor
 from capo_ray.config.run import Config
 from capo_ray.planning.bundles import Role, Seat, critics_here, misfit, seats, shortages
 from capo_ray.planning.machine import why_silent

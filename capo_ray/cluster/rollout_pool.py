@@ -2,30 +2,36 @@
 
 A group goes to the worker with the fewest responses outstanding, as a whole, so that its prompt is computed once. What
 a worker that died had not delivered is sampled again elsewhere from the same seeds. One that answers its pulse and
-delivers nothing is ended. Leaves out what becomes of a response (aggregator).
+delivers nothing is ended. Responses do not pass through here: workers hand them on. Leaves out what becomes of them
+(arrivals, aggregator).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError
 
 from capo_ray.cluster.faults import cause_of
 from capo_ray.cluster.gate import Gate
-from capo_ray.types import Prompt, Sampling
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SLOWEST_S = 1.0
 """For a token of a response. A tenth of the slowest pace that anybody would wait for."""
 LEAST_S = 600.0
 """Whatever is sampled: the longest prompts on the slowest engines, and an engine that compiles on its first request."""
+
+
+class _WorkerDied(Exception):
+    """In the middle of a group."""
 
 
 class RolloutPool:
@@ -62,86 +68,59 @@ class RolloutPool:
 
     async def generate(
         self,
-        prompt: Prompt,
-        sampling: Sampling,
+        ask: Callable[[Any, Mapping[int, int]], Awaitable[T]],
         seeds: Mapping[int, int],
-        deliver: Callable[[Any], Awaitable[int]],
-    ) -> None:
-        """Sample one response per entry of `seeds` (index -> seed) and hand each, by reference, to `deliver` at once.
-
-        `deliver` returns the index of what it was given. Returns when all have been delivered.
-        """
+        held: Callable[[], Awaitable[Collection[int]]],
+        *,
+        max_tokens: int,
+    ) -> T | None:
+        """Have one worker sample a response per entry of `seeds` (index -> seed), of `max_tokens` at most: what `ask`
+        brings back of it. Where it dies another samples what is missing: all but those that are `held`, and are out of
+        its hands; None where nothing is."""
         missing = dict(seeds)
         while missing:
-            number, deliveries = await self._sample(prompt, sampling, missing, deliver)
             try:
-                outcomes = await asyncio.gather(*deliveries, return_exceptions=True)
-            except asyncio.CancelledError:
-                _cancel(deliveries)
-                raise
-            for outcome in outcomes:
-                if isinstance(outcome, int):
-                    missing.pop(outcome)
-                elif self._is_death(number, outcome):  # what it had promised is sampled again
-                    self._mark_dead(number, outcome)
-                else:
-                    raise outcome
+                return await self._sample(ask, missing, max(self._least_s, SLOWEST_S * max_tokens))
+            except _WorkerDied:
+                there = await held()
+                missing = {index: seed for index, seed in seeds.items() if index not in there}
+        return None
 
     async def _sample(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        seeds: Mapping[int, int],
-        deliver: Callable[[Any], Awaitable[int]],
-    ) -> tuple[int, list[asyncio.Future[int]]]:
-        """The worker, and the deliveries begun, one per response that it promised; fewer than asked for when it died.
-
-        Holds the gate until the last response is sampled, not until it is judged.
-        """
+        self, ask: Callable[[Any, Mapping[int, int]], Awaitable[T]], seeds: Mapping[int, int], limit_s: float
+    ) -> T:
+        """Holds the gate until the last response is sampled, not until it is judged. Raises _WorkerDied."""
         async with self._gate.shared():
             if len(self._dead) == len(self.workers):
                 await self.revive()
             number, share = self._idlest(), len(seeds)
             self._outstanding[number] += share
-            deliveries: list[asyncio.Future[int]] = []
             try:
-                async for reference in self._responses(number, prompt, sampling, seeds):
-                    deliveries.append(asyncio.ensure_future(deliver(reference)))
+                return await self._answer(number, ask(self.workers[number], dict(seeds)), limit_s)
             except RayActorError as error:
                 if not self._is_death(number, error):
                     raise
                 self._mark_dead(number, error)
-            except BaseException:
-                _cancel(deliveries)
-                raise
+                raise _WorkerDied from error
             finally:
                 self._outstanding[number] -= share
-            return number, deliveries
 
-    async def _responses(
-        self, number: int, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]
-    ) -> AsyncIterator[Any]:
-        """References, as they are finished. Raises RayActorError, also where the worker had to be ended."""
-        worker, limit_s = self.workers[number], max(self._least_s, SLOWEST_S * sampling.max_tokens)
-        stream = worker.generate.options(num_returns="streaming").remote(prompt, sampling, dict(seeds))
-        begun = monotonic()
-        while True:
-            upcoming = asyncio.ensure_future(anext(stream, None))
-            try:
-                while not (await asyncio.wait((upcoming,), timeout=limit_s / 10))[0]:
-                    silent_s = monotonic() - max(begun, self._delivered[number])
-                    if silent_s >= limit_s:
-                        log.error("rollout worker %d has delivered nothing for %.0f s: it is ended", number, silent_s)
-                        ray.kill(worker, no_restart=False)
-                    elif silent_s >= limit_s / 2:
-                        log.warning("waiting for a response of rollout worker %d since %.0f s", number, silent_s)
-                reference = upcoming.result()
-            finally:
-                upcoming.cancel()
-            if reference is None:
-                return
-            self._delivered[number] = monotonic()
-            yield reference
+    async def _answer(self, number: int, asked: Awaitable[T], limit_s: float) -> T:
+        """What the worker answers. Raises RayActorError, also where it had to be ended."""
+        answer, begun = asyncio.ensure_future(asked), monotonic()
+        try:
+            while not (await asyncio.wait((answer,), timeout=limit_s / 10))[0]:
+                silent_s = monotonic() - max(begun, self._delivered[number])
+                if silent_s >= limit_s:
+                    log.error("rollout worker %d has delivered nothing for %.0f s: it is ended", number, silent_s)
+                    ray.kill(self.workers[number], no_restart=False)
+                elif silent_s >= limit_s / 2:
+                    log.warning("waiting for a response of rollout worker %d since %.0f s", number, silent_s)
+            delivered = answer.result()
+        finally:
+            answer.cancel()
+        self._delivered[number] = monotonic()
+        return delivered
 
     def _is_death(self, number: int, error: BaseException) -> bool:
         """Whether it was worker `number` that died, and not another actor on the way of its response."""
@@ -156,8 +135,3 @@ class RolloutPool:
     def _idlest(self) -> int:
         alive = [number for number in range(len(self.workers)) if number not in self._dead]
         return min(alive, key=lambda number: self._outstanding[number])
-
-
-def _cancel(deliveries: Sequence[asyncio.Future[int]]) -> None:
-    for delivery in deliveries:
-        delivery.cancel()

@@ -73,7 +73,9 @@ class TrainerGroup:
         for rank, actor in enumerate(self._actors):
             mine = groups[rank :: len(self._actors)]
             calls.append(
-                actor.score.remote([prompt for prompt, _ in mine], [refs for _, refs in mine], self._old_ahead)
+                actor.score.remote(
+                    [prompt for prompt, _ in mine], [responses for _, responses in mine], self._old_ahead
+                )
             )
         await _together(calls, "score")
 

@@ -13,6 +13,7 @@ import pytest
 from capo_ray.cluster import nonfinite
 from capo_ray.cluster.actors import TrainerActor
 from capo_ray.cluster.ahead import Groups, ScoreAhead
+from capo_ray.cluster.arrivals import Errand
 from capo_ray.cluster.crew import RayCrew
 from capo_ray.cluster.trainer_group import TrainerGroup
 from capo_ray.config.compose import compose
@@ -23,40 +24,29 @@ from capo_ray.types import Prompt, Rollout, TrainSequence, Update
 PROMPTS = [Prompt(id=name, question="q", token_ids=(number,), answer="a") for number, name in enumerate("ab")]
 
 
-def test_ranks_score_what_is_sampled_before_it_is_judged() -> None:
-    """One response is lost on the way and sampled again; it is the last that counts."""
+def test_ranks_score_what_is_sampled_once_all_of_a_batch_is_there() -> None:
+    """In the order of the prompts, whoever was first."""
     happened: list[Any] = []
 
     async def score(groups: Groups) -> None:
-        happened.append([(prompt.id, sorted(refs)) for prompt, refs in groups])
+        happened.append([(prompt.id, responses) for prompt, responses in groups])
+
+    def kept(prompt: Prompt) -> str:
+        happened.append(prompt.id)  # while they are there: a group that is done is gone
+        return f"of {prompt.id}"
 
     async def use() -> None:
-        judged = asyncio.Event()
-        ahead = ScoreAhead(score, PROMPTS, 2)
-
-        async def judge(ref: str) -> int:
-            if ref == "lost":
-                raise RuntimeError("the worker died")
-            await judged.wait()
-            happened.append(ref)
-            return 0
-
-        a, b = PROMPTS
-        with pytest.raises(RuntimeError, match="the worker died"):
-            await ahead.passed_on(b, "lost", judge)
-        tasks = [asyncio.create_task(ahead.passed_on(*one, judge)) for one in ((b, "b1"), (a, "a1"), (b, "b0"))]
+        ahead, (a, b) = ScoreAhead(score, PROMPTS, kept), PROMPTS
+        ahead.sampled(b)
         await asyncio.sleep(0.01)
-        assert happened == []
-        tasks.append(asyncio.create_task(ahead.passed_on(a, "a0", judge)))
-        await asyncio.sleep(0.01)
-        assert happened == [[("a", ["a0", "a1"]), ("b", ["b0", "b1"])]]
-        judged.set()
-        await asyncio.gather(*tasks)
+        assert happened == ["b"]
+        ahead.sampled(a)
         await ahead.end()
         ahead.leave()
+        ScoreAhead(None, PROMPTS, kept).sampled(a)
 
     asyncio.run(use())
-    assert len(happened) == 5
+    assert happened == ["b", "a", [("a", "of a"), ("b", "of b")]]
 
 
 def rollout(prompt: str, index: int, *token_ids: int) -> Rollout:
@@ -66,7 +56,7 @@ def rollout(prompt: str, index: int, *token_ids: int) -> Rollout:
     )  # fmt: skip
 
 
-def test_a_rank_gets_its_sequences_in_an_order_of_their_own_or_says_that_it_lost_some(
+def test_a_rank_gets_its_sequences_or_says_that_it_lost_some(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import ray
@@ -81,7 +71,7 @@ def test_a_rank_gets_its_sequences_in_an_order_of_their_own_or_says_that_it_lost
     actor = TrainerActor(lambda **given: Engine(), lambda: None, 0)
     actor.start("h", 1)
     monkeypatch.setattr(ray, "get", lambda refs, timeout: refs)
-    actor.score(PROMPTS, [[rollout("a", 1, 5, 6), rollout("a", 0, 7)], [rollout("b", 0), rollout("b", 1, 8)]], True)
+    actor.score(PROMPTS, [[rollout("a", 0, 7), rollout("a", 1, 5, 6)], [rollout("b", 0), rollout("b", 1, 8)]], True)
     mine, old = asked.pop()
     assert mine is not None and old
     assert [(one.prompt_ids, one.token_ids) for one in mine] == [((0,), (7,)), ((0,), (5, 6)), ((1,), (8,))]
@@ -90,7 +80,7 @@ def test_a_rank_gets_its_sequences_in_an_order_of_their_own_or_says_that_it_lost
         raise ObjectLostError("ff", "owner", "site")
 
     monkeypatch.setattr(ray, "get", lost)
-    actor.score(PROMPTS, [["ref"], ["ref"]], False)
+    actor.score(PROMPTS, ["ref", "ref"], False)
     assert asked == [(None, False)]
 
 
@@ -147,12 +137,15 @@ def test_a_step_has_its_responses_scored_by_the_ranks_in_whole_groups_while_the_
     happened: list[Any] = []
 
     class Sampling:
-        async def generate(self, prompt: Prompt, sampling: Any, seeds: Any, deliver: Callable[[Any], Any]) -> None:
-            await asyncio.gather(*(deliver(f"{prompt.id}{index}") for index in seeds))
+        async def generate(self, ask: Callable[..., Any], seeds: Any, held: Any, *, max_tokens: int) -> None:
+            await ask(Worker, seeds)
+
+    class Worker:
+        sample_for = Remote(lambda shard, errand, prompt, sampling, seeds: happened.append(f"sampled {prompt.id}"))
 
     def rank(number: int) -> Any:
         return SimpleNamespace(
-            score=Remote(lambda prompts, refs, old: happened.append((number, [one.id for one in prompts], refs, old)))
+            score=Remote(lambda prompts, given, old: happened.append((number, [one.id for one in prompts], given, old)))
         )
 
     trainers = TrainerGroup(
@@ -161,29 +154,26 @@ def test_a_step_has_its_responses_scored_by_the_ranks_in_whole_groups_while_the_
     )  # fmt: skip
 
     class Shard:
-        close_group = Remote(lambda prompt, step, samples: happened.append(f"closed {prompt.id}") or prompt.id)
-
-        class score:
+        class rollouts:
             @staticmethod
-            async def remote(prompt: Prompt, rollout: str, seed: int, step: int) -> int:
+            def remote(prompt: Prompt, errand: Errand) -> str:
+                return f"of {prompt.id}"
+
+        class close_group:
+            @staticmethod
+            async def remote(prompt: Prompt, errand: Errand, samples: int) -> str:
                 await asyncio.sleep(0.05)
-                return int(rollout[1])
+                happened.append(f"closed {prompt.id}")
+                return prompt.id
 
     parts: Any = SimpleNamespace(
         workers=[], aggregators=[Shard()], budget=None, trainers=trainers, score_ahead=trainers.score
     )
-    settings: Any = SimpleNamespace(responses_per_prompt=2, seed=0, sampling=None)
+    settings: Any = SimpleNamespace(responses_per_prompt=2, seed=0, sampling=SimpleNamespace(max_tokens=1))
     crew = RayCrew.__new__(RayCrew)
     crew._parts, crew._settings, crew._rollouts = parts, settings, Sampling()  # type: ignore[assignment]
 
-    async def two_batches_in_flight() -> None:
-        parts.score_ahead = None
-        batches = [asyncio.create_task(crew._groups([prompt], step, 0)) for step, prompt in enumerate(PROMPTS, start=1)]
-        assert await asyncio.gather(*batches) == [["a"], ["b"]]
-
-    asyncio.run(two_batches_in_flight())
-    parts.score_ahead = trainers.score
-    happened.clear()
     assert asyncio.run(crew._groups(PROMPTS, 1, 0)) == ["a", "b"]
-    assert happened[:2] == [(0, ["a"], [["a0", "a1"]], True), (1, ["b"], [["b0", "b1"]], True)]
-    assert sorted(happened[2:]) == ["closed a", "closed b"]
+    assert sorted(happened[:2]) == ["sampled a", "sampled b"]
+    assert happened[2:4] == [(0, ["a"], ["of a"], True), (1, ["b"], ["of b"], True)]
+    assert sorted(happened[4:]) == ["closed a", "closed b"]

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from ray.exceptions import ObjectLostError
 
 from capo_ray.cluster import nonfinite
 from capo_ray.cluster.acceptance import TooManyDropped
+from capo_ray.cluster.arrivals import Errand
 from capo_ray.cluster.crew import CrewSettings, RayCrew
 from capo_ray.cluster.evaluation import over_problems
 from capo_ray.config.blocks import Tracking
@@ -57,22 +58,19 @@ class Crew(RayCrew):
         made: Any = self
         made._rollouts = SimpleNamespace(generate=self._generate)
 
-    async def _generate(
-        self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int], deliver: Callable[[Any], Awaitable[int]]
-    ) -> None:
-        for index in seeds:
-            await deliver(index)
+    async def _generate(self, ask: Any, seeds: Mapping[int, int], held: Any, *, max_tokens: int) -> None:
+        """The shard that is asked afterwards knows more."""
 
 
-async def right(prompt: Prompt, rollout: int) -> tuple[int, Metrics]:
-    return rollout, {"responses": 1.0, "verified": 1.0, "correct": 1.0}
+async def right(prompt: Prompt, errand: Errand) -> list[Metrics]:
+    return [{"responses": 1.0, "verified": 1.0, "correct": 1.0}]
 
 
 def test_an_evaluation_is_made_once(tmp_path: Path) -> None:
     """Also by the crew that goes on where another stopped."""
     for _ in range(2):
         crew: Any = Crew(tmp_path)
-        crew._parts.aggregators = [SimpleNamespace(check=SimpleNamespace(remote=right))]
+        crew._parts.aggregators = [SimpleNamespace(checked=SimpleNamespace(remote=right))]
         for step in (0, 2, 2):
             asyncio.run(crew.evaluate(step))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

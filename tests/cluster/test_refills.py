@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from capo_ray.cluster.arrivals import Errand
 from capo_ray.cluster.crew import CrewSettings, RayCrew
 from capo_ray.types import Batch, GroupSummary, Prompt, Sampling
 
@@ -39,13 +40,13 @@ class Crew(RayCrew):
     def prompts_for(self, step: int, attempt: int) -> list[Prompt]:
         return [Prompt(id=f"{name}{attempt}", question="q", token_ids=(1,), answer="a") for name in "abc"]
 
-    async def _group(self, prompt: Prompt, step: int, num_samples: int, ahead: Any) -> GroupSummary:
+    async def _group(self, prompt: Prompt, errand: Errand, num_samples: int, ahead: Any) -> GroupSummary:
         self.asked.append((prompt.id, num_samples))
         return GroupSummary(
             prompt_id=prompt.id,
             prompt_tokens=1,
             lengths=(2, 2),
-            oldest_version=step,
+            oldest_version=errand.step,
             has_credit=prompt.id in self.telling,
             tally={},
             handle=None,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from capo_ray.cluster.arrivals import Errand
 from capo_ray.cluster.gate import Gate
 from capo_ray.types import Prompt, Rollout, Sampling
 
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.ray
 
 PROMPT = Prompt(id="p", question="q", token_ids=(1, 2), answer="1")
 SAMPLING = Sampling(max_tokens=4)
+ERRAND = Errand(kind="score", seed=0, step=1)
 
 
 class FakeEngine:
@@ -56,17 +58,25 @@ class Judge:
     def __init__(self) -> None:
         self.seen: list[tuple[int, str]] = []
 
-    async def score(self, rollout: Rollout) -> int:
+    async def take(self, prompt: Prompt, rollout: Rollout, errand: Errand) -> None:
+        assert (prompt, errand) == (PROMPT, ERRAND)
         self.seen.append((rollout.index, rollout.text))
-        return rollout.index
+
+    async def held(self) -> list[int]:
+        return [index for index, _ in self.seen]
 
     async def all(self) -> list[tuple[int, str]]:
         return sorted(self.seen)
 
 
 class Broken:
-    async def score(self, rollout: Rollout) -> int:
+    async def take(self, prompt: Prompt, rollout: Rollout, errand: Errand) -> None:
         raise ValueError("this judge is broken")
+
+
+class Mortal:
+    async def take(self, prompt: Prompt, rollout: Rollout, errand: Errand) -> None:
+        os._exit(1)
 
 
 def make(name: str, fuse: str = "") -> FakeEngine:
@@ -83,6 +93,16 @@ def worker(ray: Any, name: str, fuse: str = "", **options: Any) -> Any:
 
 def judge_of(ray: Any, kind: type) -> Any:
     return ray.remote(kind).options(num_cpus=0).remote()
+
+
+def sampled_for(pool: Any, shard: Any, seeds: Mapping[int, int]) -> Awaitable[None]:
+    """As the crew has it done."""
+    return pool.generate(
+        lambda worker, some: worker.sample_for.remote(shard, ERRAND, PROMPT, SAMPLING, some),
+        seeds,
+        lambda: shard.held.remote(),
+        max_tokens=SAMPLING.max_tokens,
+    )
 
 
 async def no_revival() -> None:
@@ -102,13 +122,13 @@ def test_what_a_dead_worker_owed_is_sampled_elsewhere_from_the_same_seeds(
     async def use() -> tuple[list[tuple[int, str]], int]:
         pool = RolloutPool(workers, Gate(), revive=no_revival)
         seeds = {index: 100 + index for index in range(6)}
-        await pool.generate(PROMPT, SAMPLING, seeds, lambda rollout: judge.score.remote(rollout))
+        await sampled_for(pool, judge, seeds)
         return await judge.all.remote(), pool.num_deaths
 
     seen, deaths = asyncio.run(use())
     assert deaths == 1 and not fuse.exists()
     assert "rollout worker 0 died: " in caplog.text
-    assert sorted(set(seen)) == [(index, str(100 + index)) for index in range(6)]
+    assert seen == [(index, str(100 + index)) for index in range(6)]
 
 
 def test_a_worker_that_delivers_nothing_is_ended(
@@ -125,10 +145,10 @@ def test_a_worker_that_delivers_nothing_is_ended(
     async def use() -> list[tuple[int, str]]:
         pool = RolloutPool(workers, Gate(), revive=no_revival, least_s=4)
         seeds = {index: 100 + index for index in range(6)}
-        await pool.generate(PROMPT, SAMPLING, seeds, lambda rollout: judge.score.remote(rollout))
+        await sampled_for(pool, judge, seeds)
         return await judge.all.remote()
 
-    assert sorted(set(asyncio.run(use()))) == [(index, str(100 + index)) for index in range(6)]
+    assert asyncio.run(use()) == [(index, str(100 + index)) for index in range(6)]
     assert "waiting for a response of rollout worker 0 since 2 s" in caplog.messages
     assert "rollout worker 0 has delivered nothing for 4 s: it is ended" in caplog.messages
 
@@ -149,12 +169,10 @@ def test_when_all_are_dead_they_are_revived_and_the_work_is_done(ray_here: Any, 
 
     async def use() -> list[tuple[int, str]]:
         pool = RolloutPool([alone], Gate(), revive=revive)
-        await pool.generate(
-            PROMPT, SAMPLING, {index: index for index in range(5)}, lambda rollout: judge.score.remote(rollout)
-        )
+        await sampled_for(pool, judge, {index: index for index in range(5)})
         return await judge.all.remote()
 
-    assert sorted(set(asyncio.run(use()))) == [(index, str(index)) for index in range(5)]
+    assert asyncio.run(use()) == [(index, str(index)) for index in range(5)]
     assert revivals == [1]
 
 
@@ -165,32 +183,40 @@ def test_a_failure_of_the_judge_reaches_the_caller(ray_here: Any) -> None:
 
     async def use() -> None:
         pool = RolloutPool([worker(ray_here, "a")], Gate(), revive=no_revival)
-        await pool.generate(PROMPT, SAMPLING, {0: 1}, lambda rollout: broken.score.remote(rollout))
+        await sampled_for(pool, broken, {0: 1})
 
     with pytest.raises(ValueError, match="this judge is broken"):
         asyncio.run(use())
 
 
-def test_groups_are_spread_over_workers_and_the_gate_is_free_once_all_is_sampled(ray_here: Any) -> None:
+def test_a_shard_that_dies_is_the_callers_loss_and_no_workers_death(ray_here: Any) -> None:
+    from capo_ray.cluster.faults import is_loss
+    from capo_ray.cluster.rollout_pool import RolloutPool
+
+    pool = RolloutPool([worker(ray_here, "a")], Gate(), revive=no_revival)
+    with pytest.raises(Exception) as raised:
+        asyncio.run(asyncio.wait_for(sampled_for(pool, judge_of(ray_here, Mortal), {0: 1}), 30))
+    assert is_loss(raised.value) and not pool.num_deaths
+
+
+def test_the_gate_is_free_once_all_is_sampled() -> None:
+    """And not before; weights may move while it is judged."""
     from capo_ray.cluster.rollout_pool import RolloutPool
 
     async def use() -> None:
-        gate = Gate()
-        pool = RolloutPool([worker(ray_here, "a"), worker(ray_here, "b")], gate, revive=no_revival)
-        judging = asyncio.Event()
-        passed = asyncio.Event()
-
-        async def slow_judge(reference: Any) -> int:
-            judging.set()
-            await passed.wait()
-            return (await reference).index
-
-        group = asyncio.create_task(pool.generate(PROMPT, SAMPLING, {0: 1}, slow_judge))
-        await judging.wait()
-        async with asyncio.timeout(5), gate.exclusive():  # weights may move while it is judged
-            pass
-        passed.set()
+        gate, sampled = Gate(), asyncio.Event()
+        pool = RolloutPool([None], gate, revive=no_revival)
+        group = asyncio.create_task(
+            pool.generate(lambda worker, seeds: sampled.wait(), {0: 1}, no_revival, max_tokens=1)  # type: ignore[arg-type]
+        )
+        await asyncio.sleep(0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1), gate.exclusive():
+                pass
+        sampled.set()
         await group
+        async with asyncio.timeout(5), gate.exclusive():
+            pass
 
     asyncio.run(use())
 

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from capo_ray.cluster.arrivals import Errand
 from capo_ray.config.compose import compose
 from capo_ray.config.run import Config
 from capo_ray.types import Prompt, Rollout
@@ -48,16 +49,20 @@ def test_a_dismissed_aggregator_has_ended_its_verifiers(ray_here: Any, tmp_path:
     overrides = ["+experiment=tiny_cpu_text", "policy.tokenizer=/nowhere", f"data.path={file}", "critic=null"]
     config = compose([*overrides, "algorithm.advantage=grpo"])
 
+    errand = Errand(kind="check", seed=0, step=0)
+
     async def use() -> None:
         async with Team(config, "a run") as team:
             made = partial(make, config, tmp_path / "samples")
             shard = team.hire("aggregator", lambda seat: (made, seat.number))["aggregator-0"]
-            index, counts = await shard.check.remote(PROMPT, RESPONSE)
-            assert (index, counts["correct"]) == (0, 1.0)
+            await shard.take.remote(PROMPT, RESPONSE, errand)
+            (counts,) = await shard.checked.remote(PROMPT, errand)
+            assert counts["correct"] == 1.0
             assert len(verifiers()) == 1
             await shard.close.remote()
             assert verifiers() == []
-            await shard.check.remote(PROMPT, RESPONSE)  # a late answer starts a new one
+            await shard.take.remote(PROMPT, RESPONSE, errand)
+            await shard.checked.remote(PROMPT, errand)  # a late answer starts a new one
             assert len(verifiers()) == 1
 
     asyncio.run(use())
