@@ -25,7 +25,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -80,6 +80,7 @@ class Settings(Block):
     critics: int = setting("critic actors", 2, gt=0)
     aggregators: int = setting("shards", 1, gt=0)
     out: Path | None = setting("JSON with every figure", None)
+    trace: Path | None = setting("folder for each scene's trace.json", None)
     pids: Path | None = setting("file that names the processes of a scene", None)
 
 
@@ -135,7 +136,7 @@ def config_of(given: Settings, scene: Scene) -> Config:
             ),
             f"reward.aggregators={given.aggregators}",
             *("cluster.object_store_gib=2", "cluster.cpus=64"),
-            *("tracking.wandb=off", "tracking.tensorboard=false"),
+            *("tracking.wandb=off", "tracking.tensorboard=false", f"tracking.trace={given.trace is not None}"),
         ]
     )
 
@@ -237,6 +238,7 @@ async def processes(team: Any) -> dict[str, list[int]]:
 async def measured(given: Settings, scene: Scene, folder: Path) -> dict[str, Any]:
     from capo_ray.critics.prompt import find_template
     from capo_ray.models.find import find_model
+    from capo_ray.records.trace import TraceFile
     from capo_ray.records.tracking import Tracker
     from capo_ray.training.build import Prepared, running_crew
     from capo_ray.training.driver import train
@@ -265,12 +267,14 @@ async def measured(given: Settings, scene: Scene, folder: Path) -> dict[str, Any
     tracker = Tracker(
         run_dir, config.tracking, run_name="pipeline", resolved_config={}, total_steps=config.steps, console=False
     )
+    opened = closing(TraceFile(given.trace)) if given.trace else nullcontext()
     try:
-        async with running_crew(config, found, run_dir, tracker, lend) as crew:
-            crew = Watched(crew, await processes(teams[0]), counts)
-            if given.pids is not None:
-                given.pids.write_text(json.dumps(crew.pids), encoding="utf-8")
-            await train(crew, steps=config.steps, max_staleness=scene.staleness)
+        with opened as trace:
+            async with running_crew(config, found, run_dir, tracker, lend, trace) as crew:
+                crew = Watched(crew, await processes(teams[0]), counts)
+                if given.pids is not None:
+                    given.pids.write_text(json.dumps(crew.pids), encoding="utf-8")
+                await train(crew, steps=config.steps, max_staleness=scene.staleness)
     finally:
         tracker.finish()
     works = [work_of(given, config, scene, step) for step in range(1, config.steps + 1)]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.ray
 
 
-def test_the_pipeline_is_measured(tmp_path: Path) -> None:
+def test_the_pipeline_is_measured_and_traced(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
-    small = ("measured=4", "group=2", "response=10", "critique=5", "update_s=0", "sync_s=0", "critics=1")
+    small = ("measured=4", "group=2", "response=10", "critique=5", "update_s=0.1", "sync_s=0.01", "critics=1")
+    given = ("scenes=3:4:1", "actors=2", *small, f"out={out}", f"trace={tmp_path}")
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "pipeline.py", "scenes=3:4:1", "actors=2", *small, f"out={out}"],
+        [sys.executable, ROOT / "benchmarks" / "pipeline.py", *given],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -32,8 +36,39 @@ def test_the_pipeline_is_measured(tmp_path: Path) -> None:
     assert 0 < scene["ideal_drained_s"] < scene["seconds_per_step"]
     for figures in (scene["cpu_ms"], scene["packed_bytes"]):
         assert set(figures) >= {"driver", "aggregator", "verifiers", "rollout", "critic", "trainer", "ray"}
-    # a rollout's tokens, log-probabilities and text go to the object store, its prompt with every call
+    # a response goes from its worker to its shard with its prompt, its text to a critic; the driver sends prompts alone
     assert all(scene["packed_bytes"][role] > 100 for role in ("driver", "aggregator", "rollout", "critic"))
+    _check_trace(json.loads((tmp_path / "trace.json").read_text()), steps=4)
+
+
+def _check_trace(events: list[dict[str, Any]], *, steps: int) -> None:
+    """A lane for every actor with what it does, and no two spans of a row at one time."""
+    lanes = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    rows = defaultdict(list)
+    for event in events:
+        if event["ph"] == "X":
+            rows[lanes[event["pid"]], event["tid"]].append(event)
+    for of_row in rows.values():
+        of_row.sort(key=lambda event: event["ts"])
+        for before, after in pairwise(of_row):
+            assert before["ts"] + before["dur"] <= after["ts"] + 2  # rounded to a microsecond
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    for (lane, row), of_row in rows.items():
+        assert all((event["name"] == "idle") == (row == 0) for event in of_row)
+        seen[lane].update(event["name"] for event in of_row)
+    doing = {
+        "driver": ("collect", "update", "sync", "record"),
+        "rollout-0": ("idle", "sample", "sync"),
+        "rollout-1": ("idle", "sample", "sync"),
+        "critic-0": ("idle", "judge"),
+        "aggregator-0": ("idle", "judge", "vote"),
+        "trainer-0": ("idle", "update", "sync"),
+    }
+    assert set(seen) == set(doing)
+    for lane, names in doing.items():
+        assert all(seen[lane][name] for name in names), (lane, seen[lane])
+    assert seen["driver"]["collect"] == seen["trainer-0"]["update"] == steps
+    assert seen["aggregator-0"]["judge"] == 2 * seen["aggregator-0"]["vote"] == 4 * steps
 
 
 def test_the_ideal_is_what_a_schedule_by_hand_is() -> None:

@@ -23,6 +23,7 @@ from capo_ray.cluster.pulse import Heart, Pulse
 from capo_ray.engines.ports import free_port
 from capo_ray.engines.protocols import Message, Replies, Stage, UpdateBatch, WeightReceipt
 from capo_ray.records.busy import Busy
+from capo_ray.records.trace import Span, Spans
 from capo_ray.types import Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
 
 FETCH_S = 60.0
@@ -47,10 +48,15 @@ class Member:
     _badge: Badge | None = None
     """None too while it is made, which may fail: Ray asks for the name then."""
     _heart: Heart
+    _spans: Spans
 
     def __repr__(self) -> str:
         badge = self._badge
         return f"{badge.actor}: {badge.duty}" if badge and badge.duty else type(self).__name__
+
+
+def spans_of(badge: Badge | None) -> Spans:
+    return Spans(badge is not None and badge.traced)
 
 
 class RolloutActor(Member):
@@ -59,6 +65,7 @@ class RolloutActor(Member):
             self._engine = factory()
         self._alive = Lifeline(self._engine)
         self._heart = Heart()
+        self._spans = spans_of(badge)
         self._stages = {"sync": Busy()}
         self._badge = badge
         publish(badge, self._totals)
@@ -80,7 +87,7 @@ class RolloutActor(Member):
         self, shard: Any, errand: Errand, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]
     ) -> None:
         """Hand each to the aggregator `shard` when it is finished; returns when the shard has all of them."""
-        with self._alive():
+        with self._alive(), self._spans.of("sample", step=errand.step, prompt=prompt.id, responses=len(seeds)):
             taken = [
                 shard.take.remote(prompt, rollout, errand)
                 async for rollout in self._engine.generate(prompt, sampling, seeds)
@@ -88,8 +95,11 @@ class RolloutActor(Member):
         await asyncio.gather(*taken)
 
     async def take_weights(self, stage: Stage, given: Mapping[str, Any]) -> WeightReceipt | None:
-        with self._alive(), self._stages["sync"]:
+        with self._alive(), self._stages["sync"], self._spans.of("sync", stage=stage):
             return await self._engine.take_weights(stage, given)
+
+    async def spans(self) -> list[Span]:
+        return self._spans.take()
 
     async def metrics(self) -> Metrics:
         return self._totals()
@@ -107,6 +117,7 @@ class CriticActor(Member):
             self._engine = factory()
         self._alive = Lifeline(self._engine)
         self._heart = Heart()
+        self._spans = spans_of(badge)
         self._badge = badge
         publish(badge, self._engine.metrics)
 
@@ -119,8 +130,11 @@ class CriticActor(Member):
         return self._heart.beat()
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, n: int, seed: int) -> Replies:
-        with self._alive():
+        with self._alive(), self._spans.of("judge", critiques=n):
             return await self._engine.complete(messages, sampling, n=n, seed=seed)
+
+    async def spans(self) -> list[Span]:
+        return self._spans.take()
 
     async def metrics(self) -> Metrics:
         return self._engine.metrics()
@@ -151,6 +165,7 @@ class TrainerActor(Member):
         self._tokens = 0
         self._version = -1
         self._heart = Heart()
+        self._spans = spans_of(badge)
         self._badge = badge
         publish(badge, self.metrics)
 
@@ -190,7 +205,7 @@ class TrainerActor(Member):
         centre, spread = scale
         batch = UpdateBatch(micro_batches=chosen, denominators=denominators, centre=centre, spread=spread)
         before = self._engine.step
-        with self._stages["update"]:
+        with self._stages["update"], self._spans.of("update"):
             update: Update = self._engine.update(batch)
         if update.metrics["nonfinite_steps"]:
             nonfinite.write_share(Path(keep_in), self._rank, batch, optimizer_step=before)
@@ -208,26 +223,29 @@ class TrainerActor(Member):
             groups: list[Sequence[Rollout]] | None = [ray.get(group, timeout=FETCH_S) for group in responses]
         except RayError:
             groups = None
-        with self._stages["score"]:
+        with self._stages["score"], self._spans.of("score"):
             self._engine.score(None if groups is None else _sequences(prompts, groups), old=old)
 
     def publish_weights(self, version: int) -> str:
-        with self._stages["publish"]:
+        with self._stages["publish"], self._spans.of("sync", version=version):
             checksum: str = self._sender.send(self._engine.weights(), version)
         self._version = version
         return checksum
 
     def save(self, path: str) -> None:
-        with self._stages["save"]:
+        with self._stages["save"], self._spans.of("save"):
             self._engine.save(path)
 
     def restore(self, path: str) -> None:
-        with self._stages["restore"]:
+        with self._stages["restore"], self._spans.of("restore"):
             self._engine.restore(path)
 
     def save_pretrained(self, path: str) -> None:
-        with self._stages["save"]:
+        with self._stages["save"], self._spans.of("save"):
             self._engine.save_pretrained(path)
+
+    def spans(self) -> list[Span]:
+        return self._spans.take()
 
     def metrics(self) -> Metrics:
         """Of this rank, since its start. Busy is what its stages took."""

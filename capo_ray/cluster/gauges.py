@@ -30,6 +30,8 @@ class Badge:
     actor: str
     duty: str = field(default="", compare=False)
     """What it does and with what, for Ray's dashboard."""
+    traced: bool = field(default=False, compare=False)
+    """Whether it keeps spans of what it does; see records.trace."""
 
     def __str__(self) -> str:
         return f"{self.actor}@{self.run}"

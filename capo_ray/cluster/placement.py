@@ -161,7 +161,7 @@ class Team:
         return {seat.name: actor for seat, actor in team._hired if seat.role == role}
 
     def _start(self, seat: Seat, given: tuple[Any, ...]) -> Any:
-        badge = Badge(self._run, seat.role, seat.name, duty(self._config, seat))
+        badge = Badge(self._run, seat.role, seat.name, duty(self._config, seat), self._config.tracking.trace)
         made = remote_class(seat.role).options(
             name=str(badge),
             namespace=self._namespace,

@@ -11,20 +11,23 @@ from typing import Any
 
 import ray
 
-from capo_ray.cluster.actors import Member
+from capo_ray.cluster.actors import Member, loading, spans_of
 from capo_ray.cluster.arrivals import Arrivals, Errand
 from capo_ray.cluster.gauges import Badge, publish_always
 from capo_ray.cluster.pulse import Heart, Pulse
 from capo_ray.critics.budget import Sampled
 from capo_ray.critics.canaries import Canary
+from capo_ray.records.trace import Span
 from capo_ray.types import GroupSummary, Metrics, Prompt, Rollout
 
 
 class AggregatorActor(Member):
     def __init__(self, factory: Callable[..., Any], shard: int, badge: Badge | None = None) -> None:
         self._heart = Heart()
+        self._spans = spans_of(badge)
         self._arrivals = Arrivals()
-        self._aggregator = factory(shard=shard, put=ray.put)
+        with loading():
+            self._aggregator = factory(shard=shard, put=ray.put)
         self._badge = badge
         if badge is not None:
             publish_always(partial(self._all_totals, badge))
@@ -39,14 +42,17 @@ class AggregatorActor(Member):
         """Begin what is to be done about a response."""
         self._arrivals.begin(prompt, rollout, errand, self._work(prompt, rollout, errand))
 
-    def _work(self, prompt: Prompt, rollout: Rollout, errand: Errand) -> Coroutine[Any, Any, Any]:
+    async def _work(self, prompt: Prompt, rollout: Rollout, errand: Errand) -> Any:
+        name = "judge" if errand.kind == "score" else errand.kind
+        with self._spans.of(name, step=errand.step, prompt=prompt.id, response=rollout.index):
+            return await self._done(prompt, rollout, errand)
+
+    def _done(self, prompt: Prompt, rollout: Rollout, errand: Errand) -> Coroutine[Any, Any, Any]:
         if errand.kind == "score":
             return self._aggregator.score(prompt, rollout, errand.seed, errand.step)
-        return (
-            self._aggregator.verify(prompt, rollout)
-            if errand.kind == "verify"
-            else self._aggregator.check(prompt, rollout)
-        )
+        if errand.kind == "verify":
+            return self._aggregator.verify(prompt, rollout)
+        return self._aggregator.check(prompt, rollout)
 
     async def rollouts(self, prompt: Prompt, errand: Errand) -> tuple[Rollout, ...]:
         """That have come so far."""
@@ -74,7 +80,8 @@ class AggregatorActor(Member):
     async def close_group(self, prompt: Prompt, errand: Errand, num_samples: int) -> GroupSummary:
         """Once all that have come are judged."""
         await self._arrivals.end(prompt, errand)
-        return self._aggregator.close(prompt, errand.step, num_samples)
+        with self._spans.of("vote", step=errand.step, prompt=prompt.id):
+            return self._aggregator.close(prompt, errand.step, num_samples)
 
     async def begin_canaries(self, canaries: Sequence[Canary]) -> None:
         self._aggregator.begin_canaries(canaries)
@@ -84,6 +91,9 @@ class AggregatorActor(Member):
 
     async def failure(self) -> str:
         return self._aggregator.failure()
+
+    async def spans(self) -> list[Span]:
+        return self._spans.take()
 
     async def metrics(self) -> Metrics:
         return self._aggregator.metrics()

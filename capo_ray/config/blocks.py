@@ -289,4 +289,9 @@ class Tracking(Block):
     samples_per_step: int = setting(
         "responses per step written to `samples/` of the run directory", 32, unit="responses", ge=0
     )
+    trace: bool = setting(
+        "write what every actor did when to `trace.json` of the run directory, for chrome://tracing and Perfetto",
+        False,
+        source="Chrome's Trace Event Format, JSON array",
+    )
     ledger: bool = setting("write every critique to `critiques/` and every judged response to `responses/`", True)

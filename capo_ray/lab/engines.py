@@ -74,7 +74,8 @@ def can_outlive(config: Config, role: Role) -> bool:
 
 def _recipe(config: Config, team: Team, make: Make) -> object:
     """Two teams of engines with equal ones are the same."""
-    return [(environment(config, seat.role), seat.resources, *map(_parts, make(seat))) for seat in team.seats]
+    traced = config.tracking.trace
+    return [(environment(config, seat.role), seat.resources, traced, *map(_parts, make(seat))) for seat in team.seats]
 
 
 def _parts(factory: Any) -> object:

@@ -37,10 +37,12 @@ from capo_ray.types import Prompt
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import CrewSettings, RayCrew
     from capo_ray.cluster.placement import Lend, Make, Team
+    from capo_ray.cluster.tracing import TracedCrew
     from capo_ray.cluster.trainer_group import TrainerGroup
     from capo_ray.credit.template import PromptTemplate
     from capo_ray.critics.canaries import Canary
     from capo_ray.engines.vllm_settings import VllmSettings
+    from capo_ray.records.trace import TraceFile
     from capo_ray.records.tracking import Tracker
 
 
@@ -259,13 +261,19 @@ def engines_of(config: Config, found: Prepared) -> dict[Role, Make]:
 
 @asynccontextmanager
 async def running_crew(
-    config: Config, found: Prepared, run_dir: Path, tracker: Tracker, lend: Lend | None = None
-) -> AsyncIterator[RayCrew]:
+    config: Config,
+    found: Prepared,
+    run_dir: Path,
+    tracker: Tracker,
+    lend: Lend | None = None,
+    trace: TraceFile | None = None,
+) -> AsyncIterator[RayCrew | TracedCrew]:
     """Start every actor (inside a Ray session), wait until all are ready, and stop them at the end; but engines that
-    `lend` has for the run, which stay there."""
+    `lend` has for the run, which stay there. With tracking.trace what they do goes to `trace`."""
     from capo_ray.cluster.crew import CrewParts, RayCrew
     from capo_ray.cluster.placement import Team
     from capo_ray.cluster.pulse import watching
+    from capo_ray.cluster.tracing import TracedCrew
     from capo_ray.cluster.trainer_group import TrainerGroup
     from capo_ray.credit.advantage import algorithm_of
 
@@ -306,4 +314,5 @@ async def running_crew(
             run_dir=run_dir,
         )
         async with watching(team.actors, silence_s=config.cluster.silence_s, hung=run_dir / "hung"):
-            yield RayCrew(parts, crew_settings(config))
+            crew = RayCrew(parts, crew_settings(config))
+            yield crew if trace is None else TracedCrew(crew, team.actors, trace)

@@ -22,6 +22,7 @@ from capo_ray.leaving import on_interrupt
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import RayCrew
     from capo_ray.cluster.placement import Lend
+    from capo_ray.cluster.tracing import TracedCrew
     from capo_ray.training.driver import Stop
 
 log = logging.getLogger(__name__)
@@ -39,17 +40,18 @@ async def run(config: Config, run_dir: Path, *, lend: Lend | None = None) -> Non
     from capo_ray.cluster.restarts import outlive
     from capo_ray.cluster.session import ray_session
     from capo_ray.data.epochs import in_steps
+    from capo_ray.records.trace import TraceFile
     from capo_ray.records.tracking import Tracker
     from capo_ray.training.build import prepare, running_crew
 
     config = in_steps(config)
 
     @asynccontextmanager
-    async def crew() -> AsyncIterator[RayCrew]:
+    async def crew() -> AsyncIterator[RayCrew | TracedCrew]:
         """Each with a Ray session of its own, so that a session that was lost is none of the next one's."""
         session = nullcontext() if lend is not None else ray_session(config.cluster, logs=run_dir / "logs")
         with session:
-            async with running_crew(config, found, run_dir, tracker, lend) as hired:
+            async with running_crew(config, found, run_dir, tracker, lend, trace) as hired:
                 yield hired
 
     found = prepare(config, run_dir)
@@ -58,7 +60,8 @@ async def run(config: Config, run_dir: Path, *, lend: Lend | None = None) -> Non
         (run_dir / "critic_prompt.jinja").write_text(found.template.source, encoding="utf-8")
     tracker = Tracker.open(config, run_dir)
     try:
-        with closing(RunGauges(run_dir.name)) as gauges:
+        opened = closing(TraceFile(run_dir)) if config.tracking.trace else nullcontext()
+        with closing(RunGauges(run_dir.name)) as gauges, opened as trace:
             tracker.add(gauges)
             await outlive(
                 crew,
@@ -74,7 +77,7 @@ async def run(config: Config, run_dir: Path, *, lend: Lend | None = None) -> Non
         Console().print(table)
 
 
-async def _work(config: Config, crew: RayCrew) -> None:
+async def _work(config: Config, crew: RayCrew | TracedCrew) -> None:
     """Every step that is left, and the policy's folder. Raises Stopped."""
     from capo_ray.cluster.faults import cause_of
     from capo_ray.cluster.session import head_address, while_it_answers
