@@ -21,7 +21,7 @@ from typing import Any
 
 from capo_ray.types import JsonDict
 
-MOST_ROWS = 64
+MOST_ROWS = 256
 """Of an actor: what begins while as many go on is counted and not shown."""
 IDLE = 0
 """The row that says when an actor did nothing."""
