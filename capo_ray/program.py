@@ -49,8 +49,7 @@ def run_program(
     arguments = [f"+{argument}" if argument.startswith("experiment=") else argument for argument in arguments]
     helps = asks_for_help(arguments)
     if helps or not (arguments or bare):
-        print(f"{usage.rstrip()}\n\n{settings() if helps else '--help lists the settings'}")
-        return 0 if helps else BAD_INPUT
+        return to_stdout(lambda: _show(usage, settings() if helps else "--help lists the settings", helps))
     logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(message)s", stream=sys.stderr)
     if VERBOSE & set(arguments):
         logging.getLogger("capo_ray").setLevel(logging.INFO)
@@ -87,6 +86,11 @@ def run_program(
             raise
         print(f"error: {error}: a link that leads to itself", file=sys.stderr)
         return BAD_INPUT
+
+
+def _show(usage: str, settings: str, asked: bool) -> int:
+    print(f"{usage.rstrip()}\n\n{settings}")
+    return 0 if asked else BAD_INPUT
 
 
 def claim(path: Path, mine: Mapping[str, Any], what: str) -> None:

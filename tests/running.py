@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from capo_ray.faults.orphans import Orphans, names_of
 from capo_ray.faults.processes import find
 
 QUICK = (
@@ -31,7 +32,6 @@ QUICK = (
     "keep_checkpoints=3",
 )
 ROOT = Path(__file__).resolve().parents[1]
-MARK = "CAPO_RAY_TEST_RUN"
 UNLIKE = (
     *("time", "seconds/", "speed/", "actor/", "idle/", "run/", "critic/seconds_per_response", "trainer/seconds"),
     "cache/",  # of two critics the idler one is asked
@@ -82,11 +82,12 @@ class Running:
     def __init__(self, run_dir: Path, *overrides: str) -> None:
         self.run_dir = run_dir
         self.mark = uuid.uuid4().hex
+        self.orphans = Orphans()
         self.output = ""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "capo_ray.launch", *overrides, f"run_dir={run_dir}"],
             cwd=run_dir.parent,
-            env={**os.environ, MARK: self.mark, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder_of(self.mark))},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder_of(self.mark))},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -187,7 +188,7 @@ class Running:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise AssertionError(f"the run did not end:\n{self.output}{self.process.communicate()[0]}") from None
-        assert left_behind(self.mark) == []
+        assert left_behind(self.orphans, folder_of(self.mark)) == []
         return Ran(self.process.returncode, self.output, self.run_dir)
 
 
@@ -209,23 +210,13 @@ def run(run_dir: Path, *overrides: str) -> Ran:
     return Running(run_dir, *overrides).end()
 
 
-def left_behind(mark: str) -> list[str]:
-    """Processes that still carry the run's mark in their environment, a few seconds after it ended, or else what is
-    left of its Ray session."""
-    for _ in range(20):
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100])
-            except OSError:
-                continue
-        if not found:
-            left = sorted(ours(str(folder_of(mark))))
-            shutil.rmtree(folder_of(mark))
-            return left
-        time.sleep(0.5)
-    return found
+def left_behind(orphans: Orphans, folder: Path) -> list[str]:
+    """Processes a few seconds after their program has ended, or else what is left of its Ray session."""
+    if found := names_of(orphans.left()):
+        return found
+    left = sorted(ours(str(folder)))
+    shutil.rmtree(folder)
+    return left
 
 
 def ours(folder: str) -> set[str]:

@@ -14,7 +14,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from running import MARK, folder_of, left_behind, steps_in
+from running import folder_of, left_behind, steps_in
 
 from capo_ray.config.compose import compose
 from capo_ray.credit.critique import wrap
@@ -22,6 +22,7 @@ from capo_ray.credit.reply import parse
 from capo_ray.data import __main__ as data_check
 from capo_ray.engines.ports import free_port
 from capo_ray.engines.protocols import CriticEngine
+from capo_ray.faults.orphans import Orphans
 from capo_ray.launch import launch
 from capo_ray.tasks.registry import Task
 from capo_ray.types import Prompt, Sampling
@@ -108,8 +109,8 @@ python() {
 def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
     for name, code in FILES.items():
         (tmp_path / name).write_text(code)
-    mark = uuid.uuid4().hex
-    environment = {MARK: mark, "TMPDIR": str(folder_of(mark)), "PYTHON": sys.executable, "PORT": str(free_port())}
+    orphans, folder = Orphans(), folder_of(uuid.uuid4().hex)
+    environment = {"TMPDIR": str(folder), "PYTHON": sys.executable, "PORT": str(free_port())}
     done = subprocess.run(
         ["bash", "-euc", REALLY + "\n".join(COMMANDS)],
         cwd=tmp_path,
@@ -121,7 +122,7 @@ def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
         check=False,
     )
     print(done.stdout)
-    left = left_behind(mark)
+    left = left_behind(orphans, folder)
     assert done.returncode == 0
     assert left == []
     for name in ("first", "second"):

@@ -25,6 +25,7 @@ from capo_ray.faults.soak import SETTINGS, Soak
 from capo_ray.faults.subject import Ended
 from capo_ray.faults.table import page, same_numbers
 from capo_ray.files.durable import write_text
+from capo_ray.files.run_dir import RunDirError
 from capo_ray.leaving import leave
 from capo_ray.program import FAILED, GOES_ON, OF_A_RUN, need, run_program
 from capo_ray.records.ledger import LedgerError
@@ -66,6 +67,10 @@ def asked(arguments: Sequence[str]) -> Asked:
     options = read_own(Asked, arguments)
     if options.check is None and options.out is None:
         raise ConfigError("out: must name a folder for what is seen, or check a run's directory")
+    if options.check is not None:
+        if beside := sorted({*options.model_fields_set, *options.overrides} - {"check", "overrides"}):
+            raise ConfigError(f"check: looks at a run that was, and does nothing else; leave out {', '.join(beside)}")
+        return options
     compose([*SETTINGS, *options.overrides])
     return options
 
@@ -127,7 +132,7 @@ def _check(run_dir: Path) -> int:
         raise ConfigError(f"check: {run_dir} is no directory of a run")
     try:
         found = check(run_dir)
-    except LedgerError as error:
+    except (LedgerError, RunDirError) as error:
         raise ConfigError(f"check: {error}") from error
     for finding in found.findings:
         print(finding)

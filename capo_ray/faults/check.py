@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from capo_ray.credit.group import Scheme, score_group
+from capo_ray.files.run_dir import check_count
 from capo_ray.records.ledger import RecordedGroup, read, reading
 from capo_ray.records.tracking import is_evaluation
 from capo_ray.types import JsonDict
@@ -55,31 +56,31 @@ class Checked:
 
 def check(run_dir: Path) -> Checked:
     """Of a run that has ended, or stands still. Raises LedgerError where it has no ledger, or another file of it cannot
-    be read."""
-    rules = rules_of(run_dir)
-    lines = _steps(run_dir)
-    scheme, by_step = Scheme(), {}
-    for recorded, groups in read(run_dir):
-        scheme = recorded.scheme
-        by_step[groups[0].step] = groups
-    return look(lines, by_step, scheme, rules)
+    be read; RunDirError where it counts its steps otherwise."""
+    check_count(run_dir)
+    rules, lines = rules_of(run_dir), _steps(run_dir)
+    return look(lines, ((recorded.scheme, groups) for recorded, groups in read(run_dir)), rules)
 
 
 def rules_of(run_dir: Path) -> Rules:
-    """As its config.yaml has them. Raises LedgerError."""
+    """As its config.yaml has them, which is of the last time that the run was started. Raises LedgerError."""
     import yaml
 
     path = run_dir / "config.yaml"
     with reading(path):
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         sampling, algorithm = config["rollout"], config["algorithm"]
-        same = sampling["top_p"] == 1 and algorithm["max_staleness"] == 0
+        whole = sampling["top_p"] == 1 and sampling["top_k"] == -1
+        prompts, responses = config["prompts_per_step"], config["responses_per_prompt"]
+        passes, at_once = config["trainer"]["optimisation_passes"], config["trainer"]["responses_per_update"]
+        once = passes == 1 and (at_once or prompts * responses) >= prompts * responses
+        same = algorithm["max_staleness"] == 0 and (once or algorithm["old_logprobs"] != "sampler")
         return Rules(
-            prompts=config["prompts_per_step"],
-            responses=config["responses_per_prompt"],
-            passes=config["trainer"]["optimisation_passes"],
+            prompts=prompts,
+            responses=responses,
+            passes=passes,
             max_staleness=algorithm["max_staleness"],
-            most_gap=MOST_GAP if same and config["policy"]["dtype"] == "float32" else math.inf,
+            most_gap=MOST_GAP if whole and same and config["policy"]["dtype"] == "float32" else math.inf,
         )
 
 
@@ -91,25 +92,29 @@ def _steps(run_dir: Path) -> list[JsonDict]:
 
 
 def look(
-    lines: Sequence[JsonDict], by_step: Mapping[int, Sequence[RecordedGroup]], scheme: Scheme, rules: Rules
+    lines: Sequence[JsonDict], recorded: Iterable[tuple[Scheme, Sequence[RecordedGroup]]], rules: Rules
 ) -> Checked:
-    """`lines` of steps in the order of metrics.jsonl; `by_step` has the groups of each step of the ledger."""
+    """`lines` of steps in the order of metrics.jsonl; `recorded`: the groups of each step of the ledger, one step at a
+    time, and how they were scored."""
     findings: list[str] = []
     steps = [line["step"] for line in lines]
     findings += [f"step {step} is written down {times} times" for step, times in Counter(steps).items() if times > 1]
     missing = sorted(set(range(1, max(steps, default=0) + 1)) - set(steps))
     findings += [f"step {step} is not written down, a later one is" for step in missing]
-    findings += _twice([group for groups in by_step.values() for group in groups if not group.spare])
-    responses = trained = 0
+    by_step: dict[int, list[JsonDict]] = {}
     for line in lines:
-        groups = by_step.get(line["step"])
-        if groups is None:
-            findings.append(f"step {line['step']} has no responses in the ledger: they are lost")
-            continue
-        counted = _trained_tokens(groups, scheme)
-        responses, trained = responses + sum(len(group.members) for group in groups), trained + counted
-        said = (*_lost(line, groups, rules), *_stale(line, groups, rules), *_weights(line, counted, rules))
-        findings += [f"step {line['step']}: {finding}" for finding in said]
+        by_step.setdefault(line["step"], []).append(line)
+    places: dict[tuple[str, int], list[int]] = {}
+    responses = trained = 0
+    for scheme, groups in recorded:
+        _place(places, groups)
+        for line in by_step.pop(groups[0].step, ()):
+            counted = _trained_tokens(groups, scheme)
+            responses, trained = responses + sum(len(group.members) for group in groups), trained + counted
+            said = (*_lost(line, groups, rules), *_stale(line, groups, rules), *_weights(line, counted, rules))
+            findings += [f"step {line['step']}: {finding}" for finding in said]
+    findings += [f"step {step} has no responses in the ledger: they are lost" for step in sorted(by_step)]
+    findings += _twice(places)
     gaps = [gap for line in lines if (gap := line.get("trainer/sampler_gap_max")) is not None]
     return Checked(
         steps=len(lines),
@@ -120,12 +125,15 @@ def look(
     )
 
 
-def _twice(groups: Sequence[RecordedGroup]) -> Iterator[str]:
-    """A name of a prompt has the place at which it was drawn, so it comes once in a run."""
-    places: dict[tuple[str, int], list[int]] = {}
+def _place(places: dict[tuple[str, int], list[int]], groups: Sequence[RecordedGroup]) -> None:
+    """Note in which step each response is trained on."""
     for group in groups:
-        for member in group.members:
+        for member in () if group.spare else group.members:
             places.setdefault((group.prompt_id, member.rollout.index), []).append(group.step)
+
+
+def _twice(places: Mapping[tuple[str, int], Sequence[int]]) -> Iterator[str]:
+    """A name of a prompt has the place at which it was drawn, so it comes once in a run."""
     for (prompt, index), steps in places.items():
         if len(steps) > 1:
             yield f"response {prompt}/{index} is trained on twice, in steps {', '.join(map(str, steps))}"

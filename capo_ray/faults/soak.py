@@ -57,8 +57,7 @@ class Soak:
         with ExitStack() as undo:
             undo.enter_context(world.disk(run_dir))
             if any(kind.act == "take memory" for kind in kinds):
-                self._memory = world.Memory(gib=MEMORY_GIB)
-                undo.callback(self._memory.close)
+                self._memory = _limited(undo)
             undo.enter_context(self._record.watching_memory(lambda: self._subject))
             undo.callback(self._end, run_dir, run_seed, begun)
             self._start(run_dir, settings)
@@ -93,7 +92,8 @@ class Soak:
 
     def _try(self, fault: Fault, run_dir: Path, settings: Sequence[str]) -> None:
         if fault.kind.act == "take memory" and not (self._memory and self._memory.can_be_taken):
-            self._tell(fault, None, "left out: others on this machine need the memory")
+            why = "others on this machine need the memory" if self._memory else "there is no limit for it here"
+            self._tell(fault, None, f"left out: {why}")
             return
         tried, failed = self._tried(fault, run_dir, settings)
         try:
@@ -153,6 +153,17 @@ class Soak:
             print(f"BROKEN: {failure}", flush=True)
         self.sound = self.sound and not failures
         self._record.keep(run_dir, self._said, whole=not self.sound)
+
+
+def _limited(undo: ExitStack) -> world.Memory | None:
+    """None, with a word, where this machine has no such thing: the faults that need it are left out."""
+    try:
+        memory = world.Memory(gib=MEMORY_GIB)
+    except OSError as error:
+        print(f"no memory can be taken here: {error}", flush=True)
+        return None
+    undo.callback(memory.close)
+    return memory
 
 
 def _times(tried: Tried) -> tuple[tuple[str, float | None], ...]:

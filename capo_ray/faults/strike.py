@@ -17,9 +17,10 @@ from time import monotonic
 
 from capo_ray.faults import world
 from capo_ray.faults.kinds import Kind, Moment
+from capo_ray.faults.orphans import names_of
 from capo_ray.faults.plan import Fault
 from capo_ray.faults.processes import all_of, slow
-from capo_ray.faults.subject import STEP, Ended, Subject, left_behind, newest
+from capo_ray.faults.subject import STEP, Ended, Subject, newest
 
 STARTS_S = 300.0
 """For a run to start, on a busy machine, and make two steps."""
@@ -27,6 +28,8 @@ MOMENT_S = 0.03
 """That a sync or a save of a tiny policy takes, about."""
 ENDED = r"it is ended|was lost: |died|^error: "
 """Said where somebody is lost or ended."""
+Note = tuple[str, tuple[str, ...]]
+"""What is to be said of a fault, and why it was none."""
 
 
 class NoTarget(RuntimeError):
@@ -62,14 +65,14 @@ def strike(subject: Subject, fault: Fault, memory: world.Memory | None = None) -
     with doing(subject, fault, memory) as during:
         if kind.then == "is borne":
             time.sleep(kind.lasts_s)
-            note = during()
+            note, failures = during()
         elif kind.then == "ends":
             return _ends(subject, kind, since, begun)
         else:
             noticed = subject.until(kind.says, since=since, within_s=kind.noticed_s)
             time.sleep(max(0.0, begun + kind.lasts_s - monotonic()) if kind.lasts_s else 0.0)
     if kind.then == "is borne":
-        return _borne(subject, kind, since, begun, note)
+        return _borne(subject, kind, since, begun, note, failures)
     return _goes_on(subject, kind, since, begun, noticed, before)
 
 
@@ -94,17 +97,17 @@ def _goes_on(
     )
 
 
-def _borne(subject: Subject, kind: Kind, since: int, begun: float, note: str) -> Tried:
+def _borne(subject: Subject, kind: Kind, since: int, begun: float, note: str, failures: tuple[str, ...]) -> Tried:
     """It is over."""
     recovered = subject.until(f"^{STEP}", since=len(subject.lines), within_s=kind.recovered_s, count=2)
     said = subject.words(since)
-    failures = [f"said {line[:200]}" for line in said if re.search(ENDED, line)]
-    failures += [] if recovered else [f"no two steps within {kind.recovered_s:g} s of its end"]
+    failures += tuple(f"said {line[:200]}" for line in said if re.search(ENDED, line))
+    failures += () if recovered else (f"no two steps within {kind.recovered_s:g} s of its end",)
     return Tried(
         noticed_s=None,
         recovered_s=None if recovered is None else recovered - begun,
         said=(*said, *([note] if note else [])),
-        failures=tuple(failures),
+        failures=failures,
     )
 
 
@@ -123,8 +126,8 @@ def _ends(subject: Subject, kind: Kind, since: int, begun: float) -> Tried:
     if noticed is None and not failures:
         failures.append(f"nothing said it within {kind.noticed_s:g} s")
     failures += [f"said {line[:200]}" for line in said if "Traceback" in line]
-    if left := left_behind(subject.home.name):
-        failures.append(f"{len(left)} processes are left")
+    if left := names_of(subject.orphans.left()):
+        failures.append(f"{len(left)} processes are left: {', '.join(left)[:200]}")
     return Tried(
         noticed_s=None if noticed is None else noticed - begun,
         recovered_s=None,
@@ -134,11 +137,11 @@ def _ends(subject: Subject, kind: Kind, since: int, begun: float) -> Tried:
 
 
 @contextmanager
-def doing(subject: Subject, fault: Fault, memory: world.Memory | None) -> Iterator[Callable[[], str]]:
+def doing(subject: Subject, fault: Fault, memory: world.Memory | None) -> Iterator[Callable[[], Note]]:
     """The fault, for as long as this lasts where it can be taken back; what there is to say of it by its end."""
     kind = fault.kind
     with ExitStack() as undo:
-        note: Callable[[], str] = lambda: ""  # noqa: E731
+        note: Callable[[], Note] = lambda: ("", ())  # noqa: E731
         if kind.act in ("kill", "freeze", "slow"):
             chains = all_of(subject.pid, *kind.target)
             if not chains:
@@ -156,18 +159,25 @@ def doing(subject: Subject, fault: Fault, memory: world.Memory | None) -> Iterat
             undo.enter_context(world.no_network())
         elif kind.act == "drop packets":
             undo.enter_context(world.lost_packets())
-            note = lambda: f"({world.dropped_packets()} packets dropped)"  # noqa: E731
+            note = _packets
         else:
             assert memory is not None
             undo.enter_context(memory.taken())
         yield note
 
 
+def _packets() -> Note:
+    """Where none was dropped nothing was borne."""
+    dropped = world.dropped_packets()
+    return f"({dropped} packets dropped)", () if dropped else ("no packet was dropped, so nothing was tried",)
+
+
 def _await_moment(subject: Subject, moment: Moment, delay: float) -> None:
     """The next one. Raises Ended."""
     since = len(subject.lines)
     if moment == "step":
-        subject.until(f"^{STEP}", since=since, within_s=STARTS_S)
+        if subject.until(f"^{STEP}", since=since, within_s=STARTS_S) is None:
+            raise Ended(f"no step in {STARTS_S:g} s: {subject.last_words()}")
         time.sleep(delay * _step_s(subject))
         return
     folder, names = {

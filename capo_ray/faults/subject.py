@@ -14,17 +14,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
+from capo_ray.faults.orphans import Orphans
 from capo_ray.records.tracking import is_evaluation
 from capo_ray.types import JsonDict
 
-MARK = "CAPO_RAY_FAULTS_RUN"
-"""In the environment of every process of it."""
 STEP = "step "
 """How the line of a step begins."""
 
@@ -39,12 +36,13 @@ class Subject:
     def __init__(self, command: Sequence[str], run_dir: Path) -> None:
         self.run_dir = run_dir
         self.lines: list[tuple[float, str]] = []
+        self.orphans = Orphans()
         self.home = Path(tempfile.mkdtemp(prefix="cf-"))  # short: paths of sockets have a limit of 107 characters
         self._news = threading.Condition()
         self._open = True
         self.process = subprocess.Popen(
             command,
-            env={**os.environ, "TMPDIR": str(self.home), MARK: self.home.name},
+            env={**os.environ, "TMPDIR": str(self.home)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -111,10 +109,7 @@ class Subject:
         if self.process.poll() is None:
             os.killpg(self.pid, signal.SIGKILL)
             self.process.wait()
-        for pid in left_behind(self.home.name, within_s=0):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        left_behind(self.home.name)
+        self.orphans.kill()
         shutil.rmtree(self.home, ignore_errors=True)
 
 
@@ -122,25 +117,6 @@ def launch(run_dir: Path, overrides: Sequence[str], *, resume: bool = False) -> 
     """As a user starts it."""
     arguments = [*overrides, f"run_dir={run_dir}", *(["resume=true"] if resume else [])]
     return Subject([sys.executable, "-m", "capo_ray.launch", *arguments], run_dir)
-
-
-def left_behind(mark: str, *, within_s: float = 10.0) -> list[int]:
-    """Processes that carry the mark and do not end within so many seconds."""
-    deadline = monotonic() + within_s
-    while (found := _carrying(mark)) and monotonic() < deadline:
-        time.sleep(0.2)
-    return found
-
-
-def _carrying(mark: str) -> list[int]:
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{MARK}={mark}\0".encode() in (process / "environ").read_bytes():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
 
 
 def steps_of(run_dir: Path) -> list[JsonDict]:

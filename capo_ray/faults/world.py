@@ -126,12 +126,16 @@ class Memory:
     """A limit for a run and all that it starts, and the means to take what the run leaves of it."""
 
     def __init__(self, *, gib: float) -> None:
-        """Raises OSError where there is no such thing here."""
+        """Raises OSError where there is no such thing here, and leaves nothing behind."""
         self._folder = GROUPS / own_group() / f"capo_ray-faults-{os.getpid()}"
         self._folder.mkdir()
-        (self._folder / "memory.limit_in_bytes").write_text(str(int(gib * GIB)))
         self._gib, self._most = gib, int(TAKEN * gib * GIB)
-        _do("mount", "--bind", str(self._folder), str(GROUPS))  # where Ray looks for its limit
+        try:
+            (self._folder / "memory.limit_in_bytes").write_text(str(int(gib * GIB)))
+            _do("mount", "--bind", str(self._folder), str(GROUPS))  # where Ray looks for its limit
+        except OSError:
+            self._folder.rmdir()
+            raise
 
     def holds(self, pid: int) -> None:
         """`pid` and what it starts from now on."""

@@ -25,9 +25,9 @@ OK = Critique(text="", outcome="ok", critic="critic-0", num_tokens=9)
 CONFIG: dict[str, Any] = {
     "prompts_per_step": PROMPTS,
     "responses_per_prompt": RESPONSES,
-    "rollout": {"top_p": 1.0},
-    "algorithm": {"max_staleness": 0},
-    "trainer": {"optimisation_passes": PASSES},
+    "rollout": {"top_p": 1.0, "top_k": -1},
+    "algorithm": {"max_staleness": 0, "old_logprobs": "trainer"},
+    "trainer": {"optimisation_passes": PASSES, "responses_per_update": None},
     "policy": {"dtype": "float32"},
 }
 
@@ -186,6 +186,37 @@ def test_samples_may_be_as_old_as_the_run_allows(tmp_path: Path) -> None:
     have_other_weights(run)  # an older policy has others: nothing is said of that
     run.config |= {"algorithm": {"max_staleness": 1}}
     assert check(write(run, tmp_path)).findings == ()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"rollout": {"top_p": 1.0, "top_k": 5}},
+        {"rollout": {"top_p": 0.9, "top_k": -1}},
+        {"algorithm": {"max_staleness": 0, "old_logprobs": "sampler"}},
+        {"policy": {"dtype": "bfloat16"}},
+    ],
+    ids=["top_k", "top_p", "policy moved on before it was compared", "rounded"],
+)
+def test_where_log_probabilities_may_differ_nothing_is_said_of_them(block: dict[str, Any], tmp_path: Path) -> None:
+    run = made()
+    have_other_weights(run)
+    run.config |= block
+    assert check(write(run, tmp_path)).findings == ()
+
+
+def test_a_run_that_counts_from_0_is_not_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made()
+    for line in run.lines:
+        line["step"] -= 1
+    write(run, tmp_path)
+    assert program.main([f"check={tmp_path}"]) == 2
+    assert "counted training steps from 0" in capsys.readouterr().err
+
+
+def test_what_is_asked_beside_a_check_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main([f"check={tmp_path}", "minutes=5", "seed=3"]) == 2
+    assert capsys.readouterr().err.endswith("and does nothing else; leave out minutes, seed\n")
 
 
 def test_what_was_replaced_is_no_sample_of_its_step(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from capo_ray.faults.kinds import Kind
 from capo_ray.faults.plan import Fault
 from capo_ray.faults.processes import find, own_memory
 from capo_ray.faults.strike import NoTarget, calm, strike
-from capo_ray.faults.subject import Ended, Subject, left_behind
+from capo_ray.faults.subject import Ended, Subject
 
 RUN = """
 import json, os, subprocess, sys, time
@@ -28,7 +28,8 @@ for step in range(10000):
         if what == "gone": sys.exit(3)
         if what == "error": print("error: the worker is gone", flush=True); worker.kill(); sys.exit(1)
         if what == "leaves":
-            subprocess.Popen(["sleep", "1000"]); print("error: the worker is gone", flush=True); sys.exit(1)
+            subprocess.Popen(["env", "-i", "sleep", "999"], start_new_session=True)
+            print("error: the worker is gone", flush=True); sys.exit(1)
         worker.kill(); worker.wait(); lost += what != "uncounted"
         if what == "stands still": time.sleep(1000)
         if what != "silent": print("W the worker died", flush=True)
@@ -58,7 +59,7 @@ def scripted(run_dir: Path, what: str = "") -> Iterator[Subject]:
         yield subject
     finally:
         subject.kill()
-        assert left_behind(subject.home.name) == []
+        assert subject.orphans.left(within_s=0) == []
 
 
 def fault(kind: Kind) -> Fault:
@@ -104,7 +105,7 @@ def test_a_run_that_stands_still_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     ("what", "failures"),
     [
         ("error", ()),
-        ("leaves", ("1 processes are left",)),
+        ("leaves", ("1 processes are left: sleep 999",)),
         ("gone", ("it ended without a line that says why", "its exit code is 3")),
     ],
 )
