@@ -4,7 +4,7 @@
 # make test-long   long real runs: pages' commands, a pretrained model, faults
 # make gpu-check   the first quarter of an hour on a GPU: does it work there, and how fast (docs/gpu.md)
 # make test-faults a run to which one fault after another is done: half an hour
-# make soak        the same for an hour, adding up in runs/soak (docs/reliability.md)
+# make soak        the same for an hour, adding up in benchmarks/faults (docs/reliability.md)
 # make lint        ruff and mypy
 # make learn-check the whole tiny_cpu run with three seeds: does it learn?
 # make lab-quick   two arms, two seeds, the laboratory's report: under 10 minutes
@@ -42,7 +42,7 @@ test-faults: setup
 	$(PY) -m pytest -q -m faults --strict-skips $(ARGS)
 
 soak: setup
-	$(PY) -m capo_ray.faults out=runs/soak $(ARGS)
+	$(PY) -m capo_ray.faults out=benchmarks/faults into=docs/reliability.md $(ARGS)
 
 # A trial with device=cpu is for machines that hold the stack for CPU.
 gpu-check: $(if $(findstring device=cpu,$(ARGS)),setup,setup-gpu)

@@ -1,7 +1,7 @@
 """What is kept of faults that were tried, so that figures of many runs add up and the next one goes on from there.
 
     OUT/faults.jsonl   a line per fault
-    OUT/runs.jsonl     a line per run that has ended: what `check` found of it
+    OUT/runs.jsonl     a line per run that has ended: what `check` found of it, and a few numbers of each step
     OUT/memory.jsonl   what memory each process had for itself, and when
     OUT/NUMBER/        the run's metrics.jsonl, config.yaml and what it said; where a promise was broken, files/
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,12 +24,16 @@ from capo_ray.faults.check import Checked
 from capo_ray.faults.plan import Fault
 from capo_ray.faults.processes import own_memory
 from capo_ray.faults.strike import Tried
-from capo_ray.faults.subject import Subject, newest
+from capo_ray.faults.subject import Subject, newest, steps_of
 from capo_ray.files.lines import appending, cut_to_whole_lines
 from capo_ray.types import JsonDict
 
 FAULTS, RUNS, MEMORY = "faults.jsonl", "runs.jsonl", "memory.jsonl"
 MOST_SAID, MOST_LETTERS = 12, 300
+CURVE = (
+    *("truth/right_answer_and_process", "reward/mean_token_reward", "outcome/accuracy"),
+    *("response/mean_tokens", "trainer/loss"),
+)
 KEPT = ("metrics.jsonl", "config.yaml", "error.log")
 LOOK_S = 10.0
 
@@ -65,9 +69,9 @@ class Record:
         line = {"run": self.run, "number": fault.number, "kind": fault.kind.name, "time": time()}
         self._append(FAULTS, line | asdict(tried) | {"said": said})
 
-    def ended(self, checked: Checked, *, seed: int, failures: list[str], seconds: float) -> None:
+    def ended(self, checked: Checked, run_dir: Path, *, seed: int, failures: list[str], seconds: float) -> None:
         line = {"run": self.run, "seed": seed, "seconds": seconds, "failures": failures, "time": time()}
-        self._append(RUNS, line | asdict(checked))
+        self._append(RUNS, line | asdict(checked) | {"curve": curve_of(steps_of(run_dir))})
 
     def keep(self, run_dir: Path, lines: list[str], *, whole: bool) -> None:
         """Of a run's files, and of what it said."""
@@ -103,6 +107,11 @@ class Record:
     def _append(self, name: str, line: JsonDict) -> None:
         with appending(self.out / name) as append:
             append(json.dumps(line) + "\n")
+
+
+def curve_of(lines: Sequence[JsonDict]) -> dict[str, list[float | None]]:
+    """By step, what runs of one seed are compared by: the values of CURVE."""
+    return {str(line["step"]): [line.get(name) for name in CURVE] for line in lines}
 
 
 def read(path: Path) -> list[Any]:

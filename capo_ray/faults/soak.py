@@ -147,7 +147,7 @@ class Soak:
             self.sound = False
         else:
             failures += checked.findings
-            self._record.ended(checked, seed=seed, failures=failures, seconds=monotonic() - begun)
+            self._record.ended(checked, run_dir, seed=seed, failures=failures, seconds=monotonic() - begun)
             print(f"run {self._record.run}: {checked.steps} steps, {checked.responses} responses", flush=True)
         for failure in failures:
             print(f"BROKEN: {failure}", flush=True)

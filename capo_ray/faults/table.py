@@ -11,14 +11,13 @@ from pathlib import Path
 from statistics import mean, median
 
 from capo_ray.faults.kinds import KINDS
-from capo_ray.faults.record import FAULTS, MEMORY, RUNS, read
-from capo_ray.records.tracking import is_evaluation
+from capo_ray.faults.record import CURVE, FAULTS, MEMORY, RUNS, read
 from capo_ray.types import JsonDict
 
 WARM_STEPS, LEAST_STEPS = 30, 40
 """Steps of a process that are left out of its slope, and how many there must be besides."""
-COMPARED = ("reward/mean_token_reward", "outcome/accuracy", "response/mean_tokens", "trainer/loss")
-CURVE = "truth/right_answer_and_process"
+Curve = dict[int, list[float | None]]
+"""Step -> values of record.CURVE."""
 
 
 def page(out: Path) -> str:
@@ -65,11 +64,11 @@ def same_numbers(out: Path) -> tuple[int, int]:
     none, whatever was done to a run."""
     quiet, hit, curves = _curves(out)
     pairs = [
-        (curves[calm["run"]][step], line)
+        (curves[calm["run"]][step], values)
         for run in hit
         for calm in quiet
         if calm["seed"] == run["seed"]
-        for step, line in curves[run["run"]].items()
+        for step, values in curves[run["run"]].items()
         if step in curves[calm["run"]]
     ]
     return len(pairs), sum(not _alike(*pair) for pair in pairs)
@@ -81,30 +80,27 @@ def _numbers(out: Path) -> Iterator[str]:
         return
     compared, other = same_numbers(out)
     yield f"{compared:,} steps were made by an undisturbed run of the same seed too, {other or 'none'} with other"
-    yield f"numbers ({', '.join(COMPARED)})."
+    yield f"numbers ({', '.join(CURVE)})."
     last = min(max(curves[run["run"]]) for run in (*quiet, *hit))
     for name, runs in (("undisturbed", quiet), ("disturbed", hit)):
-        means = [
-            mean(line.get(CURVE, 0.0) for step, line in curves[run["run"]].items() if step <= last) for run in runs
-        ]
+        means = [mean(values[0] or 0.0 for step, values in curves[run["run"]].items() if step <= last) for run in runs]
         seen = f"{min(means):.3f} to {max(means):.3f}"
-        yield f"{CURVE}, mean of the first {last} steps, of {len(means)} {name} runs: {seen}."
+        yield f"{CURVE[0]}, mean of the first {last} steps, of {len(means)} {name} runs: {seen}."
 
 
-def _curves(out: Path) -> tuple[list[JsonDict], list[JsonDict], dict[int, dict[int, JsonDict]]]:
+def _curves(out: Path) -> tuple[list[JsonDict], list[JsonDict], dict[int, Curve]]:
     """Runs that were left alone, those that were not, and by run and step the numbers of all."""
     runs, disturbed = read(out / RUNS), {line["run"] for line in read(out / FAULTS)}
-    files = {run["run"]: read(out / f"{run['run']:04d}" / "metrics.jsonl") for run in runs}
-    curves = {run: {line["step"]: line for line in lines if not is_evaluation(line)} for run, lines in files.items()}
-    runs = [run for run in runs if curves[run["run"]]]
+    runs = [run for run in runs if run["curve"]]
+    curves = {run["run"]: {int(step): values for step, values in run["curve"].items()} for run in runs}
     sorted_out: tuple[list[JsonDict], list[JsonDict]] = ([], [])
     for run in runs:
         sorted_out[run["run"] in disturbed].append(run)
     return *sorted_out, curves
 
 
-def _alike(mine: JsonDict, theirs: JsonDict) -> bool:
-    pairs = [(mine.get(name), theirs.get(name)) for name in COMPARED]
+def _alike(mine: Sequence[float | None], theirs: Sequence[float | None]) -> bool:
+    pairs = zip(mine, theirs, strict=True)
     return all(a == b or (a is not None and b is not None and abs(a - b) <= 1e-4 + 1e-4 * abs(b)) for a, b in pairs)
 
 

@@ -30,12 +30,11 @@ def run(out: Path, *those: tuple[str, Tried], loss: float = 0.5, findings: tuple
     seed = record.turn(disturbed=bool(those))
     for number, (kind, came) in enumerate(those, start=record.tried):
         record.fault(Fault(number=number, kind=KINDS[kind], which=0, delay=0), came)
-    found = replace(CHECKED, findings=findings)
-    record.ended(found, seed=seed, failures=[], seconds=60)
     files = out / "files"
     files.mkdir(exist_ok=True)
     lines: list[dict[str, Any]] = [{"step": step, "trainer/loss": loss} for step in range(90)]
     (files / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record.ended(replace(CHECKED, findings=findings), files, seed=seed, failures=[], seconds=60)
     record.keep(files, ["step 1"], whole=False)
 
 
