@@ -1,7 +1,7 @@
 # make             this list
 # make demo        the tiny world on the real stack, on this machine's CPU
 # make test        the checks and every test but long ones; make test-fast: those that start no engine
-# make test-long   long real runs: pages' commands, a pretrained model, faults
+# make test-long   long real runs: pages' commands, a pretrained model, freezes, lost machines
 # make gpu-check   the first quarter of an hour on a GPU: does it work there, and how fast (docs/gpu.md)
 # make test-faults a run to which one fault after another is done: half an hour
 # make soak        the same for an hour, adding up in benchmarks/faults (docs/reliability.md)
@@ -9,7 +9,7 @@
 # make learn-check the whole tiny_cpu run with three seeds: does it learn?
 # make lab-quick   two arms, two seeds, the laboratory's report: under 10 minutes
 # make tiny-models train tiny models again (over an hour of two cores)
-# Every target sets up .venv first, once (3 minutes, 4 GB); gpu-check does so with the stack for GPUs (make setup-gpu).
+# Every target sets up .venv first, once (3 minutes, 4.4 GB); gpu-check does so with the stack for GPUs (make setup-gpu).
 # ARGS="..." goes to the program, e.g. make demo ARGS="seed=1".
 
 SHELL := /bin/bash

@@ -28,7 +28,7 @@ from capo_ray.cluster.trainer_group import TrainerGroup
 from capo_ray.critics.budget import CriticBudget, Sampled
 from capo_ray.critics.canaries import Canary
 from capo_ray.critics.failures import FailureLimit
-from capo_ray.files.checkpoint import Checkpoints, check_trainer, read_state
+from capo_ray.files.checkpoint import Checkpoints, check_saved, read_state
 from capo_ray.files.durable import replace_folder, written_beside
 from capo_ray.records import report
 from capo_ray.records.tracking import Tracker
@@ -304,7 +304,7 @@ class RayCrew:
     async def save(self, step: int) -> None:
         partial = self._parts.checkpoints.begin(step)
         await self._parts.trainers.save(partial / "trainer")
-        check_trainer(partial / "trainer")
+        check_saved(partial / "trainer", step)
         state: JsonDict = {"step": step, **self._parts.tracker.state(), "score": self._parts.tracker.score(step)}
         if self._parts.budget is not None:
             state["critic_costs"] = self._parts.budget.state()

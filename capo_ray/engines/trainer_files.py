@@ -66,6 +66,7 @@ class Saved:
             try:
                 file = self._open.enter_context(safe_open(Path(folder) / name, framework="pt"))
             except (OSError, SafetensorError) as error:
+                self.close()
                 raise ValueError(f"the checkpoint {folder} is broken: {name} cannot be read ({error})") from error
             for key in file.keys():  # noqa: SIM118 - it is no mapping
                 kind, start, parameter = key.split(":", 2)

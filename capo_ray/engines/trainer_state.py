@@ -69,7 +69,10 @@ def read_state(folder: str) -> TrainerState:
     file = Path(folder) / _FILE
     if not file.is_file():
         raise ValueError(f"there is no trainer checkpoint in {folder}: {_FILE} is missing")
-    said = json.loads(file.read_text())
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"the checkpoint {folder} is broken: {_FILE} is no JSON ({error})") from error
     if (format := said.get("format", 1)) != FORMAT:
         raise ValueError(f"the checkpoint {folder} is of format {format}, this version reads {FORMAT}")
     return TrainerState(**said)

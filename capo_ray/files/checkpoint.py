@@ -157,6 +157,14 @@ def check_trainer(folder: Path) -> None:
         )
 
 
+def check_saved(folder: Path, step: int) -> None:
+    """As `check_trainer`, of what was just written: that is no fault of a command line. Raises RuntimeError."""
+    try:
+        check_trainer(folder)
+    except RunDirError as error:
+        raise RuntimeError(f"step {step} is not saved: {error}") from error
+
+
 def fault_of(checkpoint: Path) -> str | None:
     """What keeps it from being gone on from: the first file that is not what was written. Reads all of it."""
     try:

@@ -75,8 +75,8 @@ class MicroBatch:
     There is no attention mask: where rows are padded, on the right, the model is causal, so what stands after a token
     cannot change it, and padding is never read; where sequences share a row, `segments` say who attends to whom.
 
-    An empty micro-batch still has one token, so that its forward and backward pass join every collective; it has
-    weight 0 and `empty` says so.
+    An empty micro-batch has one token of weight 0, so that its forward and backward pass join every collective, and
+    `empty` says so.
     """
 
     input_ids: torch.Tensor  # [B, T]

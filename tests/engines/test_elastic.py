@@ -13,9 +13,11 @@ import pytest
 import torch
 from engines.trainer_ranks import MODEL, Case, Ranks, batch_of, engine_of, weights_of
 
+from capo_ray.engines import trainer_state
 from capo_ray.engines.lora import learnt
 from capo_ray.engines.optimizer_pieces import Piece
 from capo_ray.engines.trainer_files import Saved, read_random_state, write_pieces, write_random_state
+from capo_ray.files.checkpoint import TRAINER_FORMAT
 
 pytestmark = pytest.mark.engine
 
@@ -241,6 +243,16 @@ def test_whoever_reads_takes_what_it_needs(tmp_path: Path) -> None:
             saved.read(*wrong)
     saved.close()
     assert write_pieces(str(tmp_path), 2, []) == []
+
+
+def test_readers_with_torch_and_without_it_know_one_format() -> None:
+    assert TRAINER_FORMAT == trainer_state.FORMAT
+
+
+def test_a_description_that_is_cut_off_is_a_broken_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "trainer.json").write_text('{"step": 3, ')
+    with pytest.raises(ValueError, match=r"is broken: trainer\.json is no JSON"):
+        trainer_state.read_state(str(tmp_path))
 
 
 def test_nothing_in_a_checkpoint_is_code(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.files.checkpoint import Checkpoints, check_trainer, read_state
+from capo_ray.files.checkpoint import TRAINER_FORMAT, Checkpoints, check_saved, check_trainer, read_state
 from capo_ray.files.run_dir import RunDirError, claim
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -259,3 +259,9 @@ def test_what_trainers_have_written(tmp_path: Path) -> None:
         (tmp_path / "trainer" / "trainer.json").write_text(text)
         with pytest.raises(RunDirError, match=r"trainer\.json is broken"):
             check_trainer(tmp_path / "trainer")
+
+
+def test_a_save_that_lacks_a_file_of_a_rank_stops_the_run_and_not_its_command_line(tmp_path: Path) -> None:
+    (tmp_path / "trainer.json").write_text(json.dumps({"format": TRAINER_FORMAT, "files": ["pieces_1.safetensors"]}))
+    with pytest.raises(RuntimeError, match=r"step 7 is not saved: .* lacks pieces_1\.safetensors.*its node does not see"):
+        check_saved(tmp_path, 7)
