@@ -17,18 +17,22 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.ray
 
 
-def test_the_pipeline_is_measured_and_traced(tmp_path: Path) -> None:
-    out = tmp_path / "figures.json"
-    small = ("measured=4", "group=2", "response=10", "critique=5", "update_s=0.1", "sync_s=0.01", "critics=1")
-    given = ("scenes=3:4:1", "actors=2", *small, f"out={out}", f"trace={tmp_path}")
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "pipeline.py", *given],
-        cwd=tmp_path,
+def run(program: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / program, *map(str, arguments)],
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+def test_the_pipeline_is_measured_and_traced(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    small = ("measured=4", "group=2", "response=10", "critique=5", "update_s=0.1", "sync_s=0.01", "critics=1")
+    given = ("scenes=3:4:1", "actors=2", *small, f"out={out}", f"trace={tmp_path}")
+    done = run("pipeline.py", *given, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (scene,) = json.loads(out.read_text())["scenes"]
     assert "3 engines, 4 responses a step, staleness 1" in done.stdout
@@ -83,3 +87,34 @@ def test_the_ideal_is_what_a_schedule_by_hand_is() -> None:
     # Both batches begin at 1. The second is sampled by 7 and judged by 11, trained from 13 on, while the third, begun
     # at 13, is sampled until 20; the sync waits for it.
     assert drained(works, 1, update_s=2, sync_s=1) == [13, 21, 24]
+
+
+@pytest.mark.long
+def test_a_step_is_measured(tmp_path: Path) -> None:
+    """Without TRL, which no lock has."""
+    out = tmp_path / "figures.json"
+    small = ("steps=1", "warm_up=1", "prompts=2", "group=2", "per_update=4", "passes=1", "response=8")
+    done = run("step.py", "critic=false", *small, f"out={out}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "TRL is left out; with it: pip install" in done.stdout
+    (row,) = json.loads(out.read_text())["rows"].values()
+    parts = sum(row[name] for name in ("sampling", "reward", "update", "sync", "other"))
+    assert row["seconds"] == pytest.approx(parts) and row["core"] > 0
+
+
+def test_a_folder_without_trl_is_refused(tmp_path: Path) -> None:
+    done = run("step.py", f"trl={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{tmp_path} has no TRL; pip install --no-deps --target {tmp_path} trl==" in done.stderr
+
+
+@pytest.mark.long
+def test_an_update_is_measured_on_one_rank_and_two(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    small = ("rounds=1", "groups=1", "group=4", "prompt=4", "response=4", "vocabulary=50", "hidden=64", "layers=1")
+    done = run("update.py", "ranks=1,2", "tokens=256", *small, f"out={out}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text())
+    assert len(figures["2 ranks, shared"]["gib"]) == 2
+    assert 0 < figures["2 ranks, shared"]["gap"] < 1e-5  # from one rank, padded
+    assert "2 ranks: tokens/s" in done.stdout
