@@ -15,9 +15,9 @@ from capo_ray.view.markup import Credit
 
 SELECTS = {
     "answer": ("Answer", {"": "any", "correct": "right", "wrong": "wrong", "unverifiable": "unverifiable"}),
-    "verdict": ("Vote", {"": "any", "flagged": "flagged", "clean": "no step flagged", "unjudged": "unjudged"}),
-    "truth": ("Against the truth", {"": "any", "missed": "a wrong step missed", "alarm": "a right step flagged"}),
-    "disagree": ("Critiques", {"": "any", "yes": "differ on a step"}),
+    "verdict": ("Vote", {"": "any", "flagged": "flagged", "clean": "nothing flagged", "unjudged": "unjudged"}),
+    "truth": ("Against the truth", {"": "any", "missed": "a mistake missed", "alarm": "a false alarm"}),
+    "disagree": ("Critiques", {"": "any", "yes": "differ"}),
     "unreadable": ("Failed critiques", {"": "any", "yes": "at least one"}),
 }
 INPUTS = {"tokens": "Tokens, FROM-TO", "steps": "Training steps", "problem": "Problem", "text": "Text or question"}

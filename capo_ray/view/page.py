@@ -26,7 +26,7 @@ from capo_ray.view.markup import Credit
 from capo_ray.view.records import Entry, Response
 from capo_ray.view.viewer import Viewer
 
-TABS = {"/": "Curves", "/responses": "Responses", "/flagged": "Flagged steps"}
+TABS = {"/": "Curves", "/responses": "Responses", "/flagged": "Flagged"}
 REFRESH = 2.0
 """Seconds between two looks at whether a page is out of date."""
 PATIENCE = 60.0
