@@ -9,11 +9,8 @@ from running import QUICK, Ran, run, start
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
 LORA = (
-    "trainer.lora.rank=5",
-    "trainer.learning_rate=3e-3",
-    "algorithm.kl_weight=0.01",
-    "steps=2",
-    "checkpoint_every=1",
+    *("critic=null", "algorithm=grpo", "algorithm.kl_weight=0.01", "steps=2", "checkpoint_every=1"),
+    *("trainer.lora.rank=5", "trainer.learning_rate=3e-3"),
 )
 
 

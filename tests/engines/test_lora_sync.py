@@ -116,7 +116,12 @@ def environment() -> Iterator[None]:
     os.environ.update(before)
 
 
-@pytest.fixture(params=WAYS, ids=lambda way: f"{way.sends}-{way.dtype}")
+@pytest.fixture(
+    params=[
+        pytest.param(way, id=f"{way.sends}-{way.dtype}", marks=[pytest.mark.long] if way.dtype == "bfloat16" else [])
+        for way in WAYS
+    ]
+)
 def setting(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setting]:
     from capo_ray.engines.rollout_vllm import VllmRollout
     from capo_ray.engines.vllm_settings import VllmSettings
@@ -202,7 +207,7 @@ def test_a_sync_of_either_kind_gives_engines_the_trainers_own_log_probabilities(
         assert gap(then, reference) > 0.5  # without the adapter it is another model
 
 
-def test_an_adapter_that_a_layer_does_not_take_and_one_that_never_came(tmp_path: Path) -> None:
+def test_an_adapter_at_a_layer_that_takes_none_is_refused() -> None:
     import torch
 
     from capo_ray.engines.weights_adapter import take_up
