@@ -118,3 +118,16 @@ def test_an_update_is_measured_on_one_rank_and_two(tmp_path: Path) -> None:
     assert len(figures["2 ranks, shared"]["gib"]) == 2
     assert 0 < figures["2 ranks, shared"]["gap"] < 1e-5  # from one rank, padded
     assert "2 ranks: tokens/s" in done.stdout
+
+
+@pytest.mark.long
+def test_a_sync_is_measured(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    done = run("sync.py", "scenes=1:3", "syncs=1", "hidden=64", "layers=1", f"out={out}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["1:3"]["gb_per_s"] > 0
+
+
+def test_a_scene_that_is_none_is_refused(tmp_path: Path) -> None:
+    done = run("sync.py", "scenes=1:4", cwd=tmp_path)
+    assert done.returncode == 2 and "'1:4' is not ENGINES:ZERO" in done.stderr
