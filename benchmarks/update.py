@@ -141,7 +141,7 @@ def rank_main(connection: Any, given: Settings, way: str, rank: int, ranks: int,
     weights = torch.cat([tensor.float().flatten() for _, tensor in engine.weights()])
     micro_batches = sum(len(step) for step in share.micro_batches)
     connection.send(
-        (seconds[1:], held, metrics["grad_norm"], micro_batches, weights[:: len(weights) // 10**5].tolist())
+        (seconds[1:], held, metrics["grad_norm"], micro_batches, weights[:: max(1, len(weights) // 10**5)].tolist())
     )
     engine.close()
 
@@ -185,8 +185,9 @@ def work(arguments: list[str]) -> int:
     by = "tokens_per_core_s" if given.device == "cpu" else "tokens_per_s"
     for ranks in given.ranks:
         rounds: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
-        for _, way in product(range(given.rounds), WAYS):
-            rounds[way].append(measured(given, way, ranks))
+        for number, way in product(range(given.rounds), WAYS):
+            rounds[way].append(one := measured(given, way, ranks))
+            print(f"round {number + 1}, {ranks} ranks, {way}: {one[by]:,.0f} {by}", file=sys.stderr, flush=True)
         base = rounds[next(iter(WAYS))]
         known = known or base[0]["weights"]
         print(f"{ranks} ranks: tokens/s, of a core, times the first way, micro-batches, gap of weights, GiB")
