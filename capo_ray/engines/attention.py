@@ -22,7 +22,7 @@ from capo_ray.learn.packing import Segment
 
 NAME = "capo_segments"
 PIECE_ELEMENTS = 2**18
-"""Of a mask. A segment of more than 512 tokens has a call of its own."""
+"""Of a mask: queries times keys, its prefix's among them. A segment of more has a call of its own."""
 log = logging.getLogger(__name__)
 _CHANGES_SCORES = ("softcap", "s_aux", "position_bias")
 """What some models hand to attention beside all that is here."""

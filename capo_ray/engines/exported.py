@@ -57,6 +57,11 @@ def write_merged(adapter: Path, folder: Path) -> None:
 
 
 def _base_of(adapter: Path) -> str:
+    if not (adapter / lora.BASE).is_file():
+        raise ValueError(
+            f"{adapter} has no {lora.BASE}, so it is not of this program, and nothing says of which weights it is: "
+            "merge it with what made it (of peft, merge_and_unload)"
+        )
     said = json.loads((adapter / lora.BASE).read_text(encoding="utf-8"))
     base = str(said["folder"])
     if not Path(base).is_dir():

@@ -40,8 +40,13 @@ def adapt(model: Any, lora: Lora, *, seed: int) -> None:
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets_of(model, lora.targets)
     )
     inject_adapter_in_model(config, model, adapter_name=_NAME)
-    for module in _layers(model).values():
-        module.lora_dropout.eval()
+    rest(model)
+
+
+def rest(model: Any) -> None:
+    """Adapters, if any, drop nothing, whatever the rest of the model does."""
+    for layer in _layers(model).values():
+        layer.lora_dropout.eval()
 
 
 def targets_of(model: Any, named: Sequence[str] | None) -> list[str]:
@@ -127,14 +132,12 @@ class WithoutAdapter:
 @contextmanager
 def learning(model: Any) -> Iterator[None]:
     """Inside, adapters drop out; around backward passes too, since checkpointing goes forward in them."""
-    dropouts = [layer.lora_dropout for layer in _layers(model).values()]
-    for dropout in dropouts:
-        dropout.train()
+    for layer in _layers(model).values():
+        layer.lora_dropout.train()
     try:
         yield
     finally:
-        for dropout in dropouts:
-            dropout.eval()
+        rest(model)
 
 
 # ---- as files --------------------------------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ class DeepSpeedEngine:
         self._model = causal_model.make(model, dtype=precision, seed=seed, zero_three=zero_three)
         if trainer.lora is not None:
             lora.adapt(self._model, trainer.lora, seed=seed)
+            torch.manual_seed(seed + rank)  # what one rank drops another need not
         self._outgoing = Outgoing(
             self._model, trainer, sends=sends, folder=self._folder, tokenizer=tokenizer or self._folder
         )
@@ -121,6 +122,7 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         engine.train()
+        lora.rest(self._model)
         return engine
 
     def update(self, batch: UpdateBatch) -> Update:

@@ -108,8 +108,8 @@ def write_random_state(folder: str, rank: int) -> str:
 
 
 def read_random_state(folder: str, rank: int, *, ranks: int) -> None:
-    """That of the same rank of `ranks` that wrote one; there were fewer: of one of them. Nothing is drawn from it while
-    a policy is trained: dropout is off."""
+    """That of the same rank of `ranks` that wrote one; there were fewer: of one of them. An adapter's dropout draws
+    from it, in supervised training; nothing else does."""
     state = load_file(Path(folder) / _random(rank % ranks))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():

@@ -1,9 +1,9 @@
 """What both ends of a weight sync agree on: the checksum.
 
 The trainer fingerprints every tensor as it is gathered, each engine every tensor as it arrives, before it is loaded.
-Sums of the raw bytes as 64-bit integers run on any device and do not depend on order or on how the transfer is cut, so
-equal checksums mean equal tensors under equal names. Leaves out the transports (weights_shm, weights_gpu) and who
-receives them (receivers).
+Sums of the raw bytes as 64-bit integers run on any device and do not depend on order or on how the transfer is cut.
+They are made to notice mistakes (a tensor that is missing, stale, moved or cut off, a flipped bit), not forgeries.
+Leaves out the transports (weights_shm, weights_gpu) and who receives them (receivers).
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Fingerprint:
 
 
 def _bit_sums(tensor: torch.Tensor) -> tuple[int, int]:
-    """Sum of the words, and the same weighted by position from 1 on, modulo 2**64. Zeros fill the last word up."""
+    """Sum of the words, and that of the folded words weighted by position from 1 on, modulo 2**64. A word is folded,
+    its upper half onto its lower, since a product loses its top bits. Zeros fill the last word up."""
     words = _words(tensor)
     chunk = min(CHUNK.get(words.device.type, 1 << 22), len(words))
     places = torch.arange(1, chunk + 1, device=words.device)
@@ -53,9 +54,9 @@ def _bit_sums(tensor: torch.Tensor) -> tuple[int, int]:
     weighted = torch.zeros_like(plain)
     for start in range(0, len(words), max(chunk, 1)):
         part = words[start : start + chunk]
-        total = part.sum()
-        plain += total
-        weighted += (part * places[: len(part)]).sum() + start * total
+        plain += part.sum()
+        folded = part ^ (part >> 32)
+        weighted += (folded * places[: len(part)]).sum() + start * folded.sum()
     return int(plain), int(weighted)
 
 

@@ -8,6 +8,7 @@ workers and wandb write over both. Leaves out whose processes they were (the cal
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import time
 from contextlib import suppress
@@ -15,6 +16,7 @@ from time import monotonic
 
 import psutil
 
+log = logging.getLogger(__name__)
 _SET_CHILD_SUBREAPER = 36
 """Of prctl(2)."""
 
@@ -36,9 +38,13 @@ class Orphans:
             time.sleep(0.2)
         return found
 
-    def kill(self) -> None:
-        """All that is left, and what that has started meanwhile."""
+    def kill(self, *, within_s: float = 10.0) -> None:
+        """All that is left, and what that has started meanwhile. What the kernel holds stays, with a word."""
+        deadline = monotonic() + within_s
         while found := self._living():
+            if monotonic() > deadline:
+                log.warning("these processes do not end: %s", ", ".join(names_of(found)))
+                return
             for process in found:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()

@@ -21,6 +21,7 @@ from capo_ray.faults.record import Record
 from capo_ray.faults.strike import STARTS_S, NoTarget, Tried, calm, strike
 from capo_ray.faults.subject import Ended, Subject, launch
 from capo_ray.files.checkpoint import Checkpoints
+from capo_ray.files.run_dir import RunDirError
 from capo_ray.records.ledger import LedgerError
 
 SETTINGS = (
@@ -142,7 +143,7 @@ class Soak:
         self._subject = None
         try:
             checked = check(run_dir)
-        except LedgerError as error:
+        except (LedgerError, RunDirError) as error:
             print(f"the run cannot be checked: {error}", file=sys.stderr)
             self.sound = False
         else:

@@ -91,7 +91,7 @@ def _numbers(out: Path) -> Iterator[str]:
 def _curves(out: Path) -> tuple[list[JsonDict], list[JsonDict], dict[int, Curve]]:
     """Runs that were left alone, those that were not, and by run and step the numbers of all."""
     runs, disturbed = read(out / RUNS), {line["run"] for line in read(out / FAULTS)}
-    runs = [run for run in runs if run["curve"]]
+    runs = [run for run in runs if run.get("curve")]
     curves = {run["run"]: {int(step): values for step, values in run["curve"].items()} for run in runs}
     sorted_out: tuple[list[JsonDict], list[JsonDict]] = ([], [])
     for run in runs:

@@ -66,6 +66,23 @@ def test_a_kernel_is_trusted_where_it_gives_the_same() -> None:
     assert attention.disagreement(breaks, *CPU) == "fails: no such kernel"
 
 
+@pytest.mark.parametrize("elements", [1, 50, 400, 2**18])
+def test_pieces_of_any_size_give_what_one_mask_gives(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "PIECE_ELEMENTS", elements)
+    attention._pieces.cache_clear()
+    spans = ((0, 7, 0, 0), (7, 9, 0, 0), (9, 20, 7, 9), (20, 23, 7, 9), (23, 24, 0, 0))
+    segments = tuple(Segment(*span) for span in spans)
+    generator = torch.Generator().manual_seed(1)
+    given = [torch.randn(1, heads, 24, 8, generator=generator).requires_grad_() for heads in (4, 2, 2)]
+    results = []
+    for way in (masked, attention.in_pieces):
+        made = way(*given, segments, 0.3)
+        results.append((made, *torch.autograd.grad(made.square().sum(), given)))
+    attention._pieces.cache_clear()
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_without_the_kernel_segments_go_in_pieces(caplog: pytest.LogCaptureFixture) -> None:
     """torch's varlen kernel is for GPUs alone."""
     attention.kernel_of.cache_clear()

@@ -202,6 +202,28 @@ def test_another_adapter_and_other_weights_beneath_it_are_refused(one: Ranks, ba
         beneath.write_text(json.dumps({**said, "folder": str(folder)}))
         with pytest.raises(ValueError, match=message):
             write_merged(tmp_path / "adapter", tmp_path)
+    beneath.unlink()
+    with pytest.raises(ValueError, match="nothing says of which weights it is"):
+        write_merged(tmp_path / "adapter", tmp_path)
+
+
+def held_out_after_restore(rank: int, ranks: int, case: Case, path: str) -> Any:
+    """The loss of a held-out pass before a checkpoint, and twice of an engine that begins with it."""
+    with engine_of(case, rank, ranks) as engine:
+        batch = batch_of(case, rank, ranks)
+        engine.update(batch)
+        engine.save(path)
+        before = engine.evaluate(batch)["nll"]
+    with engine_of(case, rank, ranks) as engine:
+        engine.restore(path)
+        return [before, *(engine.evaluate(batch)["nll"] for _ in range(2))]
+
+
+def test_nothing_is_dropped_out_before_the_first_update_either(one: Ranks, base: str, tmp_path: Path) -> None:
+    trainer = {"lora": {"rank": 8, "dropout": 0.5}}
+    case = replace(case_of(base), supervised=True, per_update=None, budget=1000, trainer=trainer)
+    before, *after = one(held_out_after_restore, case, str(tmp_path / "checkpoint"))
+    assert after == [before, before]
 
 
 def dropped(rank: int, ranks: int, case: Case) -> Any:

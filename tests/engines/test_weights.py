@@ -18,7 +18,7 @@ def by_hand(tensor: torch.Tensor) -> tuple[int, int]:
     raw = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
     raw += bytes(-len(raw) % 8)
     words = [int.from_bytes(raw[i : i + 8], "little", signed=True) for i in range(0, len(raw), 8)]
-    sums = (sum(words), sum(place * word for place, word in enumerate(words, 1)))
+    sums = (sum(words), sum(place * (word ^ (word >> 32)) for place, word in enumerate(words, 1)))
     return tuple((total + 2**63) % 2**64 - 2**63 for total in sums)  # type: ignore[return-value]
 
 
@@ -47,3 +47,13 @@ def test_whatever_differs_is_told() -> None:
     others = [one, swapped, moved, nudged, one.view(2, 4), one.view(torch.int32), one[:7]]
     assert len({checksum(a=other) for other in others} | {checksum(b=one)}) == 8
     assert checksum(a=one, b=moved) == checksum(b=moved, a=one)
+
+
+def test_the_last_number_of_a_word_counts_by_its_place_too() -> None:
+    """Its top bits alone would be lost in a product by place."""
+    one = torch.randn(4 * 70_000, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    flipped, swapped = one.clone(), one.clone()
+    for word in (10, 12):
+        flipped[4 * word + 3] *= -1
+    swapped[[3, 4 * 65_536 + 3]] = one[[4 * 65_536 + 3, 3]]
+    assert len({checksum(a=other) for other in (one, flipped, swapped)}) == 3
