@@ -32,14 +32,16 @@ class ScoreAhead:
         self._there: dict[str, Any] = {}
         self._task: asyncio.Future[None] | None = None
 
-    def sampled(self, prompt: Prompt) -> None:
-        """All responses to `prompt` are there."""
+    def sampled(self, prompt: Prompt) -> Any:
+        """All responses to `prompt` are there. Returns the reference to them, None where nobody scores them: whatever
+        has their shard forget them must wait for it, since calls of an actor that runs several may overtake others."""
         if self._score is None:
-            return
+            return None
         self._there[prompt.id] = self._rollouts_of(prompt)
         if len(self._there) == len(self._prompts):
             groups = [(prompt, self._there[prompt.id]) for prompt in self._prompts]
             self._task = asyncio.ensure_future(self._score(groups))
+        return self._there[prompt.id]
 
     async def end(self) -> None:
         """Wait for the ranks. Raises what they raise."""

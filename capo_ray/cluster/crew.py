@@ -184,8 +184,8 @@ class RayCrew:
 
     async def _verified(self, prompt: Prompt, errand: Errand, ahead: ScoreAhead) -> tuple[Sampled, ...]:
         """Sample and verify the group of `prompt`."""
-        await self._sample(prompt, errand, ahead)
-        return await self._shard(prompt).sampled.remote(prompt, errand)
+        read = await self._sample(prompt, errand, ahead)
+        return await self._shard(prompt).sampled.remote(prompt, errand, read)
 
     async def _judge_group(self, prompt: Prompt, errand: Errand, num_samples: int, judged: bool) -> GroupSummary:
         shard = self._shard(prompt)
@@ -198,15 +198,15 @@ class RayCrew:
         return replace(summary, tally=summary.tally | {"over_budget": left})
 
     async def _group(self, prompt: Prompt, errand: Errand, num_samples: int, ahead: ScoreAhead) -> GroupSummary:
-        await self._sample(prompt, errand, ahead)
-        return await self._shard(prompt).close_group.remote(prompt, errand, num_samples)
+        read = await self._sample(prompt, errand, ahead)
+        return await self._shard(prompt).close_group.remote(prompt, errand, num_samples, read)
 
-    async def _sample(self, prompt: Prompt, errand: Errand, ahead: ScoreAhead) -> None:
-        """Have the group of `prompt` sampled; what its shard does about it goes on afterwards."""
+    async def _sample(self, prompt: Prompt, errand: Errand, ahead: ScoreAhead) -> Any:
+        """Have the group of `prompt` sampled; what its shard does about it goes on. Returns as `ahead.sampled`."""
         responses = range(self._settings.responses_per_prompt)
         seeds = {index: seed_of(errand.seed, errand.step - 1, prompt.id, index) for index in responses}
         await self._sample_for(prompt, seeds, errand)
-        ahead.sampled(prompt)
+        return ahead.sampled(prompt)
 
     async def _sample_for(self, prompt: Prompt, seeds: Mapping[int, int], errand: Errand) -> None:
         shard, sampling = self._shard(prompt), self._settings.sampling

@@ -62,8 +62,8 @@ class AggregatorActor(Member):
         """Indices of the responses that have come so far."""
         return [rollout.index for rollout in self._arrivals.rollouts(prompt, errand)]
 
-    async def sampled(self, prompt: Prompt, errand: Errand) -> tuple[Sampled, ...]:
-        """Once all that have come are verified."""
+    async def sampled(self, prompt: Prompt, errand: Errand, read: object = None) -> tuple[Sampled, ...]:
+        """Once all that have come are verified, and `read`, what `rollouts` gave of them, is there."""
         await self._arrivals.end(prompt, errand)
         return self._aggregator.sampled(prompt)
 
@@ -77,8 +77,8 @@ class AggregatorActor(Member):
     async def leave_group(self, prompt: Prompt) -> None:
         self._aggregator.leave_group(prompt)
 
-    async def close_group(self, prompt: Prompt, errand: Errand, num_samples: int) -> GroupSummary:
-        """Once all that have come are judged."""
+    async def close_group(self, prompt: Prompt, errand: Errand, num_samples: int, read: object = None) -> GroupSummary:
+        """Once all that have come are judged; `read` as in `sampled`."""
         await self._arrivals.end(prompt, errand)
         with self._spans.of("vote", step=errand.step, prompt=prompt.id):
             return self._aggregator.close(prompt, errand.step, num_samples)

@@ -37,13 +37,13 @@ def test_ranks_score_what_is_sampled_once_all_of_a_batch_is_there() -> None:
 
     async def use() -> None:
         ahead, (a, b) = ScoreAhead(score, PROMPTS, kept), PROMPTS
-        ahead.sampled(b)
+        assert ahead.sampled(b) == "of b"  # whoever lets the group go waits for it
         await asyncio.sleep(0.01)
         assert happened == ["b"]
         ahead.sampled(a)
         await ahead.end()
         ahead.leave()
-        ScoreAhead(None, PROMPTS, kept).sampled(a)
+        assert ScoreAhead(None, PROMPTS, kept).sampled(a) is None
 
     asyncio.run(use())
     assert happened == ["b", "a", [("a", "of a"), ("b", "of b")]]
