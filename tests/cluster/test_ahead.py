@@ -161,7 +161,8 @@ def test_a_step_has_its_responses_scored_by_the_ranks_in_whole_groups_while_the_
 
         class close_group:
             @staticmethod
-            async def remote(prompt: Prompt, errand: Errand, samples: int) -> str:
+            async def remote(prompt: Prompt, errand: Errand, samples: int, read: str) -> str:
+                assert read == f"of {prompt.id}"  # which Ray waits for: until then the group must be there
                 await asyncio.sleep(0.05)
                 happened.append(f"closed {prompt.id}")
                 return prompt.id
