@@ -137,20 +137,19 @@ def test_what_is_exported_is_loaded_again_with_other_weights(went: Went) -> None
     assert last_boxed(tokenizer.decode(answer, skip_special_tokens=True)) is not None
 
 
-@pytest.mark.parametrize("sync", ["merged", "adapter"])
-def test_an_adapter_learns_too(went: Went, sync: str) -> None:
-    """A thirty-sixth of the numbers; both ways to the engines give them what the trainer has."""
+def test_an_adapter_learns_too(went: Went) -> None:
+    """A thirty-sixth of the numbers, in vLLM's own LoRA; merged ones travel as whole weights do (test_lora)."""
     lora = (
         "trainer.lora.rank=12",
         "trainer.learning_rate=2e-4",
         "algorithm.kl_weight=1e-3",
-        f"cluster.lora_sync={sync}",
+        "cluster.lora_sync=adapter",
     )
-    said = run("launch", "+experiment=smollm2_cpu", f"run_dir=run_{sync}", *lora, *QUIET, cwd=went.folder)
-    lines = [json.loads(line) for line in (went.folder / f"run_{sync}" / "metrics.jsonl").read_text().splitlines()]
+    said = run("launch", "+experiment=smollm2_cpu", "run_dir=run_adapter", *lora, *QUIET, cwd=went.folder)
+    lines = [json.loads(line) for line in (went.folder / "run_adapter" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "staleness" in line]
     assert [line["step"] for line in steps] == [1, 2, 3]
     for line in steps:
         assert line["trainer/grad_norm"] > 0 and 0 < line["trainer/sampler_gap_max"] < 0.01
     assert len({checksum for _, checksum in CONFIRMED.findall(said)}) == 4
-    assert (went.folder / f"run_{sync}" / "policy" / "adapter_model.safetensors").stat().st_size < 30_000_000
+    assert (went.folder / "run_adapter" / "policy" / "adapter_model.safetensors").stat().st_size < 30_000_000
