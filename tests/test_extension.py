@@ -10,10 +10,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from capo_ray.cluster.actors import RolloutActor
+from capo_ray.cluster.arrivals import Errand
 from capo_ray.config.compose import compose
 from capo_ray.config.fault import ConfigError
 from capo_ray.credit.advantage import algorithm_of
@@ -105,7 +107,13 @@ def test_the_engine_of_the_docs(here: Path) -> None:
         assert await actor.ready() == "canned"
         receipt = await actor.take_weights("finish", {"version": 0})
         assert receipt is not None and receipt.version == (await actor.metrics())["version"] == 0
-        made = [one async for one in actor.generate(prompt, Sampling(max_tokens=9), {0: 1, 1: 2})]
+        made: list[Rollout] = []
+
+        async def take(prompt: Prompt, rollout: Rollout, errand: Errand) -> None:
+            made.append(rollout)
+
+        shard, errand = SimpleNamespace(take=SimpleNamespace(remote=take)), Errand(kind="score", seed=0, step=1)
+        await actor.sample_for(shard, errand, prompt, Sampling(max_tokens=9), {0: 1, 1: 2})
         await actor.close()
         return made
 

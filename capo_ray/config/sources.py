@@ -7,6 +7,7 @@ path that is a run's directory means the policy that the run exported. Leaves ou
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,12 @@ def known(path: str, models: Path) -> dict[str, Any]:
         (entry for entry in entries if path == entry["path"]),
         next((entry for entry in entries if name == _last(entry["path"])), {}),
     )
-    return {**found, "shape": None} if (Path(path).expanduser() / "config.json").is_file() else found
+    return {**found, "shape": None} if _holds(path, "config.json") else found
+
+
+def _holds(folder: str, name: str) -> bool:
+    """False too where no path can be so long."""
+    return os.path.isfile(Path(folder).expanduser() / name)
 
 
 def _last(path: str) -> str:
@@ -97,10 +103,9 @@ def _last(path: str) -> str:
 
 def exported(path: str) -> str:
     """`path`, or the policy in it where it is a run's directory. Raises ConfigError where that holds none yet."""
-    folder = Path(path).expanduser()
-    if (folder / "config.json").is_file() or not (folder / "config.yaml").is_file():
+    if _holds(path, "config.json") or not _holds(path, "config.yaml"):
         return path
-    if (folder / "policy" / "config.json").is_file():
+    if _holds(path, "policy/config.json"):
         return str(Path(path) / "policy")
     raise ConfigError(
         f"{path} is the directory of a run that has written no policy/ yet, which it does when it ends; "

@@ -44,7 +44,7 @@ def located(config: Sft) -> Sft:
 def prepare(config: Sft) -> Examples:
     """Read, check and tokenise everything once. The model is one that was `located`, or a random one yet to be made."""
     model = config.model
-    if config.resume and model.path != "random":
+    if config.resume and model.path != "random" and checkpoint_of(config).is_dir():  # else there is nothing to resume
         check_adapter(checkpoint_of(config), config.lora, Path(model.path), "lora")
     size = model.shape if model.path == "random" and model.shape else read_decoder(Path(model.path))
     tokenizer = tokenizer_of(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,7 @@ from asked import asked_with
 from responses import response
 from seeded_critic import SeededCritic
 
+from capo_ray.cluster.arrivals import Errand
 from capo_ray.cluster.crew import CrewSettings, RayCrew
 from capo_ray.credit.critique import Reference
 from capo_ray.credit.group import Member, Scheme, score_group
@@ -168,7 +169,7 @@ class Shard:
         self.verified.setdefault(prompt.id, []).append(prompt.question[rollout])
         return rollout
 
-    async def do_sampled(self, prompt: Prompt) -> tuple[Sampled, ...]:
+    async def do_sampled(self, prompt: Prompt, errand: Errand, read: object) -> tuple[Sampled, ...]:
         return tuple(groups(prompt.question)[0])
 
     async def do_judge_group(self, prompt: Prompt, seed: int, step: int) -> None:
@@ -178,14 +179,14 @@ class Shard:
     async def do_leave_group(self, prompt: Prompt) -> None:
         self.left.append(prompt.id)
 
-    async def do_close_group(self, prompt: Prompt, step: int, num_samples: int) -> GroupSummary:
+    async def do_close_group(self, prompt: Prompt, errand: Errand, num_samples: int) -> GroupSummary:
         count = float(len(self.verified[prompt.id]))
         tokens = 10 * count if prompt.id in self.judged else 0.0
         return GroupSummary(
             prompt_id=prompt.id,
             prompt_tokens=1,
             lengths=(2, 2),
-            oldest_version=step,
+            oldest_version=errand.step,
             has_credit=prompt.id in self.judged or prompt.question == "rw",
             tally={"responses": count, "judging_tokens": tokens, "answered_steps": tokens / 10},
             handle=None,
@@ -224,9 +225,10 @@ class Crew(RayCrew):
             for number, wanted in enumerate(self.attempts[attempt])
         ]
 
-    async def _sample(self, prompt: Prompt, step: int, deliver: Callable[[Any], Awaitable[int]], ahead: Any) -> None:
+    async def _sample(self, prompt: Prompt, errand: Errand, ahead: Any) -> None:
+        assert errand.kind == "verify"
         await asyncio.sleep(self.rng.random() / 100)
-        await asyncio.gather(*(deliver(index) for index in range(2)))
+        await asyncio.gather(*(self._shard(prompt).verify.remote(prompt, index) for index in range(2)))
 
 
 def collected(crew: Crew) -> Batch:
