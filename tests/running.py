@@ -83,6 +83,7 @@ class Running:
         self.run_dir = run_dir
         self.mark = uuid.uuid4().hex
         self.orphans = Orphans()
+        self.joins = any(override.startswith("cluster.address=") for override in overrides)
         self.output = ""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "capo_ray.launch", *overrides, f"run_dir={run_dir}"],
@@ -188,7 +189,8 @@ class Running:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise AssertionError(f"the run did not end:\n{self.output}{self.process.communicate()[0]}") from None
-        assert left_behind(self.orphans, folder_of(self.mark)) == []
+        session = self.process.pid if self.joins else None
+        assert left_behind(self.orphans, folder_of(self.mark), session) == []
         return Ran(self.process.returncode, self.output, self.run_dir)
 
 
@@ -210,13 +212,22 @@ def run(run_dir: Path, *overrides: str) -> Ran:
     return Running(run_dir, *overrides).end()
 
 
-def left_behind(orphans: Orphans, folder: Path) -> list[str]:
-    """Processes a few seconds after their program has ended, or else what is left of its Ray session."""
-    if found := names_of(orphans.left()):
+def left_behind(orphans: Orphans, folder: Path, session: int | None = None) -> list[str]:
+    """Processes a few seconds after their program has ended, or else what is left of its Ray session. `session`: those
+    of that session alone, where machines that the test itself starts and ends are there too."""
+    left = orphans.left()
+    if found := names_of(left if session is None else [one for one in left if _session_of(one) == session]):
         return found
-    left = sorted(ours(str(folder)))
+    there = sorted(ours(str(folder)))
     shutil.rmtree(folder)
-    return left
+    return there
+
+
+def _session_of(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None
 
 
 def ours(folder: str) -> set[str]:
