@@ -1,7 +1,6 @@
 """A policy that learns by an adapter: what moves and what does not, at every ZeRO stage; its reference; its files."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,6 @@ ADAPTED = {"optimisation_passes": 2, "lora": {"rank": RANK, "alpha": ALPHA}}
 """A rank that is none of vLLM's, and a scale that rounds."""
 KL = {"kl_weight": 0.05, "importance_cap": 1.1}
 TOKENIZER = str(Path(__file__).parents[2] / "capo_ray" / "assets" / "tiny_policy")
-
-
-@pytest.fixture(scope="module")
-def one() -> Iterator[Ranks]:
-    ranks = Ranks(1)
-    yield ranks
-    ranks.stop()
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    ranks = Ranks(2)
-    yield ranks
-    ranks.stop()
 
 
 def wrote(rank: int, ranks: int, case: Case, path: str) -> None:

@@ -5,7 +5,6 @@ that other ranks at another ZeRO stage go on from.
 """
 
 import asyncio
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,14 +12,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from engines.test_vllm import ENVIRONMENT, PROMPT, make_model, sample
+from engines.test_vllm import PROMPT, make_model, sample
 from engines.trainer_ranks import Case, Ranks, batch_of, engine_of, sequences
 
 from capo_ray.config import blocks
 from capo_ray.config.lora import VLLM_RANK
 from capo_ray.types import Rollout, TrainSequence
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("vllm_environment")]
 
 TOKENIZER = Path(__file__).parents[2] / "capo_ray" / "assets" / "tiny_policy"
 RANK = 5
@@ -105,15 +104,6 @@ def by_count() -> Iterator[dict[int, Ranks]]:
     yield made
     for ranks in made.values():
         ranks.stop()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(ENVIRONMENT)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(

@@ -1,7 +1,6 @@
 """One update is one update: however it is split over ranks, micro-batches and ZeRO stages, and across a restart."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,6 @@ from capo_ray.types import TrainSequence
 
 pytestmark = pytest.mark.engine
 SKIPPED = {"seconds"}
-
-
-@pytest.fixture(scope="module")
-def one() -> Iterator[Ranks]:
-    ranks = Ranks(1)
-    yield ranks
-    ranks.stop()
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    ranks = Ranks(2)
-    yield ranks
-    ranks.stop()
 
 
 def assert_same(one: Any, other: Any, tolerance: float = 1e-4) -> None:

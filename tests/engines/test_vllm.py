@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +18,8 @@ from capo_ray.config.model import Model, Shape
 from capo_ray.engines.protocols import PromptTooLong, WeightReceipt
 from capo_ray.types import Prompt, Rollout, Sampling
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("vllm_environment")]
 
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
 SHAPE = Shape(parameters=1, layers=2, hidden_size=64, key_value_size=32, vocabulary=640, window=160)
 PROMPT = Prompt(id="p", question="q", token_ids=tuple(range(20, 60)), answer="1")
 
@@ -37,15 +30,6 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made = asyncio.new_event_loop()
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(ENVIRONMENT)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
