@@ -143,9 +143,9 @@ def learning(model: Any) -> Iterator[None]:
 # ---- as files --------------------------------------------------------------------------------------------------------
 
 
-def write_description(lora: Lora, base: str | None, folder: Path) -> None:
+def write_description(lora: Lora, base: str | None, identity: str, folder: Path) -> None:
     """peft's description of the adapter, and which weights it belongs to: those of the folder `base`, None where they
-    were never in one."""
+    were never in one, which had this identity when they were loaded."""
     from peft import LoraConfig
 
     config = LoraConfig(
@@ -159,7 +159,7 @@ def write_description(lora: Lora, base: str | None, folder: Path) -> None:
     )
     config.save_pretrained(str(folder))
     if base is not None:
-        said = {"folder": str(Path(base).resolve()), "weights": identity_of(base)}
+        said = {"folder": str(Path(base).resolve()), "weights": identity}
         (folder / BASE).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 

@@ -30,6 +30,8 @@ class Outgoing:
         self._model, self._sends = model, sends
         self._lora, self._partitioned = trainer.lora, trainer.zero_stage == 3
         self._folder, self._tokenizer = folder, tokenizer
+        self.base = lora.identity_of(folder) if trainer.lora and folder else ""
+        """Of the weights beneath the adapter, as they were when they were loaded."""
 
     def sent(self) -> Iterator[tuple[str, Tensor]]:
         """A sync: (name, copy of the full tensor), tied ones once, in the model's order. `merged`: every weight by its
@@ -56,7 +58,7 @@ class Outgoing:
         """All of the files but the weights, from one rank."""
         causal_model.write_description(self._model, str(folder), self._tokenizer)
         if self._lora is not None:
-            lora.write_description(self._lora, self._folder, folder)
+            lora.write_description(self._lora, self._folder, self.base, folder)
 
     def kept_shapes(self) -> Shapes:
         return [(name, parameter.dtype, shape_of(parameter)) for name, parameter in lora.learnt(self._model)]

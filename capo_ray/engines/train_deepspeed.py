@@ -68,7 +68,7 @@ class DeepSpeedEngine:
         self.rank, self.world_size = rank, world_size
         self._trainer, self._algorithm = trainer, algorithm
         self._total_steps, self._temperature = total_steps, temperature
-        self._folder = model if isinstance(model, str) and not model.endswith(".json") else None
+        folder = model if isinstance(model, str) and not model.endswith(".json") else None
         self._aggregation: Aggregation = algorithm.aggregation if algorithm else "token_mean"
         self.step = self._version = 0
         self._owns_group = not dist.is_initialized()
@@ -80,9 +80,7 @@ class DeepSpeedEngine:
         if trainer.lora is not None:
             lora.adapt(self._model, trainer.lora, seed=seed)
             torch.manual_seed(seed + rank)  # what one rank drops another need not
-        self._outgoing = Outgoing(
-            self._model, trainer, sends=sends, folder=self._folder, tokenizer=tokenizer or self._folder
-        )
+        self._outgoing = Outgoing(self._model, trainer, sends=sends, folder=folder, tokenizer=tokenizer or folder)
         has_reference = self._objective.kl_weight > 0
         self._reference: Any = None
         if has_reference and trainer.lora is None:
@@ -317,7 +315,7 @@ class DeepSpeedEngine:
             shapes={name: list(shape) for name, _, shape in self._outgoing.kept_shapes()},
             files=files,
             lora=self._trainer.lora.shape() if self._trainer.lora else None,
-            base=lora.identity_of(self._folder) if self._trainer.lora and self._folder else "",
+            base=self._outgoing.base,
         )
 
     def close(self) -> None:
