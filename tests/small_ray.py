@@ -16,7 +16,7 @@ def small_ray(folder: Path, logs: Path) -> Iterator[Any]:
     from capo_ray.cluster.session import ray_session
     from capo_ray.config.blocks import Cluster
 
-    cluster = Cluster(device="cpu", weight_transfer="shm", cpus=2, object_store_gib=0.2, dashboard=False)
+    cluster = Cluster(device="cpu", cpus=2, object_store_gib=0.2, dashboard=False)
     os.environ["PYTHONPATH"] = str(folder) + os.pathsep + os.environ.get("PYTHONPATH", "")
     with ray_session(cluster, logs=logs):
         yield ray

@@ -261,16 +261,32 @@ class Cluster(Block):
         unit="s",
         ge=2,
     )
-    weight_transfer: Literal["shm", "nccl", "ipc"] = setting(
-        "`shm`: a file in shared memory, on CPU; `nccl`: between GPUs; `ipc`: trainer rank n and rollout "
-        "worker n share a GPU",
-        "nccl",
+    sharing: Literal["apart", "pairs", "turns"] = setting(
+        "who is on a GPU: `apart`: every rollout worker, critic and trainer rank has its own; `pairs`: trainer rank n "
+        "and rollout worker n share one; `turns`: all roles share all of them, one after the other",
+        "apart",
     )
     lora_sync: Literal["merged", "adapter"] = setting(
         "with `trainer.lora`: `merged`: engines get whole weights, with the adapter in them; `adapter`: they keep "
         "those that they began with and get the adapter alone",
         "merged",
     )
+
+    @property
+    def weight_transfer(self) -> Literal["shm", "nccl", "ipc"]:
+        """How weights reach the engines: a file in shared memory on CPU, NCCL between GPUs, or handles of CUDA IPC on
+        a GPU that trainer rank n and rollout worker n share."""
+        if self.device == "cpu":
+            return "shm"
+        return "nccl" if self.sharing == "apart" else "ipc"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_transfer(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "weight_transfer" in given:
+            instead = "set cluster.sharing=pairs" if given["weight_transfer"] == "ipc" else "leave it out"
+            raise ValueError(f"`weight_transfer` follows from cluster.sharing and cluster.device; {instead}")
+        return given
 
 
 class Tracking(Block):

@@ -242,17 +242,18 @@ def _check_windows(config: Fields) -> None:
 
 def _check_cluster(config: Fields) -> None:
     cluster = config.cluster
-    if (cluster.device == "cpu") != (cluster.weight_transfer == "shm"):
+    if cluster.sharing == "turns":
+        raise ValueError("`cluster.sharing` turns is not there yet: use pairs or apart")
+    if cluster.sharing == "pairs" and cluster.device == "cpu":
         raise ValueError(
-            f"`cluster.weight_transfer` {cluster.weight_transfer} does not work on cluster.device {cluster.device}: "
-            "use shm on cpu, nccl or ipc on gpu"
+            "`cluster.sharing` pairs is about GPUs, and on cluster.device cpu there are none to share; use apart"
         )
     rollout, ranks = config.rollout, config.trainer.ranks
-    if cluster.weight_transfer == "ipc" and (rollout.workers, rollout.tensor_parallel) != (ranks, 1):
+    if cluster.sharing != "apart" and (rollout.workers, rollout.tensor_parallel) != (ranks, 1):
         raise ValueError(
-            f"`cluster.weight_transfer` ipc puts rollout worker n and trainer rank n on one GPU, and there are "
+            f"`cluster.sharing` {cluster.sharing} puts rollout worker n and trainer rank n on one GPU, and there are "
             f"{rollout.workers} workers of {rollout.tensor_parallel} GPUs and {ranks} ranks: set "
-            f"rollout.workers={ranks} and rollout.tensor_parallel=1, or take nccl"
+            f"rollout.workers={ranks} and rollout.tensor_parallel=1, or cluster.sharing=apart"
         )
 
 

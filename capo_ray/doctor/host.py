@@ -37,7 +37,7 @@ def checkpoint_gib(config: Config, shape: Shape | None) -> float:
 def shared_memory(
     config: Config, shape: Shape | None, *, total_gib: float, free_gib: float, memory_gib: float
 ) -> Finding:
-    """/dev/shm holds Ray's object store and, with `cluster.weight_transfer` shm, the weights under way."""
+    """/dev/shm holds Ray's object store and, on CPU, the weights under way."""
     moved = weights_gib(config, shape) if config.cluster.weight_transfer == "shm" else 0.0
     shown = f"{free_gib:.1f} of {total_gib:.1f} GiB free"
     fix = "give it more: docker run --shm-size=16g, a volume in memory (Kubernetes), mount -o remount,size=16g /dev/shm"

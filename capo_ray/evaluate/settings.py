@@ -110,8 +110,7 @@ def _of_run(path: Path, base: Sequence[str], options: Options) -> Config:
     keys = [given.lstrip("+").split("=", 1)[0] for given in options.configured]
     for key in ["policy.path", "policy.tokenizer", "cluster.address", UNUSED.split("=")[0], *keys]:
         _copy(ours, theirs, key.split("@")[-1].split(".") if key not in groups else [key])
-    if theirs["cluster"]["weight_transfer"] == "ipc":  # no trainer shares a GPU with the engines here
-        theirs["cluster"]["weight_transfer"] = "nccl"
+    theirs["cluster"]["sharing"] = "apart"  # there is no trainer here to share a GPU with
     try:
         return validate(theirs)
     except ConfigError as error:

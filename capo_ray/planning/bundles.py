@@ -45,7 +45,7 @@ def seats(config: Config, *, together: bool = False) -> tuple[list[dict[str, flo
     all trainer ranks on GPUs of their own are one bundle, so that none is on another node than the rest.
     """
     gpu = config.cluster.device == "gpu"
-    shared = config.cluster.weight_transfer == "ipc"
+    shared = config.cluster.sharing == "pairs"
     bundles: list[dict[str, float]] = []
     made: list[Seat] = []
     taken: Counter[Role] = Counter()

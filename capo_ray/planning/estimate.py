@@ -155,7 +155,7 @@ def measured(config: Config, profile: Profile) -> Times:
 def splits(config: Config, gpus: int, gpu_gib: float, shapes: Mapping[str, Shape | None]) -> Iterator[Config]:
     """The run on at most `gpus` GPUs in every way that the plan finds no fault with: other numbers of rollout workers,
     engines of its first critic and trainer ranks."""
-    shared = config.cluster.weight_transfer == "ipc"
+    shared = config.cluster.sharing == "pairs"
     judges = critics_here(config)
     each = judges[0][1].tensor_parallel if judges else 0
     for engines in range(1, gpus // each + 1) if judges else (0,):

@@ -117,7 +117,7 @@ def plan_for(
         bundles=tuple(bundles),
         numbers=derived_numbers(config),
         gpu_gib=gpu_gib,
-        shared_gpus=config.cluster.weight_transfer == "ipc",
+        shared_gpus=config.cluster.sharing == "pairs",
         memory_gib=everything if config.cluster.device == "cpu" else 0.0,
         faults=tuple(faults),
     )
@@ -170,7 +170,7 @@ def _checkpointing(config: Config, policy: Shape | None, gpu_gib: float) -> str:
 
 
 def _trainer_faults(memory: Mapping[str, float], config: Config, gpu_gib: float) -> list[str]:
-    shared = config.cluster.weight_transfer == "ipc"
+    shared = config.cluster.sharing == "pairs"
     room = gpu_gib * (1 - config.rollout.gpu_memory_share) if shared else gpu_gib
     total = sum(memory.values())
     if total <= room:

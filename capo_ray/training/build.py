@@ -297,7 +297,7 @@ async def running_crew(
         )
         shard = partial(make_aggregator, config, found.template, list(critics.items()), run_dir / "samples")
         aggregators = team.hire("aggregator", lambda seat: (shard, seat.number))
-        await start_all(team, trainers, shared_gpus=config.cluster.weight_transfer == "ipc")
+        await start_all(team, trainers, shared_gpus=config.cluster.sharing == "pairs")
         await trainers.connect(list(rollouts.values()))
         parts = CrewParts(
             workers=list(rollouts.values()),

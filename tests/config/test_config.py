@@ -407,17 +407,22 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "cluster.lora_sync=merged",
         ),
         (
+            "cluster.weight_transfer=ipc",
+            "cluster: `weight_transfer` follows from cluster.sharing and cluster.device; set cluster.sharing=pairs",
+        ),
+        (
             "cluster.weight_transfer=nccl",
-            "`cluster.weight_transfer` nccl does not work on cluster.device cpu: use shm on cpu, nccl or ipc on gpu",
+            "cluster: `weight_transfer` follows from cluster.sharing and cluster.device; leave it out",
         ),
         (
-            "cluster.device=gpu",
-            "`cluster.weight_transfer` shm does not work on cluster.device gpu: use shm on cpu, nccl or ipc on gpu",
+            "cluster.sharing=pairs",
+            "`cluster.sharing` pairs is about GPUs, and on cluster.device cpu there are none to share; use apart",
         ),
+        ("cluster.sharing=turns", "`cluster.sharing` turns is not there yet: use pairs or apart"),
         (
-            "cluster=gpu cluster.weight_transfer=ipc trainer.ranks=4",
-            "`cluster.weight_transfer` ipc puts rollout worker n and trainer rank n on one GPU, and there are 1 "
-            "workers of 1 GPUs and 4 ranks: set rollout.workers=4 and rollout.tensor_parallel=1, or take nccl",
+            "cluster=gpu cluster.sharing=pairs trainer.ranks=4",
+            "`cluster.sharing` pairs puts rollout worker n and trainer rank n on one GPU, and there are 1 workers of 1 "
+            "GPUs and 4 ranks: set rollout.workers=4 and rollout.tensor_parallel=1, or cluster.sharing=apart",
         ),
     ],
 )

@@ -70,7 +70,7 @@ def test_a_configuration_is_given_back(kept: Config) -> None:
     without = compose(["config=run/config.yaml", "critic=null", "algorithm=grpo"])
     assert without.critic is None and without.algorithm.advantage == "grpo"
     sized = compose(["config=run/config.yaml", "critic=null", "algorithm=grpo", "cluster=gpu", "size=one_gpu"])
-    assert sized.cluster.weight_transfer == "ipc"
+    assert (sized.cluster.sharing, sized.cluster.weight_transfer) == ("pairs", "ipc")
 
 
 def test_a_run_is_resumed_by_its_directory_alone(kept: Config) -> None:

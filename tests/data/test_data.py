@@ -33,7 +33,7 @@ def config_of(seed: int = 0, prompts_per_step: int = 4, **data: Any) -> Config:
         "rollout": {"max_response_tokens": 64},
         "algorithm": {"advantage": "grpo"},
         "trainer": {"learning_rate": 1e-3, "tokens_per_micro_batch": 4096},
-        "cluster": {"device": "cpu", "weight_transfer": "shm"},
+        "cluster": {"device": "cpu"},
     })  # fmt: skip
 
 

@@ -9,10 +9,20 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo
+
+from capo_ray.config.blocks import Cluster
+
+
+class OverNccl(Cluster):
+    """One on CPU whose weights travel as they do between GPUs."""
+
+    @property
+    def weight_transfer(self) -> Literal["shm", "nccl", "ipc"]:
+        return "nccl"
 
 
 class GlooCommunicator:

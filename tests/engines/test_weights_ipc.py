@@ -27,10 +27,10 @@ BUFFER = 20_000
 """Bytes: less than the embedding takes."""
 
 
-def config_of(transfer: str) -> Config:
+def config_of(sharing: str) -> Config:
     changed = compose(["+experiment=llama1b_grpo"])
     return changed.model_copy(
-        update={"cluster": changed.cluster.model_copy(update={"device": "gpu", "weight_transfer": transfer})}
+        update={"cluster": changed.cluster.model_copy(update={"device": "gpu", "sharing": sharing})}
     )
 
 
@@ -39,10 +39,10 @@ def test_handles_reach_vllms_own_process(monkeypatch: pytest.MonkeyPatch) -> Non
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
     sent = {"names": ["a"], "ipc_handles": {"GPU-0": HANDLE}}
-    assert environment(config_of("nccl"), "rollout") == environment(config_of("ipc"), "trainer") == {}
+    assert environment(config_of("apart"), "rollout") == environment(config_of("pairs"), "trainer") == {}
     with pytest.raises(TypeError, match="VLLM_ALLOW_INSECURE_SERIALIZATION"):
         MsgpackEncoder().encode(sent)
-    for name, value in environment(config_of("ipc"), "rollout").items():
+    for name, value in environment(config_of("pairs"), "rollout").items():
         monkeypatch.setenv(name, value)
     (_, got) = MsgpackDecoder().decode(MsgpackEncoder().encode(sent))["ipc_handles"].popitem()
     assert got == [list(part) if isinstance(part, tuple) else part for part in HANDLE]  # tuples travel as lists

@@ -85,10 +85,10 @@ def test_a_run_on_a_cluster_does_not_send_its_evaluations_there(tmp_path: Path) 
 
 
 def test_engines_do_not_share_their_gpus_with_the_trainer_of_the_run(tmp_path: Path) -> None:
-    shared = ["cluster.weight_transfer=ipc", "rollout.workers=4", "trainer.ranks=4"]
+    shared = ["cluster.sharing=pairs", "rollout.workers=4", "trainer.ranks=4"]
     write_config(compose(["+experiment=llama3b_intersection", *shared]), tmp_path)
     found = configuration(options_of([f"model={tmp_path / 'policy'}", "suite=math", "rollout.workers=8"]))
-    assert (found.rollout.workers, found.cluster.weight_transfer) == (8, "nccl")
+    assert (found.rollout.workers, found.cluster.sharing) == (8, "apart")
 
 
 def test_the_configuration_of_the_run_that_made_the_model(tmp_path: Path) -> None:

@@ -38,9 +38,9 @@ VALUES: list[Any] = [
     "{{ messages }}", "{% for %}", "((((", "(a)", "[a-z]+", "../..", "/", "/dev/null", "~", "os:system",
     "os:getcwd", "no_such:thing", ":", "a:b:c", SECRET, f"https://me:{SECRET}@h/v1", "http://h/v1",
     "http://h:99999/v1", "http://h h/v1", "h:1", "auto", "asset:tiny_policy", "asset:none", "a/b", "random",
-    "intersection", "majority", "average", "greedy", "grpo", "capo", "cispo", "gspo", "k1", "critic", "ipc", "nccl",
-    "shm", "gpu", "cpu", "http", "vllm", "truth", "placebo", "arithmetic", "math", [], [1], [1, 2], [0.9, 0.95],
-    [True, "x"], [[[]]], [float("nan"), 1], ["http://h/v1"], ["seed"], {}, {"a": 1}, {"path": "a/b"},
+    "intersection", "majority", "average", "greedy", "grpo", "capo", "cispo", "gspo", "k1", "critic", "pairs",
+    "turns", "apart", "gpu", "cpu", "http", "vllm", "truth", "placebo", "arithmetic", "math", [], [1], [1, 2],
+    [0.9, 0.95], [True, "x"], [[[]]], [float("nan"), 1], ["http://h/v1"], ["seed"], {}, {"a": 1}, {"path": "a/b"},
     {"kind": "http"}, [{"kind": "http"}], [{"model": {"path": "a/b"}}], {"source": "arithmetic"},
     {"a": {"b": {"c": [1, {"d": None}]}}},
 ]  # fmt: skip

@@ -162,7 +162,7 @@ def test_nothing_stays_placed_where_a_run_cannot_be_hired(ray_here: Any, tmp_pat
 def test_rollout_workers_outlive_a_run_only_where_a_second_trainer_can_reach_them() -> None:
     from capo_ray.lab.engines import can_outlive
 
-    shared = BOTH.model_copy(update={"cluster": BOTH.cluster.model_copy(update={"weight_transfer": "ipc"})})
+    shared = BOTH.model_copy(update={"cluster": BOTH.cluster.model_copy(update={"device": "gpu", "sharing": "pairs"})})
     told = [can_outlive(BOTH, "rollout"), can_outlive(shared, "rollout"), can_outlive(shared, "critic")]
     assert told == [True, False, True]
     assert not can_outlive(BOTH, "trainer")

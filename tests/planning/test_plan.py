@@ -44,7 +44,7 @@ def config(*overrides: str) -> Config:
             {"rollout": 2, "critic": 1, "trainer": 2, "aggregator": 1},
         ),
         (
-            [PAPER, "cluster.weight_transfer=ipc", "rollout.workers=2", "trainer.ranks=2", "critic.workers=1"],
+            [PAPER, "cluster.sharing=pairs", "rollout.workers=2", "trainer.ranks=2", "critic.workers=1"],
             [{"CPU": 2, "GPU": 1}] * 2 + [{"CPU": 4, "GPU": 4}] + [{"CPU": 1}],
             {"rollout": 2, "critic": 1, "trainer": 2, "aggregator": 1},
         ),
@@ -124,7 +124,7 @@ def test_trainer_ranks_can_be_one_bundle() -> None:
     bundles, made = seats(config(PAPER), together=True)
     assert {"CPU": 2, "GPU": 2} in bundles
     assert len({seat.bundle for seat in made if seat.role == "trainer"}) == 1
-    shared = config(PAPER, "cluster.weight_transfer=ipc", "critic=null", "algorithm=grpo")
+    shared = config(PAPER, "cluster.sharing=pairs", "critic=null", "algorithm=grpo")
     assert seats(shared, together=True) == seats(shared)
 
 
@@ -248,7 +248,7 @@ def test_what_is_missing_is_named() -> None:
             "CUDA 1.0 + NCCL 1.0), a GPU has 80; raise trainer.zero_stage or add trainer.ranks",
         ),
         (
-            [PAPER, "cluster.weight_transfer=ipc"],
+            [PAPER, "cluster.sharing=pairs"],
             80.0,
             "a GPU has 12 beside its rollout worker; lower rollout.gpu_memory_share or raise trainer.zero_stage",
         ),
@@ -319,10 +319,10 @@ def test_the_program_refuses_and_describes_offline(tmp_path: Path) -> None:
 
 
 def test_this_machine() -> None:
-    machine = this_machine(Cluster(device="cpu", weight_transfer="shm"))
+    machine = this_machine(Cluster(device="cpu"))
     assert machine.cpus == len(os.sched_getaffinity(0))
     assert machine.memory_gib > 1
-    assert this_machine(Cluster(device="cpu", weight_transfer="shm", cpus=7)).cpus == 7
+    assert this_machine(Cluster(device="cpu", cpus=7)).cpus == 7
 
 
 def test_gpus_are_counted_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -604,7 +604,7 @@ def config_of(run_dir: Path) -> Config:
             "rollout": {"max_response_tokens": 8},
             "algorithm": {"advantage": "grpo"},
             "trainer": {"learning_rate": 1e-4, "tokens_per_micro_batch": 512},
-            "cluster": {"device": "cpu", "weight_transfer": "shm"},
+            "cluster": {"device": "cpu"},
             "tracking": {"wandb": "off", "tensorboard": False},
             "run_dir": str(run_dir),
         }
