@@ -1,7 +1,7 @@
 """Who is awake when, where all roles share all GPUs (`cluster.sharing` turns).
 
-Pure arithmetic over a Config and the shapes of its models. Leaves out putting anybody to sleep (cluster) and what a role
-takes while it is awake (memory).
+Pure arithmetic over a Config and the shapes of its models. Leaves out putting anybody to sleep (cluster) and what a
+role takes while it is awake (memory).
 """
 
 from __future__ import annotations
