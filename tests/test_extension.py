@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from capo_ray.cluster.actors import RolloutActor
-from capo_ray.cluster.arrivals import Errand
+from capo_ray.cluster.arrivals import Errand, Handed
 from capo_ray.config.compose import compose
 from capo_ray.config.fault import ConfigError
 from capo_ray.credit.advantage import algorithm_of
@@ -109,10 +110,13 @@ def test_the_engine_of_the_docs(here: Path) -> None:
         assert receipt is not None and receipt.version == (await actor.metrics())["version"] == 0
         made: list[Rollout] = []
 
-        async def take(prompt: Prompt, rollout: Rollout, errand: Errand) -> None:
-            made.append(rollout)
+        async def keep(handed: Sequence[Handed]) -> None:
+            made.extend(rollout for _, rollout, _ in handed)
 
-        shard, errand = SimpleNamespace(take=SimpleNamespace(remote=take)), Errand(kind="score", seed=0, step=1)
+        class Shard:
+            take = SimpleNamespace(remote=keep)
+
+        shard, errand = Shard(), Errand(kind="score", seed=0, step=1)
         await actor.sample_for(shard, errand, prompt, Sampling(max_tokens=9), {0: 1, 1: 2})
         await actor.close()
         return made

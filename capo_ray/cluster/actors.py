@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from capo_ray.cluster import nonfinite
-from capo_ray.cluster.arrivals import Errand
+from capo_ray.cluster.arrivals import Courier, Errand
 from capo_ray.cluster.gauges import Badge, publish_always
 from capo_ray.cluster.lifeline import Lifeline
 from capo_ray.cluster.pulse import Heart, Pulse
@@ -67,6 +67,7 @@ class RolloutActor(Member):
         self._heart = Heart()
         self._spans = spans_of(badge)
         self._stages = {"sync": Busy()}
+        self._courier = Courier()
         self._badge = badge
         publish(badge, self._totals)
 
@@ -89,7 +90,7 @@ class RolloutActor(Member):
         """Hand each to the aggregator `shard` when it is finished; returns when the shard has all of them."""
         with self._alive(), self._spans.of("sample", step=errand.step, prompt=prompt.id, responses=len(seeds)):
             taken = [
-                shard.take.remote(prompt, rollout, errand)
+                self._courier.hand(shard, (prompt, rollout, errand))
                 async for rollout in self._engine.generate(prompt, sampling, seeds)
             ]
         await asyncio.gather(*taken)

@@ -1,5 +1,5 @@
-"""What becomes of the responses that rollout workers hand to an aggregator shard, from when they come until all of a
-group are done.
+"""How responses go from a rollout worker to the aggregator shards, and what becomes of them there until all of a group
+are done.
 
 A worker hears at once that a response has come, and is done with it; whoever asked for the group hears how it went, and
 what went wrong, when all of it is done. Leaves out what is done about a response (aggregator).
@@ -24,6 +24,47 @@ class Errand:
     seed: int
     """The run's."""
     step: int
+
+
+Handed = tuple[Prompt, Rollout, Errand]
+
+
+class Courier:
+    """A worker's end. One call to a shard is under way at a time, and what is finished meanwhile goes with the next: a
+    call costs a worker and a shard about a millisecond each, whatever it carries. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Any, list[tuple[Handed, asyncio.Future[None]]]] = {}
+        self._carrying: set[asyncio.Task[None]] = set()
+
+    def hand(self, shard: Any, handed: Handed) -> asyncio.Future[None]:
+        """Done when the actor `shard` has it; raises then what its call raised."""
+        there: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if shard in self._waiting:
+            self._waiting[shard].append((handed, there))
+        else:
+            self._waiting[shard] = [(handed, there)]
+            task = asyncio.create_task(self._carry(shard))
+            self._carrying.add(task)
+            task.add_done_callback(self._carrying.discard)
+        return there
+
+    async def _carry(self, shard: Any) -> None:
+        while going := self._waiting[shard]:
+            self._waiting[shard] = []
+            error = await _error_of(shard.take.remote([handed for handed, _ in going]))
+            for _, there in going:
+                if not there.done():  # who waited may have been cancelled
+                    there.set_result(None) if error is None else there.set_exception(error)
+        del self._waiting[shard]
+
+
+async def _error_of(call: Any) -> Exception | None:
+    try:
+        await call
+    except Exception as error:
+        return error
+    return None
 
 
 class Arrivals:

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from capo_ray.cluster.actors import Member, loading, spans_of
-from capo_ray.cluster.arrivals import Arrivals, Errand
+from capo_ray.cluster.arrivals import Arrivals, Errand, Handed
 from capo_ray.cluster.gauges import Badge, publish_always
 from capo_ray.cluster.pulse import Heart, Pulse
 from capo_ray.critics.budget import Sampled
@@ -38,9 +38,10 @@ class AggregatorActor(Member):
     async def pulse(self) -> Pulse:
         return self._heart.beat()
 
-    async def take(self, prompt: Prompt, rollout: Rollout, errand: Errand) -> None:
-        """Begin what is to be done about a response."""
-        self._arrivals.begin(prompt, rollout, errand, self._work(prompt, rollout, errand))
+    async def take(self, handed: Sequence[Handed]) -> None:
+        """Begin what is to be done about each of some responses."""
+        for prompt, rollout, errand in handed:
+            self._arrivals.begin(prompt, rollout, errand, self._work(prompt, rollout, errand))
 
     async def _work(self, prompt: Prompt, rollout: Rollout, errand: Errand) -> Any:
         name = "judge" if errand.kind == "score" else errand.kind

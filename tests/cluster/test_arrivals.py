@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from capo_ray.cluster.arrivals import Arrivals, Errand
+from capo_ray.cluster.arrivals import Arrivals, Courier, Errand, Handed
 from capo_ray.types import Prompt, Rollout
 
 PROMPT = Prompt(id="p", question="q", token_ids=(1,), answer="a")
@@ -66,5 +69,57 @@ def test_a_fault_reaches_whoever_asks_for_the_group_and_ends_the_rest() -> None:
         with pytest.raises(ValueError, match="this one is broken"):
             await arrivals.end(PROMPT, ERRAND)
         await asyncio.wait_for(ended.wait(), 5)
+
+    asyncio.run(use())
+
+
+class Shard:
+    """Counts its calls; each lasts until it is let go, and raises what is to be raised."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.calls: list[list[int]] = []
+        self.go_on = asyncio.Event()
+        self.error = error
+        self.take = SimpleNamespace(remote=self._take)
+
+    async def _take(self, handed: Sequence[Handed]) -> None:
+        self.calls.append([rollout.index for _, rollout, _ in handed])
+        await self.go_on.wait()
+        if self.error is not None:
+            raise self.error
+
+
+def hand(courier: Courier, shard: Any, *indices: int) -> list[asyncio.Future[None]]:
+    return [courier.hand(shard, (PROMPT, rollout(index), ERRAND)) for index in indices]
+
+
+def test_what_is_finished_while_a_shard_is_called_goes_with_the_next_call() -> None:
+    async def use() -> None:
+        courier, shard, other = Courier(), Shard(), Shard()
+        there = hand(courier, shard, 0, 1)
+        await asyncio.sleep(0)
+        there += [*hand(courier, shard, 2, 3), *hand(courier, other, 4)]
+        await asyncio.sleep(0)
+        assert (shard.calls, other.calls) == ([[0, 1]], [[4]])
+        assert not any(one.done() for one in there)
+        shard.go_on.set(), other.go_on.set()
+        await asyncio.gather(*there)
+        assert shard.calls == [[0, 1], [2, 3]]
+        await asyncio.gather(*hand(courier, shard, 5))
+        assert shard.calls[2:] == [[5]]
+
+    asyncio.run(use())
+
+
+def test_a_shard_that_fails_fails_those_that_were_handed_to_it_and_no_others() -> None:
+    async def use() -> None:
+        courier, broken, well = Courier(), Shard(ValueError("broken")), Shard()
+        broken.go_on.set(), well.go_on.set()
+        lost, kept = hand(courier, broken, 0, 1), hand(courier, well, 2)
+        assert [str(found) for found in await asyncio.gather(*lost, return_exceptions=True)] == ["broken", "broken"]
+        await asyncio.gather(*kept)
+        broken.error = None
+        await asyncio.gather(*hand(courier, broken, 3))
+        assert broken.calls == [[0, 1], [3]]
 
     asyncio.run(use())

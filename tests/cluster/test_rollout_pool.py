@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from capo_ray.cluster.arrivals import Errand
+from capo_ray.cluster.arrivals import Errand, Handed
 from capo_ray.cluster.gate import Gate
 from capo_ray.types import Prompt, Rollout, Sampling
 
@@ -58,9 +58,10 @@ class Judge:
     def __init__(self) -> None:
         self.seen: list[tuple[int, str]] = []
 
-    async def take(self, prompt: Prompt, rollout: Rollout, errand: Errand) -> None:
-        assert (prompt, errand) == (PROMPT, ERRAND)
-        self.seen.append((rollout.index, rollout.text))
+    async def take(self, handed: Sequence[Handed]) -> None:
+        for prompt, rollout, errand in handed:
+            assert (prompt, errand) == (PROMPT, ERRAND)
+            self.seen.append((rollout.index, rollout.text))
 
     async def held(self) -> list[int]:
         return [index for index, _ in self.seen]
@@ -70,12 +71,12 @@ class Judge:
 
 
 class Broken:
-    async def take(self, prompt: Prompt, rollout: Rollout, errand: Errand) -> None:
+    async def take(self, handed: Sequence[Handed]) -> None:
         raise ValueError("this judge is broken")
 
 
 class Mortal:
-    async def take(self, prompt: Prompt, rollout: Rollout, errand: Errand) -> None:
+    async def take(self, handed: Sequence[Handed]) -> None:
         os._exit(1)
 
 

@@ -55,13 +55,13 @@ def test_a_dismissed_aggregator_has_ended_its_verifiers(ray_here: Any, tmp_path:
         async with Team(config, "a run") as team:
             made = partial(make, config, tmp_path / "samples")
             shard = team.hire("aggregator", lambda seat: (made, seat.number))["aggregator-0"]
-            await shard.take.remote(PROMPT, RESPONSE, errand)
+            await shard.take.remote([(PROMPT, RESPONSE, errand)])
             (counts,) = await shard.checked.remote(PROMPT, errand)
             assert counts["correct"] == 1.0
             assert len(verifiers()) == 1
             await shard.close.remote()
             assert verifiers() == []
-            await shard.take.remote(PROMPT, RESPONSE, errand)
+            await shard.take.remote([(PROMPT, RESPONSE, errand)])
             await shard.checked.remote(PROMPT, errand)  # a late answer starts a new one
             assert len(verifiers()) == 1
 
