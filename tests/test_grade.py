@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ending import living
 
 from capo_ray.tasks.answers.final import last_boxed
 from capo_ray.tasks.math import integer_answer, judge, verify_integer
@@ -253,7 +254,7 @@ def test_children_work_side_by_side_and_end_with_close() -> None:
     answers, pids = asyncio.run(run())
     assert answers == ["correct" if n % 3 == 1 else "wrong" for n in range(12)]
     assert len(pids) == 2
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert living(pids) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children die with their parent on Linux only")
@@ -269,15 +270,12 @@ def test_children_die_with_their_parent_even_when_they_hang() -> None:
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout
-    child = Path(f"/proc/{int(parent.stdout.readline())}")
+    child = int(parent.stdout.readline())
     time.sleep(0.5)
-    assert child.exists()
+    assert living([child], within_s=0) == [child]
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 10
-    while child.exists() and "Z" not in (child / "stat").read_text().split(")")[-1].split()[0]:
-        assert time.monotonic() < deadline, "the child outlived its parent"
-        time.sleep(0.05)
+    assert living([child]) == [], "the child outlived its parent"
 
 
 @pytest.mark.parametrize(

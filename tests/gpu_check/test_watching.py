@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ending import living
 
 from capo_ray.gpu_check import watching
 from capo_ray.gpu_check.watching import Outcome, Part, run_part
@@ -25,10 +26,6 @@ def outcome(
         name=function, what="a part", module="made_parts", function=function, limit_s=PATIENT_S, options=options
     )
     return run_part(part, home, "cpu", limit_s, (said if said is not None else []).append)
-
-
-def lives(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_part_that_ends_well_brings_its_figures_and_takes_its_scratch_away(tmp_path: Path) -> None:
@@ -71,14 +68,14 @@ def test_a_part_that_hangs_is_ended_at_its_limit_with_all_that_it_started(
     got = outcome("hangs", tmp_path, 8.0, said)
     assert (got.state, got.said) == ("timeout", "ended after 8 s; it was at: waiting for NCCL")
     assert got.figures["rate"] == 3.0
-    assert not lives(got.figures["child"])
+    assert living([got.figures["child"]]) == []
     assert said[-1].startswith("  hangs: ") and said[-1].endswith(" s of at most 8; waiting for NCCL")
 
 
 def test_what_a_part_leaves_behind_is_ended(tmp_path: Path) -> None:
     got = outcome("leaves_one_behind", tmp_path)
     assert got.state == "ok"
-    assert not lives(got.figures["child"])
+    assert living([got.figures["child"]]) == []
 
 
 def test_ctrl_c_ends_the_part_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +92,7 @@ def test_ctrl_c_ends_the_part_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     part = Part(name="hangs", what="a part", module="made_parts", function="hangs", limit_s=PATIENT_S)
     with pytest.raises(KeyboardInterrupt):
         run_part(part, tmp_path, "cpu", PATIENT_S, interrupt)
-    assert started and not any(lives(pid) for pid in started)
+    assert started and living(started) == []
 
 
 def test_the_environment_of_a_part_asks_no_network_and_no_card_on_cpu() -> None:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ending import living
 from small_disk import little_room
 
 from capo_ray.config.blocks import Tracking
@@ -473,12 +474,8 @@ def test_a_program_leaves_none_of_wandbs_folders_and_processes(tmp_path: Path) -
     )  # fmt: skip
     assert done.returncode == 3 and "TimeoutError: its process has answered nothing for 1 s; the run" in done.stderr
     children = done.stdout.split()
-    assert children and not [pid for pid in children if Path(f"/proc/{pid}/cmdline").is_file() and _lives(pid)]
+    assert children and living(children) == []
     assert [path.name for path in (tmp_path / "tmp").iterdir() if "wandb" in path.name] == []
-
-
-def _lives(pid: str) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def test_wandb_has_a_table_of_responses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
