@@ -103,7 +103,19 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 
 def _composed_of(given: Sequence[Given]) -> Any:
     with searched(given) as overrides:
-        return composed("config", overrides)
+        tree = composed("config", overrides)
+        plain = [override for override in overrides if not override.startswith("+size=")]
+        return tree if plain == overrides else _with_critics_of(composed("config", plain), tree)
+
+
+def _with_critics_of(before: Any, sized: Any) -> Any:
+    """A size says which engines criticise; where there are none it says nothing."""
+    from omegaconf import OmegaConf, open_dict
+
+    if OmegaConf.select(before, "critic.kind") != "vllm":
+        with open_dict(sized):
+            OmegaConf.update(sized, "critic", before.get("critic"), merge=False, force_add=True)
+    return sized
 
 
 def _set_over(base: Mapping[str, Any], given: Sequence[Given]) -> Any:
@@ -118,7 +130,7 @@ def _set_over(base: Mapping[str, Any], given: Sequence[Given]) -> Any:
                 raise ConfigError(f"{one.mark}{one.key}: this goes with an experiment, and config= names a whole file")
             try:
                 if one.is_group and one.key == "size":
-                    tree.merge_with(composed(None, [one.for_hydra()]))
+                    tree = _with_critics_of(tree, OmegaConf.merge(tree, composed(None, [one.for_hydra()])))
                 elif one.is_group:
                     place = one.key.partition("@")[2] or one.key
                     found = composed(None, [f"+{one.key}={one.text}"])

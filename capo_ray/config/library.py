@@ -33,6 +33,7 @@ OF_ENGINES: dict[str, str] = {
     "max_num_seqs": "set `max_sequences`",
     "gpu_memory_utilization": "set `gpu_memory_share`",
     "enforce_eager": "set `eager`",
+    "enable_sleep_mode": "engines sleep where `cluster.sharing` is turns",
     "seed": "each request has its own, a function of the run's `seed`",
     "hf_token": "this configuration is written down; set HF_TOKEN in the environment",
     **dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size"), _GPUS),

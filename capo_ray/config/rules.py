@@ -243,17 +243,41 @@ def _check_windows(config: Fields) -> None:
 def _check_cluster(config: Fields) -> None:
     cluster = config.cluster
     if cluster.sharing == "turns":
-        raise ValueError("`cluster.sharing` turns is not there yet: use pairs or apart")
+        _check_turns(config)
     if cluster.sharing == "pairs" and cluster.device == "cpu":
         raise ValueError(
             "`cluster.sharing` pairs is about GPUs, and on cluster.device cpu there are none to share; use apart"
         )
     rollout, ranks = config.rollout, config.trainer.ranks
-    if cluster.sharing != "apart" and (rollout.workers, rollout.tensor_parallel) != (ranks, 1):
+    shared = cluster.device == "gpu" and cluster.sharing != "apart"
+    if shared and (rollout.workers, rollout.tensor_parallel) != (ranks, 1):
         raise ValueError(
             f"`cluster.sharing` {cluster.sharing} puts rollout worker n and trainer rank n on one GPU, and there are "
             f"{rollout.workers} workers of {rollout.tensor_parallel} GPUs and {ranks} ranks: set "
             f"rollout.workers={ranks} and rollout.tensor_parallel=1, or cluster.sharing=apart"
+        )
+
+
+def _check_turns(config: Fields) -> None:
+    """All roles on all GPUs, one after the other."""
+    if config.algorithm.max_staleness:
+        raise ValueError(
+            f"`algorithm.max_staleness` {config.algorithm.max_staleness} samples while the policy learns, and with "
+            "`cluster.sharing` turns nobody samples then; set it to 0, or use apart or pairs"
+        )
+    judging = [voter for voter in (config.critic.voters if config.critic else ()) if voter.kind == "vllm"]
+    if config.cluster.device == "cpu" or not judging:
+        return
+    if (most := max(voter.tensor_parallel for voter in judging)) > 1:
+        raise ValueError(
+            f"`critic.tensor_parallel` {most}: with `cluster.sharing` turns an engine shares one GPU with a worker and "
+            "a rank, and Ray shares out no more than one; set it to 1 with a smaller or quantised critic, or use pairs"
+        )
+    engines, ranks = sum(voter.workers for voter in judging), config.trainer.ranks
+    if engines > ranks:
+        raise ValueError(
+            f"`critic.workers`: with `cluster.sharing` turns {engines} critic engines would share the GPUs of {ranks} "
+            "trainer ranks, one on each; lower it, or raise trainer.ranks and rollout.workers"
         )
 
 

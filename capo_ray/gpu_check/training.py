@@ -80,7 +80,7 @@ def _row(notes: Notes, engine: DeepSpeedEngine, shape: Shape, trainer: Trainer, 
         "bfloat16",
         reference=False,
         on_cpu=not notes.on_gpu,
-    )
+    ).most()
     row: dict[str, Any] = {"tokens": tokens, "planned_gib": round(sum(planned.values()), 2), "error": ""}
     _forget_peak(notes)
     try:

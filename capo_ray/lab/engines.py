@@ -67,8 +67,10 @@ class KeptEngines:
 
 
 def can_outlive(config: Config, role: Role) -> bool:
-    """Whether engines of `role` can outlive a run. Rollout workers only where a second trainer can open the weight
-    transfer to them: over shared memory."""
+    """Whether engines of `role` can outlive a run. Nobody where roles take turns, awake and asleep as one run has them;
+    rollout workers only where a second trainer can open the weight transfer to them: over shared memory."""
+    if config.cluster.sharing == "turns":
+        return False
     return role == "critic" or (role == "rollout" and config.cluster.weight_transfer == "shm")
 
 

@@ -41,11 +41,13 @@ def actor_name(role: Role, number: int) -> str:
 def seats(config: Config, *, together: bool = False) -> tuple[list[dict[str, float]], list[Seat]]:
     """The bundles of the placement group, and the seat of every actor in them.
 
-    With weights moved by CUDA IPC trainer rank and rollout worker n share a GPU, so they share a bundle. `together`:
-    all trainer ranks on GPUs of their own are one bundle, so that none is on another node than the rest.
+    Where GPUs are shared, trainer rank and rollout worker n have one and so share a bundle; in turns critic n is in it
+    too. `together`: all trainer ranks on GPUs of their own are one bundle, so that none is on another node than the
+    rest.
     """
     gpu = config.cluster.device == "gpu"
-    shared = config.cluster.sharing == "pairs"
+    shared, turns = gpu and config.cluster.sharing != "apart", gpu and config.cluster.sharing == "turns"
+    judged = sum(voter.workers for _, voter in critics_here(config)) if turns else 0
     bundles: list[dict[str, float]] = []
     made: list[Seat] = []
     taken: Counter[Role] = Counter()
@@ -59,15 +61,19 @@ def seats(config: Config, *, together: bool = False) -> tuple[list[dict[str, flo
         made.append(Seat(role, taken[role], bundle, need))
         taken[role] += 1
 
-    for _ in range(config.rollout.workers):
-        seat("rollout", 0.5 if shared else config.rollout.tensor_parallel)
+    def half(number: int) -> float:
+        """Shares of a GPU add up to 1, or Ray would count too few."""
+        return 0.25 if number < judged else 0.5
+
+    for worker in range(config.rollout.workers):
+        seat("rollout", half(worker) if shared else config.rollout.tensor_parallel)
     for _, voter in critics_here(config):
         for _ in range(voter.workers):
-            seat("critic", voter.tensor_parallel)
+            seat("critic", 0.5 if turns else voter.tensor_parallel, bundle=taken["critic"] if turns else None)
     first = len(bundles)
     for rank in range(config.trainer.ranks):
         joined = first if together and gpu and rank else None
-        seat("trainer", 0.5 if shared else 1, bundle=rank if shared else joined)
+        seat("trainer", half(rank) if shared else 1, bundle=rank if shared else joined)
     for _ in range(config.reward.aggregators):
         seat("aggregator", 0)
     return bundles, made

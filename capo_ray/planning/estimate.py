@@ -23,6 +23,7 @@ from capo_ray.planning.bundles import critics_here, needs, seats
 from capo_ray.planning.machine import shape_of
 from capo_ray.planning.memory import BYTES, GIB, learning, quantization_of, weight_bytes
 from capo_ray.planning.plan import plan_for
+from capo_ray.planning.turns import turns_of
 
 PROFILED = (
     "speed/rollout_tokens_per_s",
@@ -32,6 +33,8 @@ PROFILED = (
     "seconds/update",
     "seconds/sync",
 )
+IN_FILES = ("awq", "auto_awq", "gptq", "auto_gptq")
+"""Beginnings of what vLLM calls a quantization that files come in; others it makes as it loads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +47,23 @@ class Times:
     sync: float
     overlapped: bool
     """The next batch is sampled while the policy learns."""
+    turns: bool
+    """Nobody works while another does."""
+    switch: float = 0.0
+    """Falling asleep and waking."""
 
     @property
     def step(self) -> float:
-        """Critics judge what is sampled meanwhile, so the slower of the two counts."""
+        """Critics judge what is sampled meanwhile, so the slower of the two counts; in turns all do."""
+        if self.turns:
+            return self.rollout + self.critic + self.update + self.sync + self.switch
         sampling = max(self.rollout, self.critic)
         return (max(sampling, self.update) if self.overlapped else sampling + self.update) + self.sync
 
     @property
     def stages(self) -> dict[str, float]:
         made = {"rollout": self.rollout, "critic": self.critic, "update": self.update, "sync": self.sync}
+        made["sleep and wake"] = self.switch
         return {name: seconds for name, seconds in made.items() if seconds}
 
 
@@ -95,6 +105,7 @@ def times(config: Config, policy: Shape, critics: Mapping[str, Shape], gpu: hw.G
     trained = work * policy.parameters * responses * (prompt + response)
     scorings = (config.trainer.optimisation_passes > 1) + (config.algorithm.kl_weight > 0)
     passes = config.trainer.optimisation_passes + scorings * 2 / work
+    turns = turns_of(config, {"policy": policy, **critics}, gpu.gib)
     return Times(
         rollout=longest * token,
         critic=max(
@@ -103,6 +114,8 @@ def times(config: Config, policy: Shape, critics: Mapping[str, Shape], gpu: hw.G
         update=trained * passes / (config.trainer.ranks * gpu.flops * hw.TRAINING),
         sync=1.0 + _sent(config, policy) * BYTES[config.policy.dtype] / hw.SYNC_BYTES_PER_S,
         overlapped=config.algorithm.max_staleness > 0,
+        turns=config.cluster.sharing == "turns",
+        switch=turns.switch_s if turns else 0.0,
     )
 
 
@@ -149,19 +162,20 @@ def measured(config: Config, profile: Profile) -> Times:
         update=numbers["seconds/update"] * profile.ranks / config.trainer.ranks,
         sync=numbers.get("seconds/sync", 0.0),
         overlapped=config.algorithm.max_staleness > 0,
+        turns=config.cluster.sharing == "turns",
     )
 
 
 def splits(config: Config, gpus: int, gpu_gib: float, shapes: Mapping[str, Shape | None]) -> Iterator[Config]:
     """The run on at most `gpus` GPUs in every way that the plan finds no fault with: other numbers of rollout workers,
     engines of its first critic and trainer ranks."""
-    shared = config.cluster.sharing == "pairs"
-    judges = critics_here(config)
+    sharing, judges = config.cluster.sharing, critics_here(config)
     each = judges[0][1].tensor_parallel if judges else 0
     for engines in range(1, gpus // each + 1) if judges else (0,):
-        for ranks in range(1, gpus - engines * each + 1):
-            left = (gpus - engines * each - ranks) // config.rollout.tensor_parallel
-            for workers in (ranks,) if shared else range(1, left + 1):
+        beside = 0 if sharing == "turns" else engines * each
+        for ranks in range(max(1, engines - beside), gpus - beside + 1):
+            left = (gpus - beside - ranks) // config.rollout.tensor_parallel
+            for workers in range(1, left + 1) if sharing == "apart" else (ranks,):
                 update: dict[str, Any] = {
                     "rollout": config.rollout.model_copy(update={"workers": workers}),
                     "trainer": config.trainer.model_copy(update={"ranks": ranks}),
@@ -211,7 +225,7 @@ def _times(config: Config, one: Times, gpus: float) -> list[str]:
     waits = ", ".join(f"{name} {1 - share:.0%}" for name, share in busy.items())
     return [
         f"  a step                  {one.step:.0f} s: {stages}"
-        + ("; sampling and judging overlap" if one.critic else "")
+        + ("; sampling and judging overlap" if one.critic and not one.turns else "")
         + ("; the update overlaps with them" if one.overlapped else ""),
         f"  the run                 {hours:.0f} hours" + (f", {hours * gpus:.0f} GPU hours" if gpus else ""),
         f"  who waits               {waits} of a step; the most: {min(busy, key=lambda name: busy[name])}",
@@ -224,11 +238,17 @@ def _assumptions(config: Config) -> list[str]:
     lengths += f" and {rollout.max_response_tokens * hw.LONGEST_SHARE:.0f} at most"
     if critic:
         lengths += f", critiques of {critic.max_critique_tokens * hw.CRITIQUE_SHARE:.0f}"
-    return [
+    made = [
         f"  assumed                 {lengths}; {hw.TRAINING:.0%} of the peak in training, {hw.PREFILL:.0%} in",
         f"                          reading prompts, {hw.READING:.0%} of the memory's speed in sampling; evaluations"
         " and critics on servers apart",
     ]
+    if config.cluster.sharing == "turns":
+        made.append(
+            f"                          {hw.HOST_BYTES_PER_S / 1e9:.0f} GB/s between a GPU and its host, and "
+            f"{hw.SWITCH_S:g} s for each that falls asleep or wakes"
+        )
+    return made
 
 
 def _best(best: Config, of: Any, gpus: int) -> str:
@@ -239,13 +259,15 @@ def _best(best: Config, of: Any, gpus: int) -> str:
 
 def downloads(config: Config, shapes: Mapping[str, Shape | None]) -> list[str]:
     """A line for each model and data set that is not here."""
-    models = [("policy", config.policy)]
-    models += [(place, voter.model) for place, voter in critics_here(config) if voter.model is not None]
+    models: list[tuple[str, Model, str | None]] = [("policy", config.policy, None)]
+    models += [(p, voter.model, quantization_of(voter)) for p, voter in critics_here(config) if voter.model is not None]
     wanted = []
-    for place, model in models:
+    for place, model, quantization in models:
         if is_hub_id(model.path) and not folder_here(model.path).is_dir():
+            in_files = quantization if (quantization or "").startswith(IN_FILES) else None
             shape = shapes.get(place)
-            wanted.append(f"{model.path} ({shape.parameters * 2 / GIB:.0f} GiB)" if shape else model.path)
+            size = f" ({weight_bytes(shape, 'bfloat16', in_files) / GIB:.0f} GiB)" if shape else ""
+            wanted.append(f"{model.path}{size}")
     sources = [config.data, *([config.data.evaluation] if config.data.evaluation else [])]
     wanted += [str(s.path) for s in sources if s.path and is_hub_id(s.path) and not Path(s.path).exists()]
     return [f"  downloads               {', '.join(dict.fromkeys(wanted)) or 'nothing'}"]

@@ -8,12 +8,15 @@ how many engines and ranks there are and where they go (plan).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from capo_ray.config.blocks import Rollout, Trainer
 from capo_ray.config.critic import Voter
 from capo_ray.config.model import Shape
 from capo_ray.config.run import Config
+from capo_ray.planning.bundles import critics_here
 
 GIB = 1 << 30
 ENGINE_GPU_GIB = 2.5
@@ -25,6 +28,9 @@ CUDA_GIB = 1.0
 """A process's CUDA context, cuBLAS's workspace and the allocator's fragments. Assumed."""
 NCCL_GIB = 0.5
 """Buffers of one NCCL communicator. Assumed."""
+ASLEEP_GIB = 1.5
+"""What an engine that sleeps leaves on its GPU: the CUDA context, and its graphs. Assumed; vLLM says that over nine
+tenths come free."""
 BUCKET = 500_000_000
 """Numbers in DeepSpeed's reduce bucket (`reduce_bucket_size`), which ZeRO 2 and 3 allocate whole."""
 LIVE = 1_000_000_000
@@ -114,16 +120,36 @@ def _head_bytes(shape: Shape, width: int, tokens: int, piece: int) -> float:
     return 2 * width * tokens * shape.hidden_size + max(sums, 4 * shape.vocabulary * shape.hidden_size + 14 * logits)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """GiB by purpose on one trainer rank."""
+
+    process: dict[str, float]
+    """As long as it runs."""
+    held: dict[str, float]
+    """From one update to the next."""
+    passing: dict[str, float]
+    """One after the other."""
+
+    def most(self, *passing: str) -> dict[str, float]:
+        """At the time at which it holds most, or the most of the times that are named."""
+        times = {name: self.passing[name] for name in passing or self.passing if name in self.passing}
+        if not times:
+            return self.held | self.process
+        most = max(times, key=lambda name: times[name])
+        return self.held | {most: times[most]} | self.process
+
+
 def rank_memory(
     trainer: Trainer, shape: Shape | None, dtype: str, *, reference: bool, on_cpu: bool, transfer: str = ""
-) -> dict[str, float]:
-    """GiB by purpose on one rank when it holds most: while it keeps activations, in the optimizer step, or while
-    weights move to the engines (`transfer`: nccl or ipc)."""
+) -> Rank:
+    """Of one rank, which keeps activations, steps the optimizer, and sends weights to engines (`transfer`: nccl or
+    ipc)."""
     process = {"process": TRAINER_CPU_GIB} if on_cpu else {"CUDA": CUDA_GIB}
     if not on_cpu and (groups := (trainer.ranks > 1) + (transfer == "nccl")):
         process["NCCL"] = NCCL_GIB * groups
     if shape is None:
-        return process
+        return Rank(process=process, held={}, passing={})
     width, number, learns = BYTES[dtype], shape.parameters / GIB, learning(trainer, shape) / GIB
     each = bytes_held(trainer.zero_stage, trainer.ranks, width)
     memory = {
@@ -151,8 +177,7 @@ def rank_memory(
     }
     if transfer in ("nccl", "ipc"):  # a copy of the tensor, and the piece that it goes into
         passing["weight sync"] = 2 * max(SYNC_BYTES, width * shape.vocabulary * shape.hidden_size) / GIB
-    most = max(passing, key=lambda name: passing[name])
-    return memory | {most: passing[most]} | process
+    return Rank(process=process, held=memory, passing=passing)
 
 
 def _buffers(trainer: Trainer, shape: Shape, width: int) -> float:
@@ -162,8 +187,8 @@ def _buffers(trainer: Trainer, shape: Shape, width: int) -> float:
     return (bucket + gathered) * width / GIB
 
 
-def trainer_memory(config: Config, shape: Shape | None) -> dict[str, float]:
-    """GiB by purpose on one trainer rank of a run."""
+def rank_of(config: Config, shape: Shape | None) -> Rank:
+    """One trainer rank of a run."""
     return rank_memory(
         config.trainer,
         shape,
@@ -172,6 +197,11 @@ def trainer_memory(config: Config, shape: Shape | None) -> dict[str, float]:
         on_cpu=config.cluster.device == "cpu",
         transfer=config.cluster.weight_transfer,
     )
+
+
+def trainer_memory(config: Config, shape: Shape | None) -> dict[str, float]:
+    """GiB by purpose on one trainer rank of a run, at its most."""
+    return rank_of(config, shape).most()
 
 
 def weight_bytes(shape: Shape, dtype: str, quantization: str | None = None) -> float:
@@ -187,16 +217,39 @@ def quantization_of(engine: Rollout | Voter) -> str | None:
     return str(named) if named is not None else None
 
 
+@dataclass(frozen=True, slots=True)
+class EngineMemory:
+    """Of one GPU of an engine, or of one engine process on CPU."""
+
+    gib: dict[str, float]
+    """By purpose."""
+    note: str = ""
+    faults: tuple[str, ...] = ()
+
+
+def engines_memory(config: Config, shapes: Mapping[str, Shape | None], gpu_gib: float) -> dict[str, EngineMemory]:
+    """Of every engine of a run, by its place in the configuration. `shapes`: where the configuration names none."""
+    policy = config.policy.shape or shapes.get("policy")
+    window = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    made = {"rollout": engine_memory(config, config.rollout, policy, config.policy.dtype, window, gpu_gib, "rollout")}
+    for place, voter in critics_here(config):
+        assert voter.model is not None
+        critic = voter.model.shape or shapes.get(place)
+        window = voter.window or (critic.window if critic else 0)
+        made[place] = engine_memory(config, voter, critic, voter.model.dtype, window, gpu_gib, place)
+    return made
+
+
 def engine_memory(
     config: Config, engine: Rollout | Voter, shape: Shape | None, dtype: str, window: int, gpu_gib: float, role: str
-) -> tuple[dict[str, float], str, list[str]]:
-    """(GiB by purpose, note, faults) of one GPU of an engine, or of one engine process on CPU."""
+) -> EngineMemory:
+    """Of the engine at the place `role`, on GPUs of `gpu_gib`."""
     on_cpu = config.cluster.device == "cpu"
     parts = engine.tensor_parallel
     base = ENGINE_CPU_GIB if on_cpu else ENGINE_GPU_GIB + (NCCL_GIB if parts > 1 else 0)
     if shape is None:
         known = {"engine": base} | ({"KV cache": engine.kv_cache_gib} if on_cpu else {})
-        return known, "the model's shape is not known here: its weights come on top", []
+        return EngineMemory(known, "the model's shape is not known here: its weights come on top")
     weights = weight_bytes(shape, dtype, quantization_of(engine)) / parts / GIB
     per_sequence = 2 * shape.layers * shape.key_value_size * BYTES[dtype] * window / parts / GIB
     adapter = {}
@@ -217,6 +270,24 @@ def engine_memory(
             f"{role}: {max(0.0, cache):.1f} GiB of KV cache are left per {where}, one sequence of {window} tokens "
             f"needs {per_sequence:.2f} (weights {weights:.1f} GiB); {advice}"
         )
-        return memory, "", [fault]
+        return EngineMemory(memory, faults=(fault,))
     num = int(cache / per_sequence) if per_sequence else engine.max_sequences
-    return memory, f"room for {min(num, 10**6):,} sequences of {window:,} tokens, up to {engine.max_sequences} run", []
+    note = f"room for {min(num, 10**6):,} sequences of {window:,} tokens, up to {engine.max_sequences} run"
+    return EngineMemory(memory, note)
+
+
+def ways_to_save(config: Config, *, passing: bool) -> list[str]:
+    """What makes a trainer rank smaller and is not set already. `passing`: activations are a part of its most."""
+    trainer, longest = config.trainer, config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    ways = []
+    if passing and not trainer.gradient_checkpointing:
+        ways.append("set trainer.gradient_checkpointing=true")
+    if passing and trainer.tokens_per_micro_batch > longest:
+        ways.append(f"lower trainer.tokens_per_micro_batch (not below {longest})")
+    if trainer.zero_stage < 3 and trainer.ranks > 1:
+        ways.append("raise trainer.zero_stage")
+    return [*ways, "add trainer.ranks" + (" and rollout.workers" if config.cluster.sharing != "apart" else "")]
+
+
+def in_words(memory: Mapping[Any, float]) -> str:
+    return " + ".join(f"{name} {gib:.1f}" for name, gib in memory.items() if gib >= 0.05)

@@ -18,10 +18,12 @@ from capo_ray.config.model import Shape
 from capo_ray.config.run import Config
 from capo_ray.planning.bundles import Role, critics_here, misfit, needs, seats, shortages
 from capo_ray.planning.machine import Machine, shape_of, this_machine, why_silent
-from capo_ray.planning.memory import engine_memory, trainer_memory
+from capo_ray.planning.memory import ASLEEP_GIB, engines_memory, in_words, trainer_memory, ways_to_save
+from capo_ray.planning.turns import Turns, lines_of, turns_of
 
 ASSUMED_GPU_GIB = 79.6
 """Memory of a GPU where none can be asked: what nvidia-smi says of an H100 of 80 GB."""
+NOT_YET = "cluster.sharing: turns are planned and cannot be run yet; use pairs or apart"
 RAY_CPU_GIB = 1.2
 """Ray's own processes, the driver and the aggregators."""
 
@@ -56,8 +58,10 @@ class Plan:
     """Memory of a GPU that the figures are for."""
     shared_gpus: bool
     """Trainer rank n and rollout worker n take turns on one GPU."""
+    turns: Turns | None
+    """Of all roles on all GPUs."""
     memory_gib: float
-    """Memory of all processes together; 0 on GPU, where it is not estimated."""
+    """Memory of all processes together; on GPU, where it is not estimated, what they put aside while they sleep."""
     faults: tuple[str, ...] = ()
     """What can run nowhere, whatever the number of machines."""
 
@@ -109,6 +113,7 @@ def plan_for(
                 note=notes.get(place, ""),
             )
         )
+    turns = turns_of(config, shapes or {}, gpu_gib)
     everything = RAY_CPU_GIB + (config.cluster.object_store_gib or 0) + sum(r.processes * r.total_gib for r in roles)
     return Plan(
         name=config.name,
@@ -118,8 +123,9 @@ def plan_for(
         numbers=derived_numbers(config),
         gpu_gib=gpu_gib,
         shared_gpus=config.cluster.sharing == "pairs",
-        memory_gib=everything if config.cluster.device == "cpu" else 0.0,
-        faults=tuple(faults),
+        turns=turns,
+        memory_gib=everything if config.cluster.device == "cpu" else sum(turns.aside.values()) if turns else 0.0,
+        faults=(*faults, *(turns.faults if turns else ()), *([NOT_YET] if config.cluster.sharing == "turns" else [])),
     )
 
 
@@ -138,20 +144,10 @@ def _memory(
 ) -> tuple[dict[str, dict[str, float]], dict[str, str], list[str]]:
     """Of each place in the configuration that has processes: GiB by purpose and a note; and what cannot work."""
     policy = config.policy.shape or shapes.get("policy")
-    memory = {"trainer": trainer_memory(config, policy)}
-    notes: dict[str, str] = {}
-    window = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    memory["rollout"], notes["rollout"], faults = engine_memory(
-        config, config.rollout, policy, config.policy.dtype, window, gpu_gib, "rollout"
-    )
-    for place, voter in critics_here(config):
-        assert voter.model is not None
-        critic = voter.model.shape or shapes.get(place)
-        window = voter.window or (critic.window if critic else 0)
-        memory[place], notes[place], more = engine_memory(
-            config, voter, critic, voter.model.dtype, window, gpu_gib, place
-        )
-        faults += more
+    engines = engines_memory(config, shapes, gpu_gib)
+    memory = {place: engine.gib for place, engine in engines.items()} | {"trainer": trainer_memory(config, policy)}
+    notes = {place: engine.note for place, engine in engines.items()}
+    faults = [fault for engine in engines.values() for fault in engine.faults]
     if config.cluster.device == "gpu":
         faults += _trainer_faults(memory["trainer"], config, gpu_gib)
         notes["trainer"] = _checkpointing(config, policy, gpu_gib)
@@ -170,30 +166,20 @@ def _checkpointing(config: Config, policy: Shape | None, gpu_gib: float) -> str:
 
 
 def _trainer_faults(memory: Mapping[str, float], config: Config, gpu_gib: float) -> list[str]:
-    shared = config.cluster.sharing == "pairs"
-    room = gpu_gib * (1 - config.rollout.gpu_memory_share) if shared else gpu_gib
+    pairs = config.cluster.sharing == "pairs"
+    room, beside = gpu_gib, ""
+    if pairs:
+        room, beside = gpu_gib * (1 - config.rollout.gpu_memory_share), " beside its rollout worker"
+    elif config.cluster.sharing == "turns":
+        room, beside = gpu_gib - ASLEEP_GIB * (1 + bool(critics_here(config))), " beside those asleep"
     total = sum(memory.values())
     if total <= room:
         return []
-    beside = " beside its rollout worker" if shared else ""
-    ways = ["lower rollout.gpu_memory_share"] if shared and total < gpu_gib else []
+    ways = ["lower rollout.gpu_memory_share"] if pairs and total < gpu_gib else []
     return [
-        f"trainer: a rank needs {total:.0f} GiB ({_parts(memory)}), a GPU has {room:.0f}{beside}; "
-        + " or ".join([*ways, *_ways_to_save(config, passing="activations" in memory)])
+        f"trainer: a rank needs {total:.0f} GiB ({in_words(memory)}), a GPU has {room:.0f}{beside}; "
+        + " or ".join([*ways, *ways_to_save(config, passing="activations" in memory)])
     ]
-
-
-def _ways_to_save(config: Config, *, passing: bool) -> list[str]:
-    """What makes a trainer rank smaller and is not set already. `passing`: activations are a part of its most."""
-    trainer, longest = config.trainer, config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    ways = []
-    if passing and not trainer.gradient_checkpointing:
-        ways.append("set trainer.gradient_checkpointing=true")
-    if passing and trainer.tokens_per_micro_batch > longest:
-        ways.append(f"lower trainer.tokens_per_micro_batch (not below {longest})")
-    if trainer.zero_stage < 3 and trainer.ranks > 1:
-        ways.append("raise trainer.zero_stage")
-    return [*ways, "add trainer.ranks"]
 
 
 def fits(plan: Plan, machine: Machine) -> list[str]:
@@ -217,20 +203,18 @@ def render(plan: Plan) -> str:
         f"  {'role':<11}{'processes':>9}{'GPUs':>6}{'cores':>7}  GiB per {per} (estimates)",
     ]
     for role in plan.roles:
-        memory = f"{role.total_gib:.1f} = {_parts(role.memory)}" if role.memory else "-"
+        memory = f"{role.total_gib:.1f} = {in_words(role.memory)}" if role.memory else "-"
         lines.append(f"  {role.role:<11}{role.processes:>9}{role.gpus_each:>6g}{role.cpus_each:>7g}  {memory}")
         if role.note:
             lines.append(f"  {'':<33}  {role.note}")
     if plan.shared_gpus:
         lines.append("  trainer rank n and rollout worker n share a GPU")
+    if plan.turns is not None:
+        lines += lines_of(plan.turns)
     lines += [f"fault: {fault}" for fault in plan.faults]
     lines.append("numbers")
     lines += [f"  {name:<35}{value:>14,}" for name, value in plan.numbers.items()]
     return "\n".join(lines)
-
-
-def _parts(memory: Mapping[str, float]) -> str:
-    return " + ".join(f"{name} {gib:.1f}" for name, gib in memory.items() if gib >= 0.05)
 
 
 def plan_here(config: Config, machine: Machine) -> Plan:

@@ -90,7 +90,7 @@ def _needs(config: Sft) -> tuple[float, str]:
     shape = shape_of(config.model)
     if shape is None:
         return 0.0, ""
-    parts = rank_memory(config.trainer(), shape, config.model.dtype, reference=False, on_cpu=False)
+    parts = rank_memory(config.trainer(), shape, config.model.dtype, reference=False, on_cpu=False).most()
     total = sum(parts.values())
     return total, f"{total:.1f} GiB = " + " + ".join(f"{name} {gib:.1f}" for name, gib in parts.items())
 

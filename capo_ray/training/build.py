@@ -210,10 +210,10 @@ class ScoredAhead(NamedTuple):
 
 
 def scored_ahead(config: Config) -> ScoredAhead:
-    """With batches in flight the trainer is busy, or has other weights by the time of the update; without critics there
-    is nothing to wait for."""
+    """With batches in flight the trainer is busy, or has other weights by the time of the update; it may sleep while
+    critics have their turn; without critics there is nothing to wait for."""
     algorithm = config.algorithm
-    idle = config.critic is not None and algorithm.max_staleness == 0
+    idle = config.critic is not None and algorithm.max_staleness == 0 and config.cluster.sharing != "turns"
     several = optimizer_steps_per_batch(config) > config.trainer.optimisation_passes  # the first makes its own
     return ScoredAhead(
         old=idle and algorithm.old_logprobs == "trainer" and several, reference=idle and algorithm.kl_weight > 0

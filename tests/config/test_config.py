@@ -418,7 +418,26 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "cluster.sharing=pairs",
             "`cluster.sharing` pairs is about GPUs, and on cluster.device cpu there are none to share; use apart",
         ),
-        ("cluster.sharing=turns", "`cluster.sharing` turns is not there yet: use pairs or apart"),
+        (
+            "cluster.sharing=turns algorithm.max_staleness=1 algorithm.importance_cap=2",
+            "`algorithm.max_staleness` 1 samples while the policy learns, and with `cluster.sharing` turns nobody "
+            "samples then; set it to 0, or use apart or pairs",
+        ),
+        (
+            "cluster=gpu cluster.sharing=turns rollout.workers=2 critic.tensor_parallel=2",
+            "`critic.tensor_parallel` 2: with `cluster.sharing` turns an engine shares one GPU with a worker and a "
+            "rank, and Ray shares out no more than one; set it to 1 with a smaller or quantised critic, or use pairs",
+        ),
+        (
+            "cluster=gpu cluster.sharing=turns rollout.workers=2 critic.workers=3",
+            "`critic.workers`: with `cluster.sharing` turns 3 critic engines would share the GPUs of 2 trainer ranks, "
+            "one on each; lower it, or raise trainer.ranks and rollout.workers",
+        ),
+        (
+            "cluster=gpu cluster.sharing=turns",
+            "`cluster.sharing` turns puts rollout worker n and trainer rank n on one GPU, and there are 1 workers of 1 "
+            "GPUs and 2 ranks: set rollout.workers=2 and rollout.tensor_parallel=1, or cluster.sharing=apart",
+        ),
         (
             "cluster=gpu cluster.sharing=pairs trainer.ranks=4",
             "`cluster.sharing` pairs puts rollout worker n and trainer rank n on one GPU, and there are 1 workers of 1 "

@@ -35,6 +35,7 @@ def on_gpus() -> dict[str, Config]:
 def of_other_sizes() -> dict[str, Config]:
     """One experiment of each."""
     sizes = {"two_nodes": "llama3b_intersection", "one_node_fp8": "llama3b_intersection", "one_gpu": "llama1b_grpo"}
+    sizes |= dict.fromkeys(("one_gpu_80gb", "one_gpu_24gb", "one_node_turns"), "qwen1_5b_intersection")
     assert sizes.keys() == {path.stem for path in (conf_dir() / "size").glob("*.yaml")}
     return {f"{name}, {size}": compose([f"+experiment={name}", f"+size={size}"]) for size, name in sizes.items()}
 
@@ -45,7 +46,7 @@ def engines_of(name: str, config: Config) -> Iterator[tuple[str, VllmSettings, i
     yield f"{name}: rollout", rollout_settings(config, FILES), math.ceil(given["rollout"])  # half of one, beside a rank
     for place, voter in critics_here(config):
         settings = critic_engine_settings(config, voter, FILES)
-        yield f"{name}: {place}", replace(settings, window=voter.known_window), int(given["critic"])
+        yield f"{name}: {place}", replace(settings, window=voter.known_window), math.ceil(given["critic"])
 
 
 @pytest.mark.ray

@@ -201,7 +201,7 @@ def test_an_adapter_needs_no_reference_and_an_optimizer_of_its_own_size() -> Non
 def test_an_engine_holds_the_adapter_that_it_is_sent() -> None:
     def of_engine(*more: str) -> dict[str, float]:
         given = config(PAPER, "trainer.lora.rank=256", *more)
-        return engine_memory(given, given.rollout, given.policy.shape, "bfloat16", 4096, 80, "rollout")[0]
+        return engine_memory(given, given.rollout, given.policy.shape, "bfloat16", 4096, 80, "rollout").gib
 
     merged, alone = of_engine(), of_engine("cluster.lora_sync=adapter")
     assert "adapter" not in merged and alone["adapter"] == pytest.approx(16 * 24.3e6 * 2 / 2**30, rel=0.02)
