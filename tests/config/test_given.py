@@ -41,7 +41,7 @@ def critic_of(config: Config) -> Model | None:
 @pytest.mark.parametrize(
     ("path", "parameters", "mark"),
     [
-        ("Qwen/Qwen2.5-7B-Instruct", None, None),
+        ("Qwen/Qwen2.5-14B-Instruct", None, None),
         ("Qwen/Qwen2.5-72B-Instruct", 72_706_203_648, "im_start"),
         ("/far/away/Qwen2.5-72B-Instruct", 72_706_203_648, "im_start"),
         ("meta-llama/Meta-Llama-3-70B-Instruct", 70_553_706_496, "begin_of_text"),
