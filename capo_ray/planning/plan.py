@@ -68,6 +68,11 @@ class Plan:
     def needs(self, resource: str) -> float:
         return needs(self.bundles).get(resource, 0.0)
 
+    @property
+    def sleepers(self) -> str:
+        """Whom `memory_gib` is for, where that is not everybody."""
+        return " for those who sleep" if self.turns else ""
+
 
 def optimizer_steps_per_batch(config: Config) -> int:
     """Optimizer steps on one rollout batch."""
@@ -190,7 +195,7 @@ def fits(plan: Plan, machine: Machine) -> list[str]:
     if not missing and machine.nodes and (reason := misfit(plan.bundles, machine.nodes)):
         missing.append(reason)
     if plan.memory_gib > machine.memory_gib:
-        missing.append(f"about {plan.memory_gib:.1f} GiB of memory (here: {machine.memory_gib:.1f})")
+        missing.append(f"about {plan.memory_gib:.1f} GiB of memory{plan.sleepers} (here: {machine.memory_gib:.1f})")
     return [*missing, *plan.faults]
 
 
@@ -199,7 +204,7 @@ def render(plan: Plan) -> str:
     per = "process" if plan.device == "cpu" else f"GPU of {plan.gpu_gib:g} GiB"
     lines = [
         f"placement of {plan.name} on {plan.device}: {plan.needs('GPU'):g} GPUs, {plan.needs('CPU'):g} cores, "
-        f"{len(plan.bundles)} bundles" + (f", about {plan.memory_gib:.1f} GiB of memory" if plan.memory_gib else ""),
+        f"{len(plan.bundles)} bundles" + (f", about {plan.memory_gib:.1f} GiB of memory{plan.sleepers}" if plan.memory_gib else ""),
         f"  {'role':<11}{'processes':>9}{'GPUs':>6}{'cores':>7}  GiB per {per} (estimates)",
     ]
     for role in plan.roles:

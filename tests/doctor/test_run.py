@@ -84,6 +84,9 @@ def test_room() -> None:
     assert fitting.found == ("tiny_cpu needs 0 GPUs and 0.5 cores; here: 2 cores, 23.0 GiB of memory, no GPU")
     short = wanted.room(PAPER, HERE, "here")
     assert (short.state, short.found) == ("fail", "missing: 8 GPUs (here: 0); 9 cores (here: 2)")
+    one_card = compose(["+experiment=qwen1_5b_intersection", "+size=one_gpu_80gb"])
+    asleep = wanted.room(one_card, Machine(cpus=16, gpus=1, memory_gib=32, gpu_gib=79.6), "here")
+    assert asleep.found.startswith("missing: about 43.9 GiB of memory for those who sleep (here: 32.0)")
 
 
 def test_the_models_of_a_run() -> None:
