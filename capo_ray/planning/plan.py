@@ -202,9 +202,10 @@ def fits(plan: Plan, machine: Machine) -> list[str]:
 def render(plan: Plan) -> str:
     """The plan as a table."""
     per = "process" if plan.device == "cpu" else f"GPU of {plan.gpu_gib:g} GiB"
+    memory = f", about {plan.memory_gib:.1f} GiB of memory{plan.sleepers}" if plan.memory_gib else ""
     lines = [
         f"placement of {plan.name} on {plan.device}: {plan.needs('GPU'):g} GPUs, {plan.needs('CPU'):g} cores, "
-        f"{len(plan.bundles)} bundles" + (f", about {plan.memory_gib:.1f} GiB of memory{plan.sleepers}" if plan.memory_gib else ""),
+        f"{len(plan.bundles)} bundles{memory}",
         f"  {'role':<11}{'processes':>9}{'GPUs':>6}{'cores':>7}  GiB per {per} (estimates)",
     ]
     for role in plan.roles:
