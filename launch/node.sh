@@ -5,12 +5,15 @@
 #
 # The same command on every node. HEAD is the name or address of the first; RAY_PORT (6379) must be open on it. A worker
 # waits WAIT_S (600) seconds for the head. The environment, with `ray` in PATH, is the same on every node.
+# Told to end (SIGTERM) it stays until the run has left it, GRACE_S (30) seconds at most: set that a little below what
+# whoever ends it waits before SIGKILL.
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help || -z ${HEAD:-} ]]; then
-    sed -n '2,7s/^# \{0,1\}//p' "$0"
+    sed -n '2,9s/^# \{0,1\}//p' "$0"
     exit 2
 fi
 port=${RAY_PORT:-6379}
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=${GRACE_S:-30}
 # By default a connection on which nothing is answered for 20 s is closed, and the calls of actors with it.
 export RAY_grpc_keepalive_timeout_ms=${RAY_grpc_keepalive_timeout_ms:-60000}
 

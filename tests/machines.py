@@ -20,7 +20,9 @@ RAY = str(Path(sys.executable).with_name("ray"))
 STORE = 200 << 20
 """Bytes of a node's object store."""
 PORT = 6379
-PATIENT = {"RAY_grpc_keepalive_timeout_ms": "60000"}
+GRACE_S = 60
+"""That a machine which is told to go stays at most."""
+PATIENT = {"RAY_grpc_keepalive_timeout_ms": "60000", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(GRACE_S)}
 """As launch/node.sh starts Ray."""
 
 
@@ -121,6 +123,25 @@ class Machines:
     def plug(self, name: str) -> None:
         ip("link", "set", f"{name}v", "master", self._mark)
 
+    def tell_to_go(self, name: str) -> None:
+        """SIGTERM to what was started there, as when a pod or a machine is taken away."""
+        self._nodes[name].terminate()
+
+    def has_ended(self, name: str) -> bool:
+        """Within what is left of its time."""
+        with suppress(subprocess.TimeoutExpired):
+            self._nodes[name].wait(GRACE_S)
+        return self._nodes[name].poll() is not None
+
+    def come_back(self, name: str, *, cpus: int = 1) -> None:
+        """One that was lost or has gone."""
+        self._join(name, cpus)
+
+    def actors(self, name: str) -> list[str]:
+        """What Ray's processes on a machine call themselves."""
+        titles = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in self._inside(name)]
+        return [title for title in titles if title.startswith("ray::") and "IDLE" not in title]
+
     def kill(self, name: str) -> None:
         """As when the power fails."""
         with suppress(ProcessLookupError):
@@ -137,12 +158,8 @@ class Machines:
         return [int(pid) for pid in found.split()]
 
     def close(self) -> None:
-        for name in list(self._nodes):
-            with suppress(ProcessLookupError):
-                os.killpg(self._nodes[name].pid, signal.SIGTERM)
-        for name, node in self._nodes.items():
-            with suppress(subprocess.TimeoutExpired):
-                node.wait(20)
+        """All at once: told to end, a worker would look for its head for as long as it has."""
+        for name in self._nodes:
             self.kill(name)
         for name in self._names:
             with suppress(subprocess.CalledProcessError):

@@ -30,6 +30,10 @@ class NotEnough(RuntimeError):
     """The cluster cannot hold the run."""
 
 
+class MustMove(RuntimeError):
+    """Machines of a run are told to go, and it is to go on without them: no loss, and nothing that went wrong."""
+
+
 class SessionLost(RuntimeError):
     """The Ray session that a run works in is gone, or what holds it together."""
 

@@ -5,7 +5,7 @@ Joins the cluster and leaves it as it was. Leaves out what is asked and what the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -36,7 +36,7 @@ def ask_every_node(address: str, question: Callable[[], T]) -> tuple[dict[str, T
         asked = [remote.options(scheduling_strategy=_on(node)).remote() for node in nodes]
         ray.wait(asked, num_returns=len(asked), timeout=PATIENCE_S)
         return {
-            _name(node, nodes): _answer(one) for node, one in zip(nodes, asked, strict=True)
+            name_of(node, nodes): _answer(one) for node, one in zip(nodes, asked, strict=True)
         }, ray.cluster_resources()
     finally:
         ray.shutdown()
@@ -46,7 +46,7 @@ def _on(node: dict[str, Any]) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
 
 
-def _name(node: dict[str, Any], nodes: list[dict[str, Any]]) -> str:
+def name_of(node: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> str:
     """Its address, with the beginning of its id where several share one machine."""
     address = str(node["NodeManagerAddress"])
     alone = sum(other["NodeManagerAddress"] == address for other in nodes) == 1

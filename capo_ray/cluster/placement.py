@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from capo_ray.cluster.actors import CriticActor, RolloutActor, TrainerActor
 from capo_ray.cluster.faults import NotEnough, cause_of
 from capo_ray.cluster.gauges import Badge
+from capo_ray.cluster.notices import told_to_go
 from capo_ray.cluster.patience import ends_within, when_up, with_patience
 from capo_ray.cluster.session import head_address
 from capo_ray.cluster.shard import AggregatorActor
@@ -222,8 +223,9 @@ async def _started(name: str, actor: Any) -> None:
 
 
 def _nodes() -> list[Bundle]:
-    """What each machine has that is alive."""
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    """What each machine has that is alive, and stays."""
+    going = told_to_go()
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
 
 
 def there() -> Bundle:

@@ -15,7 +15,7 @@ from itertools import count
 from time import monotonic
 from typing import TypeVar
 
-from capo_ray.cluster.faults import NotEnough, SessionLost, cause_of, is_loss
+from capo_ray.cluster.faults import MustMove, NotEnough, SessionLost, cause_of, is_loss
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,9 @@ async def outlive(
     look_s: float = LOOK_S,
 ) -> None:
     """Do `work` with a crew; a loss dismisses it and hires another, up to `max_restarts` times in a row: one after
-    which what `saved` returns, the newest checkpoint, is another one begins a new row. `on_restart` is told which one
-    of the run it is, from 1. A crew that finds too little room after a loss is hired again until `room_within_s` are
+    which what `saved` returns, the newest checkpoint, is another one begins a new row. Work that raises MustMove is
+    done with another crew too, and is no loss. `on_restart` is told which one of the run it is, from 1. A crew that
+    finds too little room after a loss is hired again until `room_within_s` are
     over. Whatever else goes wrong is raised as it is, and so is the loss that is one too many."""
     in_a_row, before = 0, saved()
     for number in count(1):
@@ -48,17 +49,20 @@ async def outlive(
         except Exception as error:
             if (now := saved()) != before:
                 in_a_row, before = 0, now
-            in_a_row += 1
-            if in_a_row > max_restarts or not is_loss(error):
-                raise
-            log.error(
-                "%s was lost: %s. Everything is started again from the newest checkpoint (restart %d, at most "
-                "%d without a new checkpoint: cluster.max_restarts)",
-                "the Ray session" if isinstance(error, SessionLost) else "an actor",
-                cause_of(error).rstrip("."),
-                number,
-                max_restarts,
-            )
+            if isinstance(error, MustMove):
+                log.warning("%s. Everything is started again elsewhere, from the newest checkpoint", error)
+            else:
+                in_a_row += 1
+                if in_a_row > max_restarts or not is_loss(error):
+                    raise
+                log.error(
+                    "%s was lost: %s. Everything is started again from the newest checkpoint (restart %d, at most "
+                    "%d without a new checkpoint: cluster.max_restarts)",
+                    "the Ray session" if isinstance(error, SessionLost) else "an actor",
+                    cause_of(error).rstrip("."),
+                    number,
+                    max_restarts,
+                )
         on_restart(number)
 
 

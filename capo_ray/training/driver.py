@@ -66,27 +66,32 @@ class StaleSample(RuntimeError):
 
 
 class Stop:
-    """Whether the run was told to end; what it waits for then is not waited for any longer."""
+    """Whether the loop was told to end."""
 
     def __init__(self) -> None:
-        self._asked = asyncio.Event()
+        self._now = asyncio.Event()
+        self.asked = False
+        """No further step is begun."""
+        self.for_good = False
+        """The run ends with this loop."""
 
-    def ask(self) -> None:
-        """To be called in the loop's thread."""
-        self._asked.set()
-
-    @property
-    def asked(self) -> bool:
-        return self._asked.is_set()
+    def ask(self, *, within_s: float | None = 0.0, for_good: bool = True) -> None:
+        """The step at hand has `within_s` seconds (None: as many as it takes); what it waits for then is not waited for
+        any longer. To be called in the loop's thread."""
+        self.asked, self.for_good = True, self.for_good or for_good
+        if within_s == 0:
+            self._now.set()
+        elif within_s is not None:
+            asyncio.get_running_loop().call_later(within_s, self._now.set)
 
     async def cut(self, work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T | None:
-        """What `work` returns; None, with `work` cancelled, if the run is told to end before."""
-        doing, asked = asyncio.ensure_future(work), asyncio.ensure_future(self._asked.wait())
+        """What `work` returns; None, with `work` cancelled, if its time is over before."""
+        doing, over = asyncio.ensure_future(work), asyncio.ensure_future(self._now.wait())
         try:
-            await asyncio.wait((doing, asked), return_when=asyncio.FIRST_COMPLETED)
-            return None if self.asked else doing.result()
+            await asyncio.wait((doing, over), return_when=asyncio.FIRST_COMPLETED)
+            return None if self._now.is_set() else doing.result()
         finally:
-            await cancel((doing, asked))
+            await cancel((doing, over))
 
 
 async def train(
@@ -130,16 +135,16 @@ async def train(
             await crew.sync(step)
             seconds = {"wait": waited - start, "update": updated - waited, "sync": monotonic() - updated}
             await crew.record(batch, update, seconds | {"step": monotonic() - start})
-            if is_due(step, checkpoint_every, steps) or monotonic() - last >= checkpoint_s:
+            if stop.asked or is_due(step, checkpoint_every, steps) or monotonic() - last >= checkpoint_s:
                 await crew.save(step)
                 saved, last = step, monotonic()
             if export_every and step % export_every == 0:
                 await crew.export(step)
-            if is_due(step, evaluate_every, steps):
+            if is_due(step, evaluate_every, steps) and not stop.asked:  # whoever goes on does it first
                 await stop.cut(crew.evaluate(step))
     finally:
         await cancel(in_flight)
-    if saved < step:  # told to stop
+    if saved < step:  # told to stop after it
         await crew.save(step)
     return step
 

@@ -21,6 +21,7 @@ from capo_ray.leaving import on_interrupt
 
 if TYPE_CHECKING:
     from capo_ray.cluster.crew import RayCrew
+    from capo_ray.cluster.notices import Notice
     from capo_ray.cluster.placement import Lend
     from capo_ray.cluster.tracing import TracedCrew
     from capo_ray.training.driver import Stop
@@ -78,8 +79,8 @@ async def run(config: Config, run_dir: Path, *, lend: Lend | None = None) -> Non
 
 
 async def _work(config: Config, crew: RayCrew | TracedCrew) -> None:
-    """Every step that is left, and the policy's folder. Raises Stopped."""
-    from capo_ray.cluster.faults import cause_of
+    """Every step that is left, and the policy's folder. Raises Stopped, and MustMove where the run is to go on."""
+    from capo_ray.cluster.faults import MustMove, cause_of
     from capo_ray.cluster.session import head_address, while_it_answers
     from capo_ray.training.driver import Stop, train
 
@@ -96,11 +97,14 @@ async def _work(config: Config, crew: RayCrew | TracedCrew) -> None:
     )
     try:
         with told_to_stop(stop, within_s=config.stop_within_s):
-            done = await while_it_answers(training, head_address())
+            async with told_to_move(stop) as told:
+                done = await while_it_answers(training, head_address())
     except Exception as error:
-        if stop.asked:
+        if stop.for_good:
             raise Stopped(f"No further checkpoint could be written: {cause_of(error)}") from error
         raise
+    if stop.asked and not stop.for_good:
+        raise MustMove("; ".join(map(str, told)))
     if done < config.steps:
         raise Stopped
     await crew.export_policy()
@@ -119,6 +123,32 @@ def told_to_stop(stop: Stop, *, within_s: float) -> Iterator[None]:
 
     with on_interrupt(partial(loop.call_soon_threadsafe, ask)):
         yield
+
+
+@asynccontextmanager
+async def told_to_move(stop: Stop) -> AsyncIterator[list[Notice]]:
+    """Where machines of the run are told to go the loop is asked to end in time for a checkpoint: the step at hand has
+    half of what is left. Yields what was noticed."""
+    from capo_ray.cluster.notices import notice
+
+    heard: list[Notice] = []
+
+    async def heed() -> None:
+        try:
+            heard.append(told := await notice())
+        except Exception as error:
+            log.warning("Ray does not say which machines are told to go: %s", error)
+            return
+        then = "the run ends, since Ray's head or this program is there" if told.for_good else "the run leaves"
+        log.warning("%s: a checkpoint, then %s", told, then)
+        stop.ask(within_s=None if told.within_s is None else told.within_s / 2, for_good=told.for_good)
+
+    heeding = asyncio.create_task(heed())
+    try:
+        yield heard
+    finally:
+        heeding.cancel()
+        await asyncio.gather(heeding, return_exceptions=True)
 
 
 def write_config(config: Config, run_dir: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, OwnerDiedError, RayTaskError
 
-from capo_ray.cluster.faults import NotEnough, cause_of, is_loss
+from capo_ray.cluster.faults import MustMove, NotEnough, cause_of, is_loss
 from capo_ray.cluster.restarts import outlive
 from capo_ray.critics.service import CriticsFailed
 from capo_ray.engines.receivers import ReceiverFailed
@@ -161,6 +161,15 @@ def test_losses_that_cost_no_checkpoint_are_no_row() -> None:
     run = Run([("update", step, ActorDiedError()) for step in (2, 4, 4, 5, 5)])
     run.go(max_restarts=2)
     assert (run.metrics, run.restarts) == (UNDISTURBED, [1, 2, 3, 4, 5])
+
+
+def test_machines_that_are_told_to_go_are_left_however_often(caplog: pytest.LogCaptureFixture) -> None:
+    run = Run([("update", 3, MustMove("10.0.0.7 is told to go within 20 s"))] * 5, refused=1)
+    run.go(max_restarts=0, room_within_s=60)
+    assert (run.metrics, run.restarts, run.refused) == (UNDISTURBED, [1, 2, 3, 4, 5], 0)
+    said = "10.0.0.7 is told to go within 20 s. Everything is started again elsewhere, from the newest checkpoint"
+    assert caplog.messages.count(said) == 5
+    assert caplog.messages[1].startswith("waiting for the lost machine, or another, since 0 s")
 
 
 def test_a_lost_machine_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:

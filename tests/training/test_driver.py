@@ -303,6 +303,24 @@ def test_told_to_stop_it_saves_what_is_trained(during: str, max_staleness: int) 
         }
 
 
+@pytest.mark.parametrize(("within_s", "done"), [(None, 4), (60.0, 4), (0.05, 3)])
+def test_with_time_the_step_at_hand_is_finished_and_no_other(within_s: float | None, done: int) -> None:
+    """As where a machine is told to go: what is not sampled in its share of the time is left."""
+    crew = FakeCrew(delay=lambda method, step: 0.5 if (method, step) == ("collect", 4) else 0.0)
+
+    async def told() -> tuple[int, bool]:
+        stop = Stop()
+        training = asyncio.create_task(train(crew, steps=6, max_staleness=0, evaluate_every=1, stop=stop))
+        while not any(event[:2] == ("collect", 4) for event in crew.events):
+            await asyncio.sleep(0)
+        stop.ask(within_s=within_s, for_good=False)
+        async with asyncio.timeout(10):
+            return await training, stop.for_good
+
+    assert asyncio.run(told()) == (done, False)
+    assert max(crew.disk) == done == len(crew.lines) and crew.events[-1][0] == "save"
+
+
 def test_a_stop_that_comes_after_a_checkpoint_writes_no_other() -> None:
     crew = FakeCrew()
 
