@@ -256,7 +256,7 @@ class RayCrew:
 
     async def sync(self, version: int) -> None:
         async with self._gate.exclusive():
-            await self._rollouts.revive()
+            await self._rollouts.ready_for_weights()
             checksum = await self._parts.trainers.publish_weights(version)
             log.info("every rollout worker confirms the weights of version %d, checksum %s", version, checksum)
             self._trained = version

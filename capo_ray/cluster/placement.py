@@ -24,6 +24,7 @@ from capo_ray.cluster.faults import NotEnough, cause_of
 from capo_ray.cluster.gauges import Badge
 from capo_ray.cluster.notices import told_to_go
 from capo_ray.cluster.patience import ends_within, when_up, with_patience
+from capo_ray.cluster.revivals import limit
 from capo_ray.cluster.session import head_address
 from capo_ray.cluster.shard import AggregatorActor
 from capo_ray.config.run import Config
@@ -42,8 +43,8 @@ MANY = 1_000_000
 """Concurrent calls of an async actor: how many run is decided by whoever calls, not by Ray."""
 LOOK_S = 5.0
 """Between two looks whether what is waited for can come."""
-RESTARTS = 3
-"""How often Ray starts a rollout worker or critic again that died."""
+AGAIN = {"max_restarts": -1}
+"""Ray starts a rollout worker or critic that died again; how often is limited by revivals."""
 _CLASSES: dict[Role, type] = {
     "rollout": RolloutActor,
     "critic": CriticActor,
@@ -51,8 +52,8 @@ _CLASSES: dict[Role, type] = {
     "aggregator": AggregatorActor,
 }
 _OPTIONS: dict[Role, dict[str, Any]] = {
-    "rollout": {"max_concurrency": MANY, "max_restarts": RESTARTS},
-    "critic": {"max_concurrency": MANY, "max_restarts": RESTARTS},
+    "rollout": {"max_concurrency": MANY, **AGAIN},
+    "critic": {"max_concurrency": MANY, **AGAIN},
     "trainer": {},
     "aggregator": {"max_concurrency": MANY},
 }
@@ -108,6 +109,7 @@ class Team:
         self._sit(together=False)
         self._group: Any = None
         self._hired: list[tuple[Seat, Any]] = []
+        self._limiting: asyncio.Task[None] | None = None
 
     def _sit(self, *, together: bool) -> None:
         bundles, everybody = seats(self._config, together=together)
@@ -124,9 +126,12 @@ class Team:
         except BaseException:
             await self.dismiss()
             raise
+        self._limiting = asyncio.create_task(limit(lambda: {seat.name: actor for seat, actor in self._hired}))
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        if self._limiting is not None:
+            self._limiting.cancel()
         await self.dismiss()
 
     async def place(self) -> None:

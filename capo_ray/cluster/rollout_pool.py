@@ -57,6 +57,22 @@ class RolloutPool:
         """When each last did."""
         self._dead: set[int] = set()
         self.num_deaths = 0
+        self._had_weights = False
+
+    async def ready_for_weights(self) -> None:
+        """Bring every dead worker back, before the trainer sends weights to all. Also those that died while nobody
+        asked them for anything: they do not answer, or Ray has started them again and they hold no weights."""
+        if self._had_weights:
+            answers = await asyncio.gather(*(one.metrics.remote() for one in self.workers), return_exceptions=True)
+            for number, answer in enumerate(answers):
+                if isinstance(answer, RayActorError):
+                    self._mark_dead(number, answer)
+                elif isinstance(answer, BaseException):
+                    raise answer
+                elif answer["version"] < 0:
+                    self._mark_dead(number, RuntimeError("it has been started again since the last weights"))
+        await self.revive()
+        self._had_weights = True
 
     async def revive(self) -> None:
         """Bring every dead worker back; does nothing when none is dead."""

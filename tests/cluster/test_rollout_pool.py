@@ -13,7 +13,8 @@ import pytest
 
 from capo_ray.cluster.arrivals import Errand, Handed
 from capo_ray.cluster.gate import Gate
-from capo_ray.types import Prompt, Rollout, Sampling
+from capo_ray.engines.protocols import Stage
+from capo_ray.types import Metrics, Prompt, Rollout, Sampling
 
 pytestmark = pytest.mark.ray
 
@@ -29,6 +30,7 @@ class FakeEngine:
     def __init__(self, name: str, fuse: str = "") -> None:
         self.name = name
         self.dead = False
+        self.version = -1
         self._fuse = Path(fuse) if fuse else None
 
     async def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
@@ -50,6 +52,15 @@ class FakeEngine:
                 char_ends=(len(str(seed)),),
                 versions=(0,),
             )
+
+    def metrics(self) -> Metrics:
+        return {}
+
+    async def take_weights(self, stage: Stage, given: Mapping[str, Any]) -> None:
+        self.version = given["version"]
+
+    async def pulse(self) -> None:
+        os._exit(1)
 
 
 class Judge:
@@ -93,7 +104,10 @@ def worker(ray: Any, name: str, fuse: str = "", **options: Any) -> Any:
 
 
 def judge_of(ray: Any, kind: type) -> Any:
-    return ray.remote(kind).options(num_cpus=0).remote()
+    """Once it takes what comes: a worker that dies does not wait for that."""
+    made = ray.remote(kind).options(num_cpus=0).remote()
+    ray.get(made.__ray_ready__.remote())
+    return made
 
 
 def sampled_for(pool: Any, shard: Any, seeds: Mapping[int, int]) -> Awaitable[None]:
@@ -175,6 +189,41 @@ def test_when_all_are_dead_they_are_revived_and_the_work_is_done(ray_here: Any, 
 
     assert asyncio.run(use()) == [(index, str(index)) for index in range(5)]
     assert revivals == [1]
+
+
+@pytest.mark.parametrize("started_again", [False, True])
+def test_one_that_died_while_nobody_asked_it_is_waited_for_before_a_sync(
+    ray_here: Any, started_again: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether or not Ray has started it again by then, and when it is the only one too."""
+    from ray.exceptions import RayActorError
+
+    from capo_ray.cluster.patience import when_up
+    from capo_ray.cluster.rollout_pool import RolloutPool
+
+    alone = worker(ray_here, "a", max_restarts=1)
+    revivals = []
+
+    async def revive() -> None:
+        await when_up(alone, "the worker")
+        revivals.append(1)
+
+    async def use() -> int:
+        pool = RolloutPool([alone], Gate(), revive=revive)
+        for version in (0, 1):
+            await pool.ready_for_weights()
+            await alone.take_weights.remote("finish", {"version": version})
+        assert revivals == [] and pool.num_deaths == 0
+        with pytest.raises(RayActorError):
+            await alone.pulse.remote()
+        if started_again:
+            await when_up(alone, "the worker")
+        await pool.ready_for_weights()
+        await alone.take_weights.remote("finish", {"version": 2})
+        return pool.num_deaths
+
+    assert asyncio.run(use()) == 1
+    assert revivals == [1] and "rollout worker 0 died: " in caplog.text
 
 
 def test_a_failure_of_the_judge_reaches_the_caller(ray_here: Any) -> None:
