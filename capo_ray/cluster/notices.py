@@ -17,7 +17,7 @@ import ray
 from ray._private import state
 
 from capo_ray.cluster.nodes import name_of
-from capo_ray.cluster.session import head_address
+from capo_ray.cluster.session import head_address, own_actors
 from capo_ray.planning.machine import why_silent
 
 LOOK_S = 2.0
@@ -56,10 +56,8 @@ def _look() -> Notice | None:
     """Ray is not asked where its head is gone: a call that waits for it ends the whole program after a minute."""
     if why_silent(head_address()) or not (going := told_to_go()):
         return None
-    here = ray.get_runtime_context()
-    actors = state.actors(job_id=here.job_id, actor_state_name="ALIVE")
-    used = {actor["Address"]["NodeID"] for actor in actors.values()}
-    return concerning(going, ray.nodes(), used, here.get_node_id(), now_s=time.time())
+    used = {actor["Address"]["NodeID"] for actor in own_actors(alive=True).values()}
+    return concerning(going, ray.nodes(), used, ray.get_runtime_context().get_node_id(), now_s=time.time())
 
 
 def concerning(

@@ -15,11 +15,10 @@ from time import monotonic
 from typing import Any
 
 import ray
-from ray._private import state
 from ray.exceptions import RayError
 
 from capo_ray.cluster.patience import ends_within
-from capo_ray.cluster.session import head_address
+from capo_ray.cluster.session import head_address, own_actors
 from capo_ray.planning.machine import why_silent
 
 log = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ def _counts(actors: Mapping[str, Any]) -> dict[str, int]:
     if why_silent(head_address()):
         return {}
     try:
-        table = state.actors(job_id=ray.get_runtime_context().job_id)
+        table = own_actors()
     except RayError:  # its head has just gone
         return {}
     ids = {name: actor._actor_id.hex() for name, actor in actors.items()}

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import psutil
 import ray
-from ray._private import ray_constants, worker
+from ray._private import ray_constants, state, worker
 
 from capo_ray.cluster.faults import SessionLost
 from capo_ray.cluster.patience import ends_within
@@ -173,6 +173,12 @@ def _command(process: psutil.Process) -> str:
 def head_address() -> str:
     """HOST:PORT of the head of the session that this process is in."""
     return str(ray.get_runtime_context().gcs_address)
+
+
+def own_actors(*, alive: bool = False) -> dict[str, dict[str, Any]]:
+    """What Ray's head knows of the actors of this program, by their ids; of those that are `alive` alone."""
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    return dict(state.actors(job_id=job, actor_state_name="ALIVE" if alive else None))
 
 
 async def while_it_answers(work: Coroutine[Any, Any, T], address: str, *, every_s: float = 1.0, misses: int = 3) -> T:

@@ -154,19 +154,25 @@ class TensorBoard:
 
 
 class Wandb:
-    """A wandb run. Its x axis is our step, not wandb's own, so that a run that went back can write a step again."""
+    """A wandb run. Its x axis is our step, not wandb's own, under which a resumed run can write a step again. wandb
+    takes nothing back, so a run that went back by itself writes no step again that is there."""
 
     def __init__(self, run: Any, *, samples: Path | None = None, num_samples: int = 0) -> None:
         """`num_samples` responses of every step become a table; they are read from the files in `samples`."""
         self._run = run
         self._samples = samples
         self._num_samples = num_samples
+        self._last = {True: -1, False: -1}
+        """Whether it is a step, and not an evaluation -> the last one that was written."""
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
 
     def write(self, step: int, metrics: Metrics) -> None:
         values: JsonDict = {name: value for name, value in metrics.items() if math.isfinite(value)}
         is_step = not any(name.startswith("evaluation/") for name in metrics)
+        if step <= self._last[is_step]:
+            return
+        self._last[is_step] = step
         if is_step and self._samples is not None and (rows := sample_rows(self._samples, step, self._num_samples)):
             import wandb
 

@@ -328,6 +328,25 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
 
 
+def test_wandb_has_no_step_twice(tmp_path: Path) -> None:
+    """It takes nothing back, and what is done again after a loss is the same."""
+    logged: list[tuple[int, float]] = []
+    run = SimpleNamespace(
+        define_metric=lambda *names, **more: None,
+        log=lambda line: logged.append((line["step"], line.get("x", line.get("evaluation/x")))),
+        summary={"step": 1},
+    )
+    sink = Wandb(run)
+    for step in (1, 2, 3):
+        sink.write(step, {"x": float(step)})
+        sink.write(step, {"evaluation/x": 7.0})
+    sink.rewind(1)
+    for step in (2, 3, 4):
+        sink.write(step, {"x": float(step)})
+        sink.write(step, {"evaluation/x": 7.0})
+    assert logged == [(step, value) for step in (1, 2, 3, 4) for value in (float(step), 7.0)]
+
+
 def children() -> list[str]:
     """Command lines of wandb's processes that belong to this one."""
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
