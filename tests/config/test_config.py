@@ -321,7 +321,8 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         ),
         (
             f"{HTTP} critic.kind=vllm critic.endpoints=[] critic.served_model=null",
-            "critic: `model` must be set when `kind` is vllm; pass model.path=FOLDER_OR_ID, or kind: http",
+            "critic: `model` must be set when `kind` is vllm; pass model.path=FOLDER_OR_ID, or kind: http. An experiment "
+            "without a critic, such as GRPO, takes no setting of one, nor a size that has some (conf/size)",
         ),
         (
             f"{HTTP} critic.endpoints=[h:8000/v1]",
