@@ -267,9 +267,9 @@ class Cluster(Block):
         "apart",
     )
     lora_sync: Literal["merged", "adapter"] = setting(
-        "with `trainer.lora`: `merged`: engines get whole weights, with the adapter in them; `adapter`: they keep "
-        "those that they began with and get the adapter alone",
-        "merged",
+        "with `trainer.lora`: `adapter`: engines keep the weights that they began with and get the adapter alone; "
+        "`merged`: they get whole weights with the adapter in them, and bfloat16 rounds most of a small one off",
+        "adapter",
     )
 
     @property

@@ -114,8 +114,8 @@ class Voter(Block):
 def _check_vllm(voter: Voter) -> None:
     if voter.model is None:
         raise ValueError(
-            "`model` must be set when `kind` is vllm; pass model.path=FOLDER_OR_ID, or kind: http. An experiment without "
-            "a critic, such as GRPO, takes no setting of one, nor a size that has some (conf/size)"
+            "`model` must be set when `kind` is vllm; pass model.path=FOLDER_OR_ID, or kind: http; an experiment "
+            "without a critic, such as GRPO, takes no setting of one"
         )
     if voter.endpoints or voter.served_model or voter.leave_out:
         raise ValueError(

@@ -321,8 +321,8 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
         ),
         (
             f"{HTTP} critic.kind=vllm critic.endpoints=[] critic.served_model=null",
-            "critic: `model` must be set when `kind` is vllm; pass model.path=FOLDER_OR_ID, or kind: http. An experiment "
-            "without a critic, such as GRPO, takes no setting of one, nor a size that has some (conf/size)",
+            "critic: `model` must be set when `kind` is vllm; pass model.path=FOLDER_OR_ID, or kind: http; an "
+            "experiment without a critic, such as GRPO, takes no setting of one",
         ),
         (
             f"{HTTP} critic.endpoints=[h:8000/v1]",
@@ -403,7 +403,7 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "agree, or the ratio to the old policy is noise; leave it out",
         ),
         (
-            "trainer.lora.rank=513 cluster.lora_sync=adapter",
+            "trainer.lora.rank=513",
             "`trainer.lora.rank` 513 is more than vLLM holds as an adapter (512): lower it, or set "
             "cluster.lora_sync=merged",
         ),

@@ -161,7 +161,7 @@ WITHOUT_EFFECT = {
     "cluster.cpus": (["cluster.address=auto"], "2"),
     "cluster.object_store_gib": (["cluster.address=auto"], "2"),
     "cluster.dashboard": (["cluster.address=auto"], "false"),
-    "cluster.lora_sync": ([], "adapter"),
+    "cluster.lora_sync": ([], "merged"),
     "tracking.wandb_project": (["tracking.wandb=off"], "x"),
     "tracking.wandb_samples": (["tracking.wandb=off"], "2"),
 }

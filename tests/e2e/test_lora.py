@@ -16,7 +16,7 @@ LORA = (
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    return run(tmp_path_factory.mktemp("lora") / "run", *QUICK, *LORA, "cluster.lora_sync=adapter", "rollout.workers=2")
+    return run(tmp_path_factory.mktemp("lora") / "run", *QUICK, *LORA, "rollout.workers=2")
 
 
 def test_engines_sample_from_the_adapter_that_the_trainer_has(adapted: Ran) -> None:
@@ -48,7 +48,8 @@ def test_other_ranks_go_on_with_whole_weights_and_a_checkpoint_is_exported_both_
     import torch
     from transformers import AutoModelForCausalLM
 
-    went = run(adapted.run_dir, *QUICK, *LORA, "steps=3", "trainer.ranks=2", "trainer.zero_stage=3", "resume=true")
+    other = ("cluster.lora_sync=merged", "trainer.ranks=2", "trainer.zero_stage=3")
+    went = run(adapted.run_dir, *QUICK, *LORA, *other, "steps=3", "resume=true")
     assert went.code == 0, went.output
     assert [step["step"] for step in went.steps] == [1, 2, 3]
     assert went.steps[-1]["trainer/sampler_gap_max"] < 1e-4
@@ -58,9 +59,9 @@ def test_other_ranks_go_on_with_whole_weights_and_a_checkpoint_is_exported_both_
         assert (went.run_dir / f"out-{merge}" / name).is_file()
     said = start("export", "policy", "merge=true", "out=again", cwd=went.run_dir)
     assert said.returncode == 0, said.stdout
-    one, other = (
+    one, again = (
         AutoModelForCausalLM.from_pretrained(went.run_dir / folder, dtype=torch.float32).state_dict()
         for folder in ("out-true", "again")
     )
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert all(torch.equal(one[key], again[key]) for key in one)
     assert Path(went.run_dir / "again" / "tokenizer.json").is_file()

@@ -143,7 +143,6 @@ def test_an_adapter_learns_too(went: Went) -> None:
         "trainer.lora.rank=12",
         "trainer.learning_rate=2e-4",
         "algorithm.kl_weight=1e-3",
-        "cluster.lora_sync=adapter",
     )
     said = run("launch", "+experiment=smollm2_cpu", "run_dir=run_adapter", *lora, *QUIET, cwd=went.folder)
     lines = [json.loads(line) for line in (went.folder / "run_adapter" / "metrics.jsonl").read_text().splitlines()]

@@ -203,7 +203,7 @@ def test_an_engine_holds_the_adapter_that_it_is_sent() -> None:
         given = config(PAPER, "trainer.lora.rank=256", *more)
         return engine_memory(given, given.rollout, given.policy.shape, "bfloat16", 4096, 80, "rollout").gib
 
-    merged, alone = of_engine(), of_engine("cluster.lora_sync=adapter")
+    merged, alone = of_engine("cluster.lora_sync=merged"), of_engine()
     assert "adapter" not in merged and alone["adapter"] == pytest.approx(16 * 24.3e6 * 2 / 2**30, rel=0.02)
     assert alone["KV cache"] == pytest.approx(merged["KV cache"] - alone["adapter"])
 

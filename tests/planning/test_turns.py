@@ -101,8 +101,8 @@ def test_an_adapter_and_a_critic_of_four_bits_on_one_card_of_24_gb(capsys: pytes
 
 
 def test_an_engine_whose_weights_no_sync_brings_keeps_them() -> None:
-    merged = plan_for(compose([PAPER, "+size=one_gpu_24gb"]), gpu_gib=22.5).turns
-    alone = plan_for(compose([PAPER, "+size=one_gpu_24gb", "cluster.lora_sync=adapter"]), gpu_gib=22.5).turns
+    merged = plan_for(compose([PAPER, "+size=one_gpu_24gb", "cluster.lora_sync=merged"]), gpu_gib=22.5).turns
+    alone = plan_for(compose([PAPER, "+size=one_gpu_24gb"]), gpu_gib=22.5).turns
     assert merged is not None and "rollout" not in merged.aside
     assert alone is not None and alone.aside["rollout"] == pytest.approx(2.9, abs=0.1)
 
