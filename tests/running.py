@@ -31,6 +31,7 @@ QUICK = (
     "checkpoint_every=3",
     "keep_checkpoints=3",
 )
+UNEVALUATED = (*QUICK[:4], "tracking.wandb=off", "data.evaluation_prompts=0", "data.evaluation=null")
 ROOT = Path(__file__).resolve().parents[1]
 UNLIKE = (
     *("time", "seconds/", "speed/", "actor/", "idle/", "run/", "critic/seconds_per_response", "trainer/seconds"),
@@ -126,6 +127,12 @@ class Running:
             if said in line:
                 return
         raise AssertionError(f"no line has {said!r}:\n{self.output}")
+
+    def read_past_all(self, said: list[str]) -> None:
+        """Until each of these has been in a line from here on, in whichever order."""
+        at = len(self.output)
+        while missing := [one for one in said if one not in self.output[at:]]:
+            self.read_past(missing[0])
 
     def read_steps(self, count: int) -> None:
         """Over so many lines of steps."""

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from running import QUICK, UNLIKE, run
+from running import UNEVALUATED, UNLIKE, run
 
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -18,7 +18,7 @@ LATE = ("critic/canar", "tokens/canaries", "tokens/critic_prompts")
 
 
 def test_a_run_goes_on_with_other_numbers_of_everything(tmp_path: Path) -> None:
-    settings = (*QUICK[:-2], "checkpoint_every=2", "keep_checkpoints=3", "steps=4")
+    settings = (*UNEVALUATED, "checkpoint_every=2", "keep_checkpoints=3", "steps=4")
     whole = run(tmp_path / "whole", *settings, *FIRST)
     assert whole.code == 0, whole.output
     elsewhere = tmp_path / "elsewhere"

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 from machines import PATIENT, machines, refused
-from running import QUICK, Running, numbers, steps_in
+from running import UNEVALUATED, Running, numbers, steps_in
 
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(600)]
 
 MORE_THAN_ONE = "reward.aggregators=7"
 """With two trainer ranks, a rollout worker and a critic: eleven actors of a tenth of a core, on machines of a core. So
 two of the three hold the run, and one does not."""
-STEPS = 24
+STEPS = 20
 DROP_S = 20
 
 
@@ -26,7 +26,7 @@ def test_machines_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         pytest.skip(f"no network namespaces: {why}")
     for name, value in {"RAY_AUTH_MODE": "disabled", **PATIENT}.items():
         monkeypatch.setenv(name, value)
-    settings = (*QUICK[:-2], f"steps={STEPS}", "checkpoint_every=1", MORE_THAN_ONE, "cluster.placement=spread")
+    settings = (*UNEVALUATED, f"steps={STEPS}", "checkpoint_every=1", MORE_THAN_ONE, "cluster.placement=spread")
     with machines() as some:
         first, second, third = some.add(), some.add(), some.add()
         with Running(tmp_path / "run", *settings, f"cluster.address={some.address}") as running:
