@@ -16,7 +16,7 @@ from typing import Any, Self, get_args
 
 import ray
 from ray.exceptions import RayActorError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from capo_ray.cluster.actors import CriticActor, RolloutActor, TrainerActor
@@ -126,7 +126,9 @@ class Team:
         except BaseException:
             await self.dismiss()
             raise
-        self._limiting = asyncio.create_task(limit(lambda: {seat.name: actor for seat, actor in self._hired}))
+        self._limiting = asyncio.create_task(
+            limit(lambda: {seat.name: actor for seat, actor in self._hired}, self._no_place)
+        )
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -157,6 +159,16 @@ class Team:
         """Raises NotEnough where the machines that are there cannot hold the bundles: Ray would wait for ever."""
         refuse_too_much(self.bundles, there(), joined=self._config.cluster.address is not None)
         refuse_misfit(self.bundles, _nodes())
+
+    def _no_place(self) -> str:
+        """Why there is none for bundles whose machine is gone; empty where there is, or none is gone."""
+        if self._group is None or placement_group_table(self._group)["state"] != "RESCHEDULING":
+            return ""
+        try:
+            self._refuse()
+        except NotEnough as error:
+            return str(error)
+        return ""
 
     def hire(self, role: Role, make: Make) -> dict[str, Any]:
         """Start the actor of every seat of `role`, or take those that are ready; by name. `ready` waits for them."""

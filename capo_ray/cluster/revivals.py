@@ -1,7 +1,8 @@
 """How often an actor that dies is started again: so many times an hour, not over the life of a run.
 
-Ray starts it again whenever it dies, while engines start too. One that dies too often is ended here for good, which is
-then a loss like another (restarts, critics.routing). Leaves out waiting for one that starts again (patience).
+Ray starts it again whenever it dies, while engines start too. One that dies too often, or that there is no place for,
+is ended here for good, which is then a loss like another (restarts, critics.routing). Leaves out waiting for one that
+starts again (patience), and where there is place (placement).
 """
 
 from __future__ import annotations
@@ -45,26 +46,36 @@ class Revivals:
 
 
 async def limit(
-    actors: Callable[[], Mapping[str, Any]], *, every_s: float = EVERY_S, revivals: Revivals | None = None
+    actors: Callable[[], Mapping[str, Any]],
+    no_place: Callable[[], str],
+    *,
+    every_s: float = EVERY_S,
+    revivals: Revivals | None = None,
 ) -> None:
-    """Look at `actors`, by name, until cancelled."""
+    """Look at `actors`, by name, until cancelled. `no_place` says why some of them have none; empty: all have."""
     revivals, given_up = revivals or Revivals(), set[str]()
     while True:
         await asyncio.sleep(every_s)
         there = {name: actor for name, actor in actors().items() if name not in given_up}
-        for name in revivals.too_many(await asyncio.to_thread(_counts, there), monotonic()):
-            log.error("%s died %d times within an hour: it is not started again", name, revivals.most + 1)
+        states, why = await asyncio.to_thread(_look, there, no_place)
+        often = revivals.too_many({name: state["NumRestarts"] for name, state in states.items()}, monotonic())
+        ending = dict.fromkeys(often, f"it died {revivals.most + 1} times within an hour")
+        if why:  # a critic is waited for as long as critic.on_outage says; a rollout worker by every sync
+            away = [name for name, state in states.items() if state["State"] == "RESTARTING"]
+            ending |= dict.fromkeys([name for name in away if name.startswith("rollout")], why)
+        for name, cause in ending.items():
+            log.error("%s is not started again: %s", name, cause)
             given_up.add(name)
             await asyncio.to_thread(ends_within, every_s, partial(ray.kill, there[name]))
 
 
-def _counts(actors: Mapping[str, Any]) -> dict[str, int]:
-    """How often Ray has started each again. A Ray whose head is gone is not asked: see notices."""
+def _look(actors: Mapping[str, Any], no_place: Callable[[], str]) -> tuple[dict[str, dict[str, Any]], str]:
+    """What Ray knows of each, and why there is no place. A Ray whose head is gone is not asked: see notices."""
     if why_silent(head_address()):
-        return {}
+        return {}, ""
     try:
-        table = own_actors()
+        table, why = own_actors(), no_place()
     except RayError:  # its head has just gone
-        return {}
+        return {}, ""
     ids = {name: actor._actor_id.hex() for name, actor in actors.items()}
-    return {name: table[found]["NumRestarts"] for name, found in ids.items() if found in table}
+    return {name: table[found] for name, found in ids.items() if found in table}, why

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from capo_ray.cluster.revivals import Revivals, limit
+from capo_ray.config.run import Config
 
 HOUR_S = 3600.0
 
@@ -68,7 +69,12 @@ def test_what_dies_too_often_is_ended_for_good(ray_here: Any, caplog: pytest.Log
 
     async def use() -> None:
         limiting = asyncio.create_task(
-            limit(lambda: {"rollout-0": mortal, "critic-0": stillborn}, every_s=0.1, revivals=Revivals(most=1))
+            limit(
+                lambda: {"rollout-0": mortal, "critic-0": stillborn},
+                lambda: "",
+                every_s=0.1,
+                revivals=Revivals(most=1),
+            )
         )
         async with asyncio.timeout(60):
             await when_up(mortal, "it")
@@ -81,6 +87,46 @@ def test_what_dies_too_often_is_ended_for_good(ray_here: Any, caplog: pytest.Log
 
     asyncio.run(use())
     assert sorted(line.getMessage() for line in caplog.records if line.name == "capo_ray.cluster.revivals") == [
-        "critic-0 died 2 times within an hour: it is not started again",
-        "rollout-0 died 2 times within an hour: it is not started again",
+        "critic-0 is not started again: it died 2 times within an hour",
+        "rollout-0 is not started again: it died 2 times within an hour",
     ]
+
+
+@pytest.mark.ray
+def test_a_worker_without_a_machine_is_not_waited_for(ray_here: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A critic is, and a worker that is there is left alone. With what Ray says of a group whose machine is gone."""
+    from capo_ray.cluster import placement, revivals
+    from capo_ray.cluster.placement import Team
+    from capo_ray.config.compose import compose
+
+    homeless, critic, well = (ray_here.remote(Mortal).options(num_cpus=0).remote() for _ in range(3))
+    ray_here.get([actor.ready.remote() for actor in (homeless, critic, well)])
+    states = {
+        actor._actor_id.hex(): {"State": "RESTARTING" if actor is not well else "ALIVE", "NumRestarts": 0}
+        for actor in (homeless, critic, well)
+    }
+
+    async def use(config: Config, state: str) -> None:
+        team: Any = Team(config, "a run", ["rollout"])
+        team._group = object()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(placement, "placement_group_table", lambda group: {"state": state})
+            patch.setattr(revivals, "own_actors", lambda: states)
+            actors = {"rollout-0": homeless, "critic-0": critic, "rollout-1": well}
+            limiting = asyncio.create_task(limit(lambda: actors, team._no_place, every_s=0.1))
+            await asyncio.sleep(1.5)
+            limiting.cancel()
+
+    def said() -> list[str]:
+        return [line.getMessage() for line in caplog.records if line.name == "capo_ray.cluster.revivals"]
+
+    fits, large = compose(["+experiment=tiny_cpu"]), compose(["+experiment=tiny_cpu", "rollout.workers=99"])
+    for config, state in ((fits, "RESCHEDULING"), (large, "CREATED")):
+        asyncio.run(use(config, state))
+    assert said() == []
+    asyncio.run(use(large, "RESCHEDULING"))
+    (line,) = said()
+    assert line.startswith("rollout-0 is not started again: this run needs 9.9 CPU (there are 2)")
+    assert ray_here.get([actor.ready.remote() for actor in (critic, well)])
+    with pytest.raises(ray_here.exceptions.ActorDiedError):
+        ray_here.get(homeless.ready.remote())
