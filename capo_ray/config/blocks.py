@@ -24,11 +24,13 @@ from capo_ray.config.optimizer import (
     HeadFloat32,
     HeadTokens,
     MaxGradNorm,
+    Offload,
     Packing,
     Schedule,
     WarmupSteps,
     WeightDecay,
     ZeroStage,
+    check_offload,
 )
 
 
@@ -188,6 +190,7 @@ class Trainer(Block):
         "DeepSpeed processes; on GPU each has one GPU", 1, unit="processes", source="DeepSpeed", ge=1, le=MOST_PROCESSES
     )
     zero_stage: ZeroStage = 2
+    offload: Offload = "none"
     learning_rate: float = setting("peak rate of AdamW", unit="none", source="torch `AdamW`; CAPO: 2e-8 to 1e-7", gt=0)
     schedule: Schedule = "cosine"
     warmup_steps: WarmupSteps = 0
@@ -215,6 +218,11 @@ class Trainer(Block):
     head_float32: HeadFloat32 = False
     lora: Lora | None = setting("see below; null: all weights learn", None)
     deepspeed: DeepSpeed = Field({})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_offload(self.offload, self.zero_stage)
+        return self
 
 
 def _joins(address: str) -> str:

@@ -22,7 +22,8 @@ _POLICY = "the policy is sampled from as it is trained"
 _BATCHES = "set responses_per_update or sequences_per_update, and tokens_per_micro_batch"
 _PRECISION = "set `dtype` of the model; gradients are summed in float32"
 _STEP = "the optimizer is AdamW: set learning_rate, schedule, warmup_steps, final_lr_share, weight_decay and betas"
-_STATE = "checkpoints would lack what it keeps of the optimizer; offload_optimizer.device cpu they hold"
+_STATE = "checkpoints would lack what it keeps of the optimizer; set `offload` to optimizer, which they hold"
+_OFFLOAD = "set `offload`"
 _RANKS = "ranks share one policy's data, and nothing else is split: set `ranks` and `zero_stage`"
 
 OF_ENGINES: dict[str, str] = {
@@ -58,6 +59,9 @@ OF_DEEPSPEED: dict[str, str] = {
     "gradient_clipping": "set `max_grad_norm`",
     "gradient_allreduce_op": "losses are scaled for the mean over ranks",
     "zero_optimization.stage": "set `zero_stage`",
+    "zero_optimization.offload_optimizer.device": _OFFLOAD,
+    "zero_optimization.offload_param.device": _OFFLOAD,
+    "zero_force_ds_cpu_optimizer": _OFFLOAD,
     "zero_optimization.compute_grad_norm": "whether a step is taken depends on it",
     "zero_optimization.zenflow": _STATE,
     "zero_optimization.offload_optimizer.super_offload": _STATE,

@@ -29,6 +29,23 @@ ZeroStage = Annotated[
         source="DeepSpeed `zero_optimization.stage`",
     ),
 ]
+Offload = Annotated[
+    Literal["none", "optimizer", "all"],
+    setting(
+        "what of a rank lies in the memory of its host: nothing; the optimizer, from ZeRO stage 1 on; weights and "
+        "optimizer, at stage 3. Smaller on a GPU, and slower",
+        source="DeepSpeed `zero_optimization.offload_optimizer`, `offload_param`",
+    ),
+]
+
+
+def check_offload(offload: str, zero_stage: int) -> None:
+    """Raises ValueError where DeepSpeed cannot do it."""
+    least = {"none": 0, "optimizer": 1, "all": 3}[offload]
+    if zero_stage < least:
+        raise ValueError(f"`offload` {offload} wants `zero_stage` {least} at least, and it is {zero_stage}; raise it")
+
+
 GradientCheckpointing = Annotated[
     bool,
     setting(

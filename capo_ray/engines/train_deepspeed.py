@@ -32,7 +32,7 @@ from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.engines.scorers import check_company, reference_of, scorer_of
 from capo_ray.engines.trainer_files import Saved, read_random_state, write_pieces, write_random_state, write_weights
 from capo_ray.engines.trainer_metrics import Sums
-from capo_ray.engines.trainer_settings import decay_groups, deepspeed_config, learning_rate, objective_of
+from capo_ray.engines.trainer_settings import decay_groups, deepspeed_config, learning_rate, objective_of, zero_options
 from capo_ray.engines.trainer_state import DESCRIPTION, TrainerState, read_state
 from capo_ray.learn.batch import Aggregation, MicroBatch, collate, standardised
 from capo_ray.learn.loss import NLL_METRICS, Loss, Objective, nll, policy_loss, policy_metrics
@@ -75,7 +75,7 @@ class DeepSpeedEngine:
         self._device = join(rank, world_size, device)
         precision = getattr(torch, dtype)
         self._objective = objective_of(algorithm) if algorithm else Objective()
-        zero_three = trainer.deepspeed.get("zero_optimization", {}) if trainer.zero_stage == 3 else None
+        zero_three = zero_options(trainer) if trainer.zero_stage == 3 else None
         self._model = causal_model.make(model, dtype=precision, seed=seed, zero_three=zero_three)
         if trainer.lora is not None:
             lora.adapt(self._model, trainer.lora, seed=seed)

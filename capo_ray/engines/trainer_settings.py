@@ -27,6 +27,14 @@ def learning_rate(trainer: Trainer, step: int, total_steps: int) -> float:
     return trainer.learning_rate * share
 
 
+def zero_options(trainer: Trainer) -> dict[str, Any]:
+    """DeepSpeed's block `zero_optimization`, as far as it does not depend on the model."""
+    on_host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    off = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
+    own = {"stage": trainer.zero_stage, "overlap_comm": False, **dict.fromkeys(off[trainer.offload], on_host)}
+    return merged(own, trainer.deepspeed.get("zero_optimization", {}))
+
+
 def deepspeed_config(trainer: Trainer, model: Any, world_size: int) -> dict[str, Any]:
     own: dict[str, Any] = {
         "train_batch_size": world_size,  # not used: boundaries are set by hand, see train_deepspeed
@@ -37,11 +45,11 @@ def deepspeed_config(trainer: Trainer, model: Any, world_size: int) -> dict[str,
         # Sums in bfloat16 lose small micro-batches beside large ones; without ZeRO DeepSpeed has no others.
         "data_types": {"grad_accum_dtype": "fp32" if trainer.zero_stage else None},
         "zero_optimization": {
-            "stage": trainer.zero_stage,
-            "overlap_comm": False,
             "stage3_param_persistence_threshold": 10 * model.config.hidden_size,  # norms and biases stay whole
+            **zero_options(trainer),
         },
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps on the host too, and needs no compiler there
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }

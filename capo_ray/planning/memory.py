@@ -130,6 +130,8 @@ class Rank:
     """From one update to the next."""
     passing: dict[str, float]
     """One after the other."""
+    host: dict[str, float]
+    """In the memory of its host, off its GPU (`trainer.offload`)."""
 
     def most(self, *passing: str) -> dict[str, float]:
         """At the time at which it holds most, or the most of the times that are named."""
@@ -149,7 +151,7 @@ def rank_memory(
     if not on_cpu and (groups := (trainer.ranks > 1) + (transfer == "nccl")):
         process["NCCL"] = NCCL_GIB * groups
     if shape is None:
-        return Rank(process=process, held={}, passing={})
+        return Rank(process=process, held={}, passing={}, host={})
     width, number, learns = BYTES[dtype], shape.parameters / GIB, learning(trainer, shape) / GIB
     each = bytes_held(trainer.zero_stage, trainer.ranks, width)
     memory = {
@@ -177,13 +179,27 @@ def rank_memory(
     }
     if transfer in ("nccl", "ipc"):  # a copy of the tensor, and the piece that it goes into
         passing["weight sync"] = 2 * max(SYNC_BYTES, width * shape.vocabulary * shape.hidden_size) / GIB
-    return Rank(process=process, held=memory, passing=passing)
+    off = set() if on_cpu else _off_gpu(trainer)
+    host = {name: memory.pop(name) for name in list(memory) if name in off}
+    if host:
+        host["optimizer step"] = passing.pop("optimizer step")
+    return Rank(process=process, held=memory, passing=passing, host=host)
+
+
+def _off_gpu(trainer: Trainer) -> set[str]:
+    """What of a rank's memory `trainer.offload` moves. The optimizer takes the sums of gradients along, from stage 2
+    on, where they are in pieces; assumed, since no GPU has shown it."""
+    if trainer.offload == "none":
+        return set()
+    off = {"optimizer", "gradients"} if trainer.zero_stage >= 2 else {"optimizer"}
+    return off | {"weights", "adapter", "reference"} if trainer.offload == "all" else off
 
 
 def _buffers(trainer: Trainer, shape: Shape, width: int) -> float:
     """GiB of DeepSpeed's reduce bucket, and of parameters that ZeRO-3 has gathered."""
     bucket = BUCKET if trainer.zero_stage >= 2 or (trainer.zero_stage and trainer.ranks > 1) else 0
-    gathered = min(shape.parameters, LIVE) if trainer.zero_stage == 3 and trainer.ranks > 1 else 0
+    in_pieces = trainer.zero_stage == 3 and (trainer.ranks > 1 or trainer.offload == "all")
+    gathered = min(shape.parameters, LIVE) if in_pieces else 0
     return (bucket + gathered) * width / GIB
 
 
@@ -286,6 +302,9 @@ def ways_to_save(config: Config, *, passing: bool) -> list[str]:
         ways.append(f"lower trainer.tokens_per_micro_batch (not below {longest})")
     if trainer.zero_stage < 3 and trainer.ranks > 1:
         ways.append("raise trainer.zero_stage")
+    more = {"none": "optimizer" if trainer.zero_stage else "", "optimizer": "all" if trainer.zero_stage == 3 else ""}
+    if further := more.get(trainer.offload):
+        ways.append(f"set trainer.offload={further}")
     return [*ways, "add trainer.ranks" + (" and rollout.workers" if config.cluster.sharing != "apart" else "")]
 
 

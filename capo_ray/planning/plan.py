@@ -18,7 +18,7 @@ from capo_ray.config.model import Shape
 from capo_ray.config.run import Config
 from capo_ray.planning.bundles import Role, critics_here, misfit, needs, seats, shortages
 from capo_ray.planning.machine import Machine, shape_of, this_machine, why_silent
-from capo_ray.planning.memory import ASLEEP_GIB, engines_memory, in_words, trainer_memory, ways_to_save
+from capo_ray.planning.memory import ASLEEP_GIB, engines_memory, in_words, rank_of, trainer_memory, ways_to_save
 from capo_ray.planning.turns import Turns, lines_of, turns_of
 
 ASSUMED_GPU_GIB = 79.6
@@ -61,7 +61,8 @@ class Plan:
     turns: Turns | None
     """Of all roles on all GPUs."""
     memory_gib: float
-    """Memory of all processes together; on GPU, where it is not estimated, what they put aside while they sleep."""
+    """Memory of all processes together; on GPU, where that is not estimated, what they have off their GPUs: the
+    trainer's `offload`, and what is put aside by those who sleep."""
     faults: tuple[str, ...] = ()
     """What can run nowhere, whatever the number of machines."""
 
@@ -69,9 +70,9 @@ class Plan:
         return needs(self.bundles).get(resource, 0.0)
 
     @property
-    def sleepers(self) -> str:
-        """Whom `memory_gib` is for, where that is not everybody."""
-        return " for those who sleep" if self.turns else ""
+    def memory_words(self) -> str:
+        off = " for what is off the GPUs" if self.device == "gpu" else ""
+        return f"about {self.memory_gib:.1f} GiB of memory{off}"
 
 
 def optimizer_steps_per_batch(config: Config) -> int:
@@ -119,7 +120,11 @@ def plan_for(
             )
         )
     turns = turns_of(config, shapes or {}, gpu_gib)
-    everything = RAY_CPU_GIB + (config.cluster.object_store_gib or 0) + sum(r.processes * r.total_gib for r in roles)
+    if config.cluster.device == "cpu":
+        host = RAY_CPU_GIB + (config.cluster.object_store_gib or 0) + sum(r.processes * r.total_gib for r in roles)
+    else:
+        rank = rank_of(config, config.policy.shape or (shapes or {}).get("policy"))
+        host = config.trainer.ranks * sum(rank.host.values()) + sum(turns.aside.values() if turns else ())
     return Plan(
         name=config.name,
         device=config.cluster.device,
@@ -129,7 +134,7 @@ def plan_for(
         gpu_gib=gpu_gib,
         shared_gpus=config.cluster.sharing == "pairs",
         turns=turns,
-        memory_gib=everything if config.cluster.device == "cpu" else sum(turns.aside.values()) if turns else 0.0,
+        memory_gib=host,
         faults=(*faults, *(turns.faults if turns else ()), *([NOT_YET] if config.cluster.sharing == "turns" else [])),
     )
 
@@ -155,8 +160,13 @@ def _memory(
     faults = [fault for engine in engines.values() for fault in engine.faults]
     if config.cluster.device == "gpu":
         faults += _trainer_faults(memory["trainer"], config, gpu_gib)
-        notes["trainer"] = _checkpointing(config, policy, gpu_gib)
+        notes["trainer"] = "; ".join(filter(None, (_host(config, policy), _checkpointing(config, policy, gpu_gib))))
     return memory, notes, faults
+
+
+def _host(config: Config, policy: Shape | None) -> str:
+    off = rank_of(config, policy).host
+    return f"in its host's memory {sum(off.values()):.1f} = {in_words(off)}" if off else ""
 
 
 def _checkpointing(config: Config, policy: Shape | None, gpu_gib: float) -> str:
@@ -195,14 +205,14 @@ def fits(plan: Plan, machine: Machine) -> list[str]:
     if not missing and machine.nodes and (reason := misfit(plan.bundles, machine.nodes)):
         missing.append(reason)
     if plan.memory_gib > machine.memory_gib:
-        missing.append(f"about {plan.memory_gib:.1f} GiB of memory{plan.sleepers} (here: {machine.memory_gib:.1f})")
+        missing.append(f"{plan.memory_words} (here: {machine.memory_gib:.1f})")
     return [*missing, *plan.faults]
 
 
 def render(plan: Plan) -> str:
     """The plan as a table."""
     per = "process" if plan.device == "cpu" else f"GPU of {plan.gpu_gib:g} GiB"
-    memory = f", about {plan.memory_gib:.1f} GiB of memory{plan.sleepers}" if plan.memory_gib else ""
+    memory = f", {plan.memory_words}" if plan.memory_gib else ""
     lines = [
         f"placement of {plan.name} on {plan.device}: {plan.needs('GPU'):g} GPUs, {plan.needs('CPU'):g} cores, "
         f"{len(plan.bundles)} bundles{memory}",

@@ -13,7 +13,7 @@ from capo_ray.config.fault import ConfigError
 from capo_ray.models.find import shown
 from capo_ray.planning.look import Look
 from capo_ray.planning.machine import gpu_sizes, shape_of, this_machine
-from capo_ray.planning.memory import rank_memory
+from capo_ray.planning.memory import in_words, rank_memory
 from capo_ray.sft.conversations import EXAMPLE, read, tokenizer_of
 from capo_ray.sft.examples import located, prepare
 from capo_ray.sft.settings import Sft, check_out
@@ -90,9 +90,9 @@ def _needs(config: Sft) -> tuple[float, str]:
     shape = shape_of(config.model)
     if shape is None:
         return 0.0, ""
-    parts = rank_memory(config.trainer(), shape, config.model.dtype, reference=False, on_cpu=False).most()
-    total = sum(parts.values())
-    return total, f"{total:.1f} GiB = " + " + ".join(f"{name} {gib:.1f}" for name, gib in parts.items())
+    rank = rank_memory(config.trainer(), shape, config.model.dtype, reference=False, on_cpu=False)
+    total, parts = sum(rank.most().values()), in_words(rank.most())
+    return total, f"{total:.1f} GiB = {parts}" + (f"; in its host's memory {in_words(rank.host)}" if rank.host else "")
 
 
 def refuse_unfit(config: Sft, gpus: Sequence[float]) -> None:

@@ -27,11 +27,13 @@ from capo_ray.config.optimizer import (
     HeadFloat32,
     HeadTokens,
     MaxGradNorm,
+    Offload,
     Packing,
     Schedule,
     WarmupSteps,
     WeightDecay,
     ZeroStage,
+    check_offload,
 )
 from capo_ray.config.own_files import searched
 from capo_ray.config.sensible import unusual_rate
@@ -68,6 +70,7 @@ class Sft(Block):
     betas: Betas = (0.9, 0.999)
     max_grad_norm: MaxGradNorm = 1.0
     zero_stage: ZeroStage = 0
+    offload: Offload = "none"
     ranks: int = setting("processes on this machine", 1, unit="processes", source="DeepSpeed", ge=1)
     device: Literal["auto", "cpu", "gpu"] = setting("where it runs; auto: on GPUs where there are any", "auto")
     gradient_checkpointing: GradientCheckpointing = True
@@ -87,6 +90,7 @@ class Sft(Block):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        check_offload(self.offload, self.zero_stage)
         if self.model.path.endswith(".json") and self.model.tokenizer is None:
             raise ValueError("`model.tokenizer` must be set when `model` is a config: there is no tokenizer beside it")
         if self.model.path.endswith(".json") and self.lora is not None:

@@ -408,6 +408,14 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "cluster.lora_sync=merged",
         ),
         (
+            "trainer.zero_stage=0 trainer.offload=optimizer",
+            "trainer: `offload` optimizer wants `zero_stage` 1 at least, and it is 0; raise it",
+        ),
+        (
+            "trainer.zero_stage=2 trainer.offload=all",
+            "trainer: `offload` all wants `zero_stage` 3 at least, and it is 2; raise it",
+        ),
+        (
             "cluster.weight_transfer=ipc",
             "cluster: `weight_transfer` follows from cluster.sharing and cluster.device; set cluster.sharing=pairs",
         ),

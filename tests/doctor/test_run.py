@@ -86,7 +86,7 @@ def test_room() -> None:
     assert (short.state, short.found) == ("fail", "missing: 8 GPUs (here: 0); 9 cores (here: 2)")
     one_card = compose(["+experiment=qwen1_5b_intersection", "+size=one_gpu_80gb"])
     asleep = wanted.room(one_card, Machine(cpus=16, gpus=1, memory_gib=32, gpu_gib=79.6), "here")
-    assert asleep.found.startswith("missing: about 43.9 GiB of memory for those who sleep (here: 32.0)")
+    assert asleep.found.startswith("missing: about 43.9 GiB of memory for what is off the GPUs (here: 32.0)")
 
 
 def test_the_models_of_a_run() -> None:

@@ -21,7 +21,7 @@ from capo_ray.files.checkpoint import TRAINER_FORMAT
 
 pytestmark = pytest.mark.engine
 
-ON_CPU = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}, "zero_force_ds_cpu_optimizer": False}
+ON_CPU = {"offload": "optimizer"}
 TWICE = {"optimisation_passes": 2}
 DECAY = {**TWICE, "weight_decay": 0.1}
 """Two groups of parameters: matrices, and norms."""
@@ -171,7 +171,7 @@ def test_so_does_an_adapter(
 def test_an_optimizer_on_the_cpu_and_one_beside_the_weights_read_each_other(
     by_count: dict[int, Ranks], tmp_path: Path, stage: int, stage_then: int
 ) -> None:
-    case = Case(stage=stage, dtype="bfloat16", trainer={**DECAY, "deepspeed": ON_CPU})
+    case = Case(stage=stage, dtype="bfloat16", trainer={**DECAY, **ON_CPU})
     first = by_count[2](begun, case, str(tmp_path / "one"), 1)
     plain = case.but(stage=stage_then, trainer=DECAY)
     assert_continues(first, by_count[1](gone_on, plain, str(tmp_path / "one"), 1), 5e-3)

@@ -49,9 +49,13 @@ TINY = "+experiment=tiny_cpu"
             "trainer.deepspeed: zero_optimization.stage is not handed on to DeepSpeed: set `zero_stage`",
         ),
         (
-            "trainer.deepspeed={zero_optimization:{offload_optimizer:{device:nvme,nvme_path:/disk}}}",
+            "trainer.deepspeed={zero_optimization:{offload_optimizer:{nvme_path:/disk}}}",
             "trainer.deepspeed: zero_optimization.offload_optimizer.nvme_path is not handed on to DeepSpeed: "
-            "checkpoints would lack what it keeps of the optimizer; offload_optimizer.device cpu they hold",
+            "checkpoints would lack what it keeps of the optimizer; set `offload` to optimizer, which they hold",
+        ),
+        (
+            "trainer.deepspeed.zero_optimization.offload_param.device=cpu",
+            "trainer.deepspeed: zero_optimization.offload_param.device is not handed on to DeepSpeed: set `offload`",
         ),
         ("rollout.engine=3", "rollout.engine: must be a block of keys, got 3"),
     ],
@@ -115,7 +119,7 @@ def test_every_fault_of_a_run_is_said_before_it_starts(tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}, "memory_breakdown": True}, ""),
+        ({"zero_optimization": {"offload_optimizer": {"pin_memory": True}}, "memory_breakdown": True}, ""),
         (
             {"wall_clock_brakdown": True},
             "wall_clock_brakdown: DeepSpeed has no such option; did you mean wall_clock_breakdown?",

@@ -61,11 +61,35 @@ def test_micro_batches_change_nothing(one: Ranks, whole: Any, folder: str) -> No
         assert_same(one(updated, MANY.but(model=folder, stage=stage, budget=20), 2), whole)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_change_nothing_at_any_zero_stage(two: Ranks, whole: Any, folder: str, stage: int) -> None:
-    of_ranks = two.each(updated, MANY.but(model=folder, stage=stage, budget=20), 2)
-    for rank in of_ranks:
+OFFLOADED = [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
+
+
+@pytest.mark.parametrize(("stage", "offload"), [*((stage, "none") for stage in range(4)), *OFFLOADED])
+def test_two_ranks_change_nothing_at_any_zero_stage(
+    two: Ranks, whole: Any, folder: str, stage: int, offload: str
+) -> None:
+    """Nor does it where the optimizer, or weights too, lie in the memory of the host."""
+    case = MANY.but(model=folder, stage=stage, budget=20, trainer={**MANY.trainer, "offload": offload})
+    for rank in two.each(updated, case, 2):
         assert_same(rank, whole)
+
+
+def where_weights_are(rank: int, ranks: int, case: Case) -> Any:
+    """Of the policy and the reference: on which device DeepSpeed has been told to keep them, and that of the moments;
+    and what an update makes."""
+    with engine_of(case, rank, ranks) as engine:
+        made = engine.update(batch_of(case, rank, ranks)).metrics
+        told = [str(scorer.zero_offload_param().device) for scorer in (engine._engine, engine._reference)]
+        return told, str(engine._engine.zero_offload_optimizer().device), made
+
+
+def test_a_reference_lies_where_the_weights_do(two: Ranks, folder: str) -> None:
+    case = MANY.but(model=folder, stage=3, dtype="bfloat16", algorithm={"kl_weight": 0.1})
+    off = case.but(trainer={**MANY.trainer, "offload": "all"})
+    plain = two(updated, case, 1)[0][0]
+    for told, optimizer, made in two.each(where_weights_are, off):
+        assert (told, optimizer) == (["cpu", "cpu"], "cpu")
+        assert made["loss"] == pytest.approx(plain["loss"], abs=1e-4)
 
 
 def held(rank: int, ranks: int, path: str) -> Any:
@@ -391,7 +415,7 @@ def past_a_gradient(rank: int, ranks: int, case: Case) -> Any:
         return states, metrics, state_of(engine)
 
 
-ON_CPU = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}, "zero_force_ds_cpu_optimizer": False}
+ON_CPU = {"offload": "optimizer"}
 
 
 @pytest.mark.parametrize(
@@ -405,7 +429,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(
     two: Ranks, stage: int, dtype: str, options: dict[str, Any]
 ) -> None:
     """Nor is anything of it in the next step."""
-    trainer = {"warmup_steps": 0, "schedule": "constant", "deepspeed": options}
+    trainer = {"warmup_steps": 0, "schedule": "constant", **options}
     case = Case(stage=stage, dtype=dtype, budget=40, trainer=trainer)
     for (before, after, later), (first, skipped, _), straight in two.each(past_a_gradient, case):
         assert {"weight", "master", "exp_avg", "exp_avg_sq", "step"} <= {name.split()[0] for name in before}

@@ -135,10 +135,10 @@ def test_a_cluster_is_no_way_round_a_fault() -> None:
 
 def test_no_advice_names_what_is_set_or_would_not_help() -> None:
     (fault,) = plan_for(config("+experiment=qwen7b_grpo", "trainer.ranks=1")).faults
-    assert fault.endswith("; add trainer.ranks")
+    assert fault.endswith("; set trainer.offload=optimizer or add trainer.ranks")
     (fault,) = plan_for(config("+experiment=qwen1_5b_grpo", "trainer.tokens_per_micro_batch=400000")).faults
-    assert fault.endswith("; lower trainer.tokens_per_micro_batch (not below 5120) or raise trainer.zero_stage or add "
-                          "trainer.ranks")  # fmt: skip
+    assert fault.endswith("; lower trainer.tokens_per_micro_batch (not below 5120) or raise trainer.zero_stage or set "
+                          "trainer.offload=optimizer or add trainer.ranks")  # fmt: skip
 
 
 def test_derived_numbers() -> None:
@@ -196,6 +196,26 @@ def test_an_adapter_needs_no_reference_and_an_optimizer_of_its_own_size() -> Non
     fewer = config(PAPER, "trainer.lora.targets=[q_proj,k_proj]")
     each = 16 * (2 * 3072 + 3072 + 1024) * 28
     assert trainer_memory(fewer, fewer.policy.shape)["adapter"] == pytest.approx(each * 2 / 2**30, rel=0.01)
+
+
+def test_offload_moves_a_rank_to_its_host() -> None:
+    """7.6 G parameters in bfloat16 on one rank: 12 bytes each of the optimizer, 4 of sums of gradients, as many again
+    in its step."""
+    given = ["+experiment=qwen7b_grpo", "trainer.ranks=1"]
+    plain, some, everything = (
+        next(role for role in plan_for(config(*given, f"trainer.offload={off}")).roles if role.role == "trainer")
+        for off in ("none", "optimizer", "all")
+    )
+    assert {"optimizer", "gradients", "weights", "reference"} <= plain.memory.keys()
+    assert {"weights", "reference"} <= some.memory.keys() and not {"optimizer", "gradients"} & some.memory.keys()
+    assert not {"weights", "optimizer", "gradients", "reference"} & everything.memory.keys()
+    assert plain.total_gib > 100 > 45 > some.total_gib > everything.total_gib
+    plan = plan_for(config(*given, "trainer.offload=optimizer"))
+    number = 7.6 * 10**9 / 2**30
+    assert plan.faults == () and plan.memory_gib == pytest.approx((12 + 4 + 4) * number, rel=0.01)
+    assert "in its host's memory 141" in render(plan) and "GiB of memory for what is off the GPUs" in render(plan)
+    short = fits(plan, Machine(cpus=64, gpus=8, memory_gib=100, gpu_gib=79.6))
+    assert short == ["about 141.9 GiB of memory for what is off the GPUs (here: 100.0)"]
 
 
 def test_an_engine_holds_the_adapter_that_it_is_sent() -> None:

@@ -120,8 +120,9 @@ def test_an_engine_whose_weights_no_sync_brings_keeps_them() -> None:
             "judge: 81.3 GiB on a GPU (rollout asleep 1.5 + critic 78.8 + trainer asleep 1.0), which has 79.6; lower "
             "critic.gpu_memory_share to 0.96",
         ),
-        ("model@policy=qwen2_5_7b", "has 77 beside those asleep; add trainer.ranks and rollout.workers"),
-        ("model@policy=qwen2_5_7b", "which has 79.6; add trainer.ranks and rollout.workers"),  # in sync
+        ("model@policy=qwen2_5_7b", "trainer: a rank needs 172 GiB"),
+        ("model@policy=qwen2_5_7b", "; set trainer.offload=optimizer or add trainer.ranks and rollout.workers"),
+        ("model@policy=qwen2_5_7b", "sync: 164.0 GiB on a GPU"),
     ],
 )
 def test_what_does_not_fit_is_said_of_its_phase(override: str, fault: str) -> None:
