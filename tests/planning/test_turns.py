@@ -97,7 +97,7 @@ def test_an_adapter_and_a_critic_of_four_bits_on_one_card_of_24_gb(capsys: pytes
     critic = next(role for role in plan.roles if role.role == "critic")
     assert critic.memory["weights"] == pytest.approx(5.4, abs=0.2)  # Qwen's files are 5.6 GB
     assert phases(plan)["train"]["trainer"] < 10
-    assert phases(plan)["sync"]["rollout"] == pytest.approx(2.9 + 2.5, abs=0.1)  # without its KV cache
+    assert phases(plan)["sync"]["rollout"] == pytest.approx(2.9 + 2.5, abs=0.2)  # without its KV cache
 
 
 def test_an_engine_whose_weights_no_sync_brings_keeps_them() -> None:
