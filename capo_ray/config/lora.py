@@ -10,8 +10,13 @@ from typing import Any
 
 from capo_ray.config.block import Block, setting
 
-VLLM_RANK = 512
-"""Of the largest adapter that vLLM's engines hold."""
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""vLLM's engines have room for adapters of these; it fills up smaller ones."""
+
+
+def held_rank(rank: int) -> int:
+    """Of the room for an adapter of `rank`, which is at most the last of VLLM_RANKS."""
+    return min(held for held in VLLM_RANKS if held >= rank)
 
 
 class Lora(Block):

@@ -11,7 +11,7 @@ import warnings
 from capo_ray import extension
 from capo_ray.config.critic import voter_field
 from capo_ray.config.fields import Fields
-from capo_ray.config.lora import VLLM_RANK
+from capo_ray.config.lora import VLLM_RANKS
 from capo_ray.config.method import Reward
 from capo_ray.config.sensible import unusual_rate
 from capo_ray.credit.advantage import ALGORITHMS, algorithm_of
@@ -288,8 +288,8 @@ def _check_lora(config: Fields) -> None:
             f"`trainer.lora.dropout` {lora.dropout:g} is for supervised training: in a run two passes over the same "
             "tokens must agree, or the ratio to the old policy is noise; leave it out"
         )
-    if lora is not None and config.cluster.lora_sync == "adapter" and lora.rank > VLLM_RANK:
+    if lora is not None and config.cluster.lora_sync == "adapter" and lora.rank > VLLM_RANKS[-1]:
         raise ValueError(
-            f"`trainer.lora.rank` {lora.rank} is more than vLLM holds as an adapter ({VLLM_RANK}): lower it, or set "
-            "cluster.lora_sync=merged"
+            f"`trainer.lora.rank` {lora.rank} is more than vLLM holds as an adapter ({VLLM_RANKS[-1]}): lower it, or "
+            "set cluster.lora_sync=merged"
         )

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 from vllm import SamplingParams
-from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
@@ -20,6 +19,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from capo_ray.config.blocks import Rollout
 from capo_ray.config.critic import Voter
+from capo_ray.config.lora import held_rank
 from capo_ray.engines.engine_words import EngineWords
 from capo_ray.engines.vllm_options import as_vllm_takes
 from capo_ray.engines.vllm_settings import VllmSettings
@@ -72,14 +72,8 @@ def arguments_of(settings: VllmSettings) -> AsyncEngineArgs:
             "worker_extension_cls": "capo_ray.engines.weights_receive.ReceiptExtension",
         }
     if settings.lora_rank is not None:
-        given |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _held_rank(settings.lora_rank)}
+        given |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": held_rank(settings.lora_rank)}
     return AsyncEngineArgs(**(given | as_vllm_takes(block.engine)))
-
-
-def _held_rank(rank: int) -> int:
-    """vLLM has room for adapters of certain ranks, and fills up smaller ones; there is none beyond
-    `config.lora.VLLM_RANK`."""
-    return min(held for held in get_args(MaxLoRARanks) if held >= rank)
 
 
 def _on_cpu() -> dict[str, Any]:

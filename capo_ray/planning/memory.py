@@ -14,6 +14,7 @@ from typing import Any
 
 from capo_ray.config.blocks import Rollout, Trainer
 from capo_ray.config.critic import Voter
+from capo_ray.config.lora import held_rank
 from capo_ray.config.model import Shape
 from capo_ray.config.run import Config
 from capo_ray.planning.bundles import critics_here
@@ -269,10 +270,11 @@ def engine_memory(
     weights = weight_bytes(shape, dtype, quantization_of(engine)) / parts / GIB
     per_sequence = 2 * shape.layers * shape.key_value_size * BYTES[dtype] * window / parts / GIB
     adapter = {}
-    if role == "rollout" and config.trainer.lora and config.cluster.lora_sync == "adapter":
-        adapter = {"adapter": learning(config.trainer, shape) * BYTES[dtype] / GIB}
-    room = engine.gpu_memory_share * gpu_gib - weights - base - sum(adapter.values())
-    cache = engine.kv_cache_gib if on_cpu else room
+    if role == "rollout" and (lora := config.trainer.lora) and config.cluster.lora_sync == "adapter":
+        room = lora.model_copy(update={"rank": held_rank(lora.rank), "targets": None})  # whichever layers have one
+        adapter = {"adapter": learning(config.trainer.model_copy(update={"lora": room}), shape) * BYTES[dtype] / GIB}
+    left = engine.gpu_memory_share * gpu_gib - weights - base - sum(adapter.values())
+    cache = engine.kv_cache_gib if on_cpu else left
     memory = {"weights": weights, **adapter, "engine": base, "KV cache": max(0.0, cache)}
     if cache < per_sequence:
         if on_cpu:

@@ -16,7 +16,7 @@ from engines.test_vllm import PROMPT, make_model, sample
 from engines.trainer_ranks import Case, Ranks, batch_of, engine_of, sequences
 
 from capo_ray.config import blocks
-from capo_ray.config.lora import VLLM_RANK
+from capo_ray.config.lora import VLLM_RANKS, held_rank
 from capo_ray.types import Rollout, TrainSequence
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("vllm_environment")]
@@ -221,7 +221,5 @@ def test_an_adapter_at_a_layer_that_takes_none_is_refused() -> None:
 def test_ranks_of_vllm() -> None:
     from vllm.config.lora import MaxLoRARanks
 
-    from capo_ray.engines.vllm_engine import _held_rank
-
-    assert max(get_args(MaxLoRARanks)) == VLLM_RANK
-    assert [_held_rank(rank) for rank in (1, 2, 8, 9, 33, VLLM_RANK)] == [1, 8, 8, 16, 64, VLLM_RANK]
+    assert get_args(MaxLoRARanks) == VLLM_RANKS
+    assert [held_rank(rank) for rank in (1, 2, 8, 9, 33, 512)] == [1, 8, 8, 16, 64, 512]

@@ -226,6 +226,8 @@ def test_an_engine_holds_the_adapter_that_it_is_sent() -> None:
     merged, alone = of_engine("cluster.lora_sync=merged"), of_engine()
     assert "adapter" not in merged and alone["adapter"] == pytest.approx(16 * 24.3e6 * 2 / 2**30, rel=0.02)
     assert alone["KV cache"] == pytest.approx(merged["KV cache"] - alone["adapter"])
+    few = of_engine("cluster.lora_sync=adapter", "trainer.lora.rank=200", "trainer.lora.targets=[q_proj]")
+    assert few["adapter"] == alone["adapter"]  # vLLM's room is for 256, at every layer
 
 
 def test_gradient_checkpointing_saves_activations() -> None:

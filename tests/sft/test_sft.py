@@ -142,6 +142,7 @@ def test_settings_are_checked(tmp_path: Path) -> None:
     for more, message in (
         ("learnin_rate=1", "learnin_rate: no such key; did you mean learning_rate?"),
         ("learning_rate=-1", "learning_rate: must be greater than 0, got -1"),
+        ("offload=optimizer", "`offload` optimizer wants `zero_stage` 1 at least, and it is 0; raise it"),
         ("zero_stage=4", "zero_stage: must be one of 0, 1, 2, 3, got 4"),
         ("model=x.json", "`model.tokenizer` must be set when `model` is a config"),
         (
