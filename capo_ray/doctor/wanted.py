@@ -41,9 +41,10 @@ def room(config: Config, machine: Machine, where: str) -> Finding:
             "take an experiment that fits (below), a larger machine or cluster, or fewer workers; dry_run=true shows "
             "the plan",
         )
-    return ok(
-        "room", f"{config.name} needs {plan.needs('GPU'):g} GPUs and {plan.needs('CPU'):g} cores; {where}: {machine}"
-    )
+    asked = f"{plan.needs('GPU'):g} GPUs and {plan.needs('CPU'):g} cores"
+    if plan.device == "gpu" and plan.memory_gib:
+        asked += f", and {plan.memory_words}"
+    return ok("room", f"{config.name} needs {asked}; {where}: {machine}")
 
 
 def models(config: Config) -> list[tuple[str, Model]]:

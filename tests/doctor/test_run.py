@@ -87,6 +87,9 @@ def test_room() -> None:
     one_card = compose(["+experiment=qwen1_5b_intersection", "+size=one_gpu_80gb"])
     asleep = wanted.room(one_card, Machine(cpus=16, gpus=1, memory_gib=32, gpu_gib=79.6), "here")
     assert asleep.found.startswith("missing: about 43.9 GiB of memory for what is off the GPUs (here: 32.0)")
+    off = compose(["+experiment=qwen7b_grpo", "trainer.offload=optimizer"])
+    node = Machine(cpus=128, gpus=8, memory_gib=1000, gpu_gib=79.6)
+    assert "and about 141.9 GiB of memory for what is off the GPUs; here" in wanted.room(off, node, "here").found
 
 
 def test_the_models_of_a_run() -> None:
