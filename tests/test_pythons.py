@@ -47,15 +47,8 @@ def test_the_core_installs_and_its_tests_pass(version: str, tmp_path: Path) -> N
     for name in SHIPPED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, checkout / name)
-    install = (
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-compile",
-    )  # few of all are imported
-    run(python, *install, str(checkout), "pytest", "pytest-timeout", "hypothesis", cwd=tmp_path)
+    install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile")
+    run(python, *install, str(checkout), "pytest", "pytest-timeout", "hypothesis", "psutil", cwd=tmp_path)
     shown = run(python, "-m", "capo_ray.launch", "+experiment=llama3b_intersection", "dry_run=true", cwd=tmp_path)
     assert "placement of llama3b_intersection on gpu" in shown
     tests = [f"tests/{name}" for name in PURE]
