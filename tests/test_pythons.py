@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,18 +41,29 @@ def run(*command: str, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("version", OTHERS)
-def test_the_core_installs_and_its_tests_pass(version: str, tmp_path: Path) -> None:
-    python, checkout = str(tmp_path / "venv" / "bin" / "python"), tmp_path / "checkout"
-    run(interpreter(version), "-m", "venv", str(tmp_path / "venv"), cwd=tmp_path)
+def try_on(version: str, folder: Path) -> None:
+    python, checkout = str(folder / "venv" / "bin" / "python"), folder / "checkout"
+    run(interpreter(version), "-m", "venv", str(folder / "venv"), cwd=folder)
     checkout.mkdir()
     for name in SHIPPED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, checkout / name)
     install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile")
-    run(python, *install, str(checkout), "pytest", "pytest-timeout", "hypothesis", "psutil", cwd=tmp_path)
-    shown = run(python, "-m", "capo_ray.launch", "+experiment=llama3b_intersection", "dry_run=true", cwd=tmp_path)
+    run(python, *install, str(checkout), "pytest", "pytest-timeout", "hypothesis", "psutil", cwd=folder)
+    shown = run(python, "-m", "capo_ray.launch", "+experiment=llama3b_intersection", "dry_run=true", cwd=folder)
     assert "placement of llama3b_intersection on gpu" in shown
     tests = [f"tests/{name}" for name in PURE]
     passed = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", ENGINES, *tests, cwd=checkout)
     assert " passed" in passed and " failed" not in passed
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
+    """On all of them at once: each has one process."""
+    with ThreadPoolExecutor() as pool:
+        yield {version: pool.submit(try_on, version, tmp_path_factory.mktemp("python")) for version in OTHERS}
+
+
+@pytest.mark.parametrize("version", OTHERS)
+def test_the_core_installs_and_its_tests_pass(version: str, tried: dict[str, Future[None]]) -> None:
+    tried[version].result()
