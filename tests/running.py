@@ -35,6 +35,7 @@ UNEVALUATED = (*QUICK[:4], "tracking.wandb=off", "data.evaluation_prompts=0", "d
 ROOT = Path(__file__).resolve().parents[1]
 UNLIKE = (
     *("time", "seconds/", "speed/", "actor/", "idle/", "run/", "critic/seconds_per_response", "trainer/seconds"),
+    "turns/",
     "cache/",  # of two critics the idler one is asked
     *("critic/engines_down", "critic/retries"),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from capo_ray.cluster.gauges import Badge, publish_always
 from capo_ray.cluster.lifeline import Lifeline
 from capo_ray.cluster.pulse import Heart, Pulse
 from capo_ray.engines.ports import free_port
-from capo_ray.engines.protocols import Message, Replies, Stage, UpdateBatch, WeightReceipt
+from capo_ray.engines.protocols import Message, Part, Replies, Stage, UpdateBatch, WeightReceipt
 from capo_ray.records.busy import Busy
 from capo_ray.records.trace import Span, Spans
 from capo_ray.types import Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
@@ -55,11 +55,47 @@ class Member:
         return f"{badge.actor}: {badge.duty}" if badge and badge.duty else type(self).__name__
 
 
+class EngineActor(Member):
+    """What actors of engines on vLLM share."""
+
+    _engine: Any
+    _alive: Lifeline
+
+    async def ready(self) -> str:
+        return self._engine.name
+
+    async def pulse(self) -> Pulse:
+        with self._alive():
+            await self._engine.pulse()
+        return self._heart.beat()
+
+    async def opened(self) -> bool:
+        """This and the next three: of an engine that holds its GPU in turns with others (engines.sleeper)."""
+        return self._engine.opened
+
+    async def open(self) -> None:
+        await self._engine.open()
+
+    async def sleep(self) -> None:
+        with self._alive():
+            await self._engine.sleep()
+
+    async def wake(self, parts: Collection[Part]) -> None:
+        with self._alive():
+            await self._engine.wake(parts)
+
+    async def spans(self) -> list[Span]:
+        return self._spans.take()
+
+    async def close(self) -> None:
+        self._engine.close()
+
+
 def spans_of(badge: Badge | None) -> Spans:
     return Spans(badge is not None and badge.traced)
 
 
-class RolloutActor(Member):
+class RolloutActor(EngineActor):
     def __init__(self, factory: Callable[[], Any], badge: Badge | None = None) -> None:
         with loading():
             self._engine = factory()
@@ -70,14 +106,6 @@ class RolloutActor(Member):
         self._courier = Courier()
         self._badge = badge
         publish(badge, self._totals)
-
-    async def ready(self) -> str:
-        return self._engine.name
-
-    async def pulse(self) -> Pulse:
-        with self._alive():
-            await self._engine.pulse()
-        return self._heart.beat()
 
     async def sample(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> list[Rollout]:
         """As they were finished."""
@@ -99,20 +127,14 @@ class RolloutActor(Member):
         with self._alive(), self._stages["sync"], self._spans.of("sync", stage=stage):
             return await self._engine.take_weights(stage, given)
 
-    async def spans(self) -> list[Span]:
-        return self._spans.take()
-
     async def metrics(self) -> Metrics:
         return self._totals()
 
     def _totals(self) -> Metrics:
         return {**self._engine.metrics(), "version": float(self._engine.version), **stage_seconds(self._stages)}
 
-    async def close(self) -> None:
-        self._engine.close()
 
-
-class CriticActor(Member):
+class CriticActor(EngineActor):
     def __init__(self, factory: Callable[[], Any], badge: Badge | None = None) -> None:
         with loading():
             self._engine = factory()
@@ -122,26 +144,12 @@ class CriticActor(Member):
         self._badge = badge
         publish(badge, self._engine.metrics)
 
-    async def ready(self) -> str:
-        return self._engine.name
-
-    async def pulse(self) -> Pulse:
-        with self._alive():
-            await self._engine.pulse()
-        return self._heart.beat()
-
     async def complete(self, messages: Sequence[Message], sampling: Sampling, n: int, seed: int) -> Replies:
         with self._alive(), self._spans.of("judge", critiques=n):
             return await self._engine.complete(messages, sampling, n=n, seed=seed)
 
-    async def spans(self) -> list[Span]:
-        return self._spans.take()
-
     async def metrics(self) -> Metrics:
         return self._engine.metrics()
-
-    async def close(self) -> None:
-        self._engine.close()
 
 
 class TrainerActor(Member):
@@ -244,6 +252,12 @@ class TrainerActor(Member):
     def save_pretrained(self, path: str) -> None:
         with self._stages["save"], self._spans.of("save"):
             self._engine.save_pretrained(path)
+
+    def sleep(self) -> None:
+        self._engine.sleep()
+
+    def wake(self) -> None:
+        self._engine.wake()
 
     def spans(self) -> list[Span]:
         return self._spans.take()

@@ -209,6 +209,11 @@ class Aggregator:
         if self._canaries is not None:
             self._canaries.begin(canaries)
 
+    async def canaries_done(self) -> None:
+        """Returns when all that were begun are judged."""
+        if self._canaries is not None:
+            await self._canaries.done()
+
     async def end(self) -> None:
         """Nothing is judged or verified afterwards."""
         if self._canaries is not None:

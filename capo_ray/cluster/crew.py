@@ -8,72 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
 from capo_ray.cluster import nonfinite
 from capo_ray.cluster.acceptance import Acceptance
-from capo_ray.cluster.ahead import Groups, ScoreAhead
+from capo_ray.cluster.ahead import ScoreAhead
 from capo_ray.cluster.arrivals import Errand
 from capo_ray.cluster.evaluation import measured
 from capo_ray.cluster.faults import cause_of, is_loss
 from capo_ray.cluster.gate import Gate
+from capo_ray.cluster.parts import CrewParts, CrewSettings, spread
 from capo_ray.cluster.patience import when_up
 from capo_ray.cluster.rollout_pool import RolloutPool
 from capo_ray.cluster.speeds import Speeds
-from capo_ray.cluster.trainer_group import TrainerGroup
-from capo_ray.critics.budget import CriticBudget, Sampled
+from capo_ray.critics.budget import Sampled
 from capo_ray.critics.canaries import Canary
 from capo_ray.critics.failures import FailureLimit
-from capo_ray.files.checkpoint import Checkpoints, check_saved, read_state
+from capo_ray.files.checkpoint import check_saved, read_state
 from capo_ray.files.durable import replace_folder, written_beside
 from capo_ray.records import report
-from capo_ray.records.tracking import Tracker
 from capo_ray.seeds import seed_of
-from capo_ray.types import Batch, GroupSummary, JsonDict, Metrics, Prompt, Sampling, Update
+from capo_ray.types import Batch, GroupSummary, JsonDict, Metrics, Prompt, Update
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CrewSettings:
-    seed: int
-    responses_per_prompt: int
-    sampling: Sampling
-    max_dropped_share: float
-    max_failed_share: float = 1.0
-    failure_prompts: int = 16
-    """Of critiques, and the prompts over which it is taken; see critics.failures."""
-    evaluation_responses: int = 1
-    """To each held-out problem."""
-    refills: int
-    """How often groups in which no token has an advantage are replaced by others."""
-    samples_per_step: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CrewParts:
-    workers: Sequence[Any]
-    """Rollout actors."""
-    critics: Sequence[Any]
-    """Critic actors, for their totals."""
-    aggregators: Sequence[Any]
-    trainers: TrainerGroup
-    score_ahead: Callable[[Groups], Awaitable[None]] | None = None
-    """Has the trainer score responses while critics judge them; None where that gains nothing."""
-    tracker: Tracker
-    checkpoints: Checkpoints
-    prompts_for: Callable[[int, int], Sequence[Prompt]]
-    """(step, attempt) -> the prompts of its batch; a pure function."""
-    canaries_for: Callable[[int, Sequence[Prompt]], Sequence[Canary]]
-    """(step, its prompts) -> the canaries that are judged beside the responses; a pure function."""
-    held_out: Sequence[Prompt]
-    budget: CriticBudget | None
-    """Of critic tokens; None: every response is judged as soon as it is finished."""
-    run_dir: Path
 
 
 class RayCrew:
@@ -92,6 +53,7 @@ class RayCrew:
         self._trained = 0
         """Version of the weights that the trainer holds once it has done what it was told."""
         self._speeds = Speeds(parts)
+        self._turns = parts.turns
 
     async def restore(self) -> int:
         await self._speeds.take()  # engines may have worked for another run before
@@ -111,8 +73,8 @@ class RayCrew:
     async def collect(self, step: int) -> Batch:
         start = monotonic()
         prompts = self._parts.prompts_for(step, 0)
-        begun = self._begin_canaries(step, prompts)
-        groups = await self._groups(prompts, step, self._settings.samples_per_step)
+        canaries = self._parts.canaries_for(step, prompts)
+        groups = await self._groups(prompts, step, self._settings.samples_per_step, canaries=canaries)
         spare: list[GroupSummary] = []
         for attempt in range(1, self._settings.refills + 1):
             silent = [place for place, group in enumerate(groups) if not group.has_credit]
@@ -124,37 +86,47 @@ class RayCrew:
                 if group.has_credit:
                     groups[place], group = group, groups[place]
                 spare.append(group)
-        await asyncio.gather(*begun)
         return Batch(step=step, groups=tuple(groups), spare=tuple(spare), seconds=monotonic() - start)
 
-    def _begin_canaries(self, step: int, prompts: Sequence[Prompt]) -> list[Any]:
+    def _begin_canaries(self, canaries: Sequence[Canary]) -> list[Any]:
         """Spread them over the shards, which say no more than that they have begun."""
-        shards, canaries = self._parts.aggregators, self._parts.canaries_for(step, prompts)
+        shards = self._parts.aggregators
         shares = [canaries[number :: len(shards)] for number in range(len(shards))]
         return [shard.begin_canaries.remote(share) for shard, share in zip(shards, shares, strict=True) if share]
 
     async def _groups(
-        self, prompts: Sequence[Prompt], step: int, num_samples: int, *, spent: float = 0.0
+        self,
+        prompts: Sequence[Prompt],
+        step: int,
+        num_samples: int,
+        *,
+        spent: float = 0.0,
+        canaries: Sequence[Canary] = (),
     ) -> list[GroupSummary]:
         """`spent`: critic tokens of the step so far."""
-        kind: Literal["score", "verify"] = "score" if self._parts.budget is None else "verify"
+        later = self._parts.budget is not None or self._turns.judges_later
+        kind: Literal["score", "verify"] = "verify" if later else "score"
         errand = Errand(kind=kind, seed=self._settings.seed, step=step)
         ahead = ScoreAhead(
             self._parts.score_ahead, prompts, lambda prompt: self._shard(prompt).rollouts.remote(prompt, errand)
         )
+        await self._begin_sampling()
+        samples = spread(num_samples, len(prompts))
         try:
-            groups = await self._judged(prompts, errand, num_samples, spent, ahead)
+            if later:
+                groups = await self._judged_later(prompts, errand, samples, spent, canaries, ahead)
+            else:
+                begun = self._begin_canaries(canaries)  # and no wait for them: groups take the gate now
+                groups = await self._judged_as_sampled(prompts, errand, samples, ahead)
+                await asyncio.gather(*begun)
             await ahead.end()
         finally:
             ahead.leave()
         return groups
 
-    async def _judged(
-        self, prompts: Sequence[Prompt], errand: Errand, num_samples: int, spent: float, ahead: ScoreAhead
+    async def _judged_as_sampled(
+        self, prompts: Sequence[Prompt], errand: Errand, samples: Sequence[int], ahead: ScoreAhead
     ) -> list[GroupSummary]:
-        samples = _spread(num_samples, len(prompts))
-        if self._parts.budget is not None:
-            return await self._groups_within(self._parts.budget, prompts, errand, samples, spent, ahead)
         async with asyncio.TaskGroup() as tasks:
             groups = [
                 tasks.create_task(self._group(prompt, errand, kept, ahead))
@@ -162,24 +134,32 @@ class RayCrew:
             ]
         return [group.result() for group in groups]
 
-    async def _groups_within(
+    async def _judged_later(
         self,
-        budget: CriticBudget,
         prompts: Sequence[Prompt],
         errand: Errand,
         samples: Sequence[int],
         spent: float,
+        canaries: Sequence[Canary],
         ahead: ScoreAhead,
     ) -> list[GroupSummary]:
-        """Which groups are judged is known when the answers of all are, so judging waits for the last response."""
+        """Judging waits for the last response: where it has a budget, since which groups are judged is known when the
+        answers of all are, and in turns, since critics sleep until then."""
         async with asyncio.TaskGroup() as tasks:
             sampled = [tasks.create_task(self._verified(prompt, errand, ahead)) for prompt in prompts]
-        admitted = budget.admit(errand.step, [group.result() for group in sampled], spent=spent)
-        async with asyncio.TaskGroup() as tasks:
-            groups = [
-                tasks.create_task(self._judge_group(prompt, errand, kept, judged))
-                for prompt, kept, judged in zip(prompts, samples, admitted, strict=True)
-            ]
+        admitted: Sequence[bool] = [True] * len(prompts)
+        if self._parts.budget is not None:
+            admitted = self._parts.budget.admit(errand.step, [group.result() for group in sampled], spent=spent)
+        await self._turns.take("judge")
+        async with self._turns.kept():
+            await asyncio.gather(*self._begin_canaries(canaries))
+            async with asyncio.TaskGroup() as tasks:
+                groups = [
+                    tasks.create_task(self._judge_group(prompt, errand, kept, judged))
+                    for prompt, kept, judged in zip(prompts, samples, admitted, strict=True)
+                ]
+            if self._turns.judges_later:
+                await asyncio.gather(*(shard.canaries_done.remote() for shard in self._parts.aggregators))
         return [group.result() for group in groups]
 
     async def _verified(self, prompt: Prompt, errand: Errand, ahead: ScoreAhead) -> tuple[Sampled, ...]:
@@ -194,6 +174,8 @@ class RayCrew:
         else:
             await shard.leave_group.remote(prompt)
         summary = await shard.close_group.remote(prompt, errand, num_samples)
+        if self._parts.budget is None:
+            return summary
         left = 0.0 if judged else summary.tally["responses"]
         return replace(summary, tally=summary.tally | {"over_budget": left})
 
@@ -222,14 +204,14 @@ class RayCrew:
         return shards[seed_of(prompt.id) % len(shards)]
 
     async def _write_samples(self, batch: Batch) -> None:
-        spare = [group.prompt_id for group in batch.spare]
         for shard in self._parts.aggregators:
-            await shard.write_samples.remote(batch.step, spare)
+            await shard.write_samples.remote(batch.step, [group.prompt_id for group in batch.spare])
 
     async def update(self, batch: Batch) -> Update:
         """Where this fails, what was sampled and judged is written down: nothing else of the step will be."""
         try:
             await self._acceptance.look(batch)
+            await self._turns.take("train")
             self._trained = batch.step
             folder = nonfinite.folder_of(self._parts.run_dir, batch.step)
             update = await self._parts.trainers.update(batch, keep_in=folder)
@@ -256,10 +238,20 @@ class RayCrew:
 
     async def sync(self, version: int) -> None:
         async with self._gate.exclusive():
+            await self._turns.take("sync")
             await self._rollouts.ready_for_weights()
             checksum = await self._parts.trainers.publish_weights(version)
             log.info("every rollout worker confirms the weights of version %d, checksum %s", version, checksum)
             self._trained = version
+
+    async def _begin_sampling(self) -> None:
+        """The rollout workers are awake, with the trainer's weights."""
+        while True:
+            if self._turns.needs_sync():
+                await self.sync(self._trained)
+            await self._turns.take("sample")
+            if not self._turns.needs_sync():  # nobody had to sleep again for a worker that was started again just now
+                return
 
     async def _revive(self) -> None:
         """Wait until Ray has started dead workers again and give all of them the trainer's weights.
@@ -267,12 +259,21 @@ class RayCrew:
         They queue behind an update that is running, so these may be newer than those of the last sync; never older.
         """
         await asyncio.gather(*(when_up(worker, "a rollout worker to start again") for worker in self._parts.workers))
-        await self._parts.trainers.connect(self._parts.workers)
-        await self._parts.trainers.publish_weights(self._trained)
+        sampling = self._turns.phase == "sample"
+        while True:
+            await self._turns.take("sync")
+            await self._parts.trainers.connect(self._parts.workers)
+            await self._parts.trainers.publish_weights(self._trained)
+            if not sampling:
+                return
+            await self._turns.take("sample")
+            if not self._turns.needs_sync():
+                return
 
     async def evaluate(self, step: int) -> None:
         if not self._parts.held_out or self._parts.tracker.has_evaluation(step):
             return
+        await self._begin_sampling()
         settings = self._settings
         metrics = await measured(
             self._parts.held_out,
@@ -299,9 +300,10 @@ class RayCrew:
         )
         if budget is not None:
             budget.record(batch.step, report.tally_of(batch))
-        self._parts.tracker.step(batch.step, metrics)
+        self._parts.tracker.step(batch.step, metrics | self._turns.take_seconds())
 
     async def save(self, step: int) -> None:
+        await self._turns.with_trainer()
         partial = self._parts.checkpoints.begin(step)
         await self._parts.trainers.save(partial / "trainer")
         check_saved(partial / "trainer", step)
@@ -320,11 +322,7 @@ class RayCrew:
 
     async def _export(self, folder: Path) -> None:
         """A folder that transformers and vLLM load: whole, or as it was before."""
+        await self._turns.with_trainer()
         with written_beside(folder) as partial:
             await self._parts.trainers.save_pretrained(partial)
             await asyncio.to_thread(replace_folder, partial, folder)
-
-
-def _spread(total: int, parts: int) -> list[int]:
-    """`total` in `parts` numbers as equal as can be."""
-    return [total // parts + (part < total % parts) for part in range(parts)]

@@ -87,6 +87,9 @@ class AggregatorActor(Member):
     async def begin_canaries(self, canaries: Sequence[Canary]) -> None:
         self._aggregator.begin_canaries(canaries)
 
+    async def canaries_done(self) -> None:
+        await self._aggregator.canaries_done()
+
     async def write_samples(self, step: int, spare: Collection[str]) -> None:
         self._aggregator.write_samples(step, spare)
 

@@ -110,6 +110,13 @@ class TrainerGroup:
         checksums = await self._all("publish_weights", version)
         return checksums[0]
 
+    async def sleep(self) -> None:
+        """Leave the GPUs to others; what it holds is kept. Told twice it stays so."""
+        await self._all("sleep")
+
+    async def wake(self) -> None:
+        await self._all("wake")
+
     async def save(self, path: Path) -> None:
         await self._all("save", str(path))
 

@@ -176,6 +176,10 @@ class CanaryJudge:
         self._asked -= done
         return add(task.result() for task in done)
 
+    async def done(self) -> None:
+        """Returns when all are judged."""
+        await asyncio.gather(*self._asked, return_exceptions=True)
+
     async def end(self) -> None:
         """Give up those that are not done."""
         for task in self._asked:

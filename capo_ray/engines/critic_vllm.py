@@ -7,12 +7,12 @@ and which engine is asked when (critics).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from capo_ray.credit.thoughts import is_mark, open_mark
-from capo_ray.engines.protocols import Completion, Message, PromptTooLong, Replies
-from capo_ray.engines.vllm_engine import Requests, open_engine, parameters_of
+from capo_ray.engines.protocols import Completion, Message, Part, PromptTooLong, Replies
+from capo_ray.engines.vllm_engine import Requests, Sleeps, open_engine, parameters_of
 from capo_ray.engines.vllm_settings import VllmSettings
 from capo_ray.types import Metrics, Sampling
 
@@ -32,6 +32,7 @@ class VllmCritic:
         self.name = name
         self._engine = open_engine(settings)
         self._requests = Requests(self._engine, settings.block.max_sequences)
+        self._sleeps = Sleeps(self._engine, name, keeps=True)
         self._closed = False
         tokenizer = self._engine.get_tokenizer()
         self._template = settings.chat_template or getattr(tokenizer, "chat_template", None)
@@ -72,6 +73,12 @@ class VllmCritic:
             prompt_tokens=len(token_ids),
             cached_tokens=output.num_cached_tokens or 0,
         )
+
+    async def sleep(self) -> None:
+        await self._sleeps.sleep()
+
+    async def wake(self, parts: Collection[Part]) -> None:
+        await self._sleeps.wake(parts)
 
     def metrics(self) -> Metrics:
         return self._requests.metrics()

@@ -6,7 +6,7 @@ placement and remote calls are `cluster`'s.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -65,6 +65,19 @@ Stage = Literal["greet", "connect", "start", "update", "finish"]
 """Of a weight transfer: two at its opening, the others at each sync; "update" once per piece of the weights."""
 
 
+Part = Literal["weights", "kv_cache"]
+"""Of an engine's memory, as it is given back and taken again."""
+WHOLE: tuple[Part, ...] = ("weights", "kv_cache")
+
+
+class WeightsChanged(RuntimeError):
+    """Something woke with other weights than it fell asleep with."""
+
+
+class NotItsTurn(RuntimeError):
+    """What was asked for needs memory that others may have now."""
+
+
 class PromptTooLong(ValueError):
     """The prompt and the reply asked for do not fit the engine's window."""
 
@@ -84,7 +97,20 @@ class EngineBusy(RuntimeError):
         return str(self.args[0])
 
 
-class RolloutEngine(Protocol):
+class Sleeping(Protocol):
+    """What holds a GPU for a while and leaves it to others then."""
+
+    async def sleep(self) -> None:
+        """Give its memory back. What it is asked about then is given up."""
+        ...
+
+    async def wake(self, parts: Collection[Part]) -> None:
+        """Take `parts` of its memory again. Weights that no sync will bring are those from before, or it raises
+        WeightsChanged; others are there for the sync to fill, and nothing may be sampled before."""
+        ...
+
+
+class RolloutEngine(Sleeping, Protocol):
     """Samples responses from the policy."""
 
     name: str
@@ -119,7 +145,7 @@ class RolloutEngine(Protocol):
 
 
 class CriticEngine(Protocol):
-    """Completes chat messages; knows nothing of steps or votes."""
+    """Completes chat messages; knows nothing of steps or votes. One on this run's own GPUs is Sleeping too."""
 
     name: str
 
@@ -178,3 +204,11 @@ class TrainEngine(Protocol):
     def save(self, path: str) -> None: ...
 
     def restore(self, path: str) -> None: ...
+
+    def sleep(self) -> None:
+        """Give back what weights, gradients and the optimizer hold; nothing else may be asked until `wake`."""
+        ...
+
+    def wake(self) -> None:
+        """All of it is as it was, or this raises WeightsChanged."""
+        ...

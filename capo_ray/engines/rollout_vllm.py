@@ -7,7 +7,7 @@ gets which prompt (cluster.rollout_pool) and when weights may move (cluster.gate
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any
 
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
@@ -15,8 +15,8 @@ from vllm.outputs import CompletionOutput
 
 from capo_ray.credit.thoughts import open_mark
 from capo_ray.credit.tokens import TokenTable
-from capo_ray.engines.protocols import PromptTooLong, Stage, WeightReceipt
-from capo_ray.engines.vllm_engine import ADAPTER, Requests, open_engine, parameters_of
+from capo_ray.engines.protocols import Part, PromptTooLong, Stage, WeightReceipt
+from capo_ray.engines.vllm_engine import ADAPTER, Requests, Sleeps, open_engine, parameters_of
 from capo_ray.engines.vllm_settings import VllmSettings
 from capo_ray.types import Finish, Metrics, Prompt, Rollout, Sampling
 
@@ -36,6 +36,7 @@ class VllmRollout:
         self._adapted = settings.lora_rank is not None
         adapter = ADAPTER if self._adapted else None
         self._requests = Requests(self._engine, settings.block.max_sequences, adapter)
+        self._sleeps = Sleeps(self._engine, name, keeps=self._adapted)
         self._closed = False
         self._table = TokenTable.load(settings.tokenizer)
 
@@ -74,6 +75,12 @@ class VllmRollout:
             versions=versions,
             opened=open_mark(self._table.decode(prompt.token_ids[-_END:])[0]),
         )
+
+    async def sleep(self) -> None:
+        await self._sleeps.sleep()
+
+    async def wake(self, parts: Collection[Part]) -> None:
+        await self._sleeps.wake(parts)
 
     async def take_weights(self, stage: Stage, given: Mapping[str, Any]) -> WeightReceipt | None:
         if stage == "greet":

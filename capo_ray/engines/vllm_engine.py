@@ -6,7 +6,7 @@ Leaves out what a role means (rollout_vllm, critic_vllm) and where engines run (
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from vllm import SamplingParams
@@ -21,6 +21,7 @@ from capo_ray.config.blocks import Rollout
 from capo_ray.config.critic import Voter
 from capo_ray.config.lora import held_rank
 from capo_ray.engines.engine_words import EngineWords
+from capo_ray.engines.protocols import Part, WeightsChanged
 from capo_ray.engines.vllm_options import as_vllm_takes
 from capo_ray.engines.vllm_settings import VllmSettings
 from capo_ray.records.busy import Busy
@@ -71,6 +72,13 @@ def arguments_of(settings: VllmSettings) -> AsyncEngineArgs:
             "weight_transfer_config": {"backend": settings.weight_transfer},
             "worker_extension_cls": "capo_ray.engines.weights_receive.ReceiptExtension",
         }
+    if settings.sleeps and settings.device == "cpu":
+        given |= {"worker_cls": "capo_ray.engines.cpu_worker.SleepingCpuWorker"}
+    elif settings.sleeps:
+        given |= {
+            "enable_sleep_mode": True,
+            "worker_extension_cls": "capo_ray.engines.weights_receive.SleepingExtension",
+        }
     if settings.lora_rank is not None:
         given |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": held_rank(settings.lora_rank)}
     return AsyncEngineArgs(**(given | as_vllm_takes(block.engine)))
@@ -95,6 +103,27 @@ def _on_gpu(block: Rollout | Voter) -> dict[str, Any]:
         "distributed_executor_backend": "uni" if block.tensor_parallel == 1 else "mp",
         "max_num_batched_tokens": max(BATCHED_TOKENS, block.max_sequences),
     }
+
+
+class Sleeps:
+    """Of one engine; see protocols.Sleeping."""
+
+    def __init__(self, engine: AsyncLLM, name: str, *, keeps: bool) -> None:
+        """`keeps`: whether it is to wake with the weights that it has, for want of a sync that brings all of them."""
+        self._engine = engine
+        self._name = name
+        self._keeps = keeps
+        self._held = [""]
+
+    async def sleep(self) -> None:
+        if self._keeps:
+            self._held = await self._engine.collective_rpc("held_checksum")
+        await self._engine.sleep(1 if self._keeps else 2)
+
+    async def wake(self, parts: Collection[Part]) -> None:
+        await self._engine.wake_up(list(parts))
+        if self._keeps and "weights" in parts and await self._engine.collective_rpc("held_checksum") != self._held:
+            raise WeightsChanged(f"{self._name} woke with other weights than it fell asleep with")
 
 
 class Requests:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -155,6 +156,18 @@ class ReceiptExtension:
 
     def weight_checksum(self) -> str:
         return self.weight_transfer_engine.checksum
+
+
+class SleepingExtension(ReceiptExtension):
+    """Of an engine on a GPU that sleeps; on a CPU its worker says the same (cpu_worker)."""
+
+    def held_checksum(self) -> str:
+        """Of all that the model computes with, as it lies in this process's memory."""
+        fingerprint = Fingerprint()
+        model = self.model_runner.model
+        for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+            fingerprint.add(name, tensor)
+        return fingerprint.hexdigest()
 
 
 RECEIVERS = {"capo_shm": ShmReceiver, "capo_nccl": NcclReceiver, "capo_ipc": IpcReceiver}

@@ -51,6 +51,7 @@ PARTS = (
     _part("train_1B", "trainer step of 1B", 80, "training", model="1B"),
     _part("ipc", "weights over `ipc`", 180, "syncing", transport="ipc"),
     _part("engine", "engine of 1B", 180, "sampling"),
+    _part("turns", "an engine asleep and awake again", 210, "sleeping"),
     _part("world", "the whole tiny world", 210, "world"),
     _part("nccl", "weights over `nccl`", 180, "syncing", transport="nccl"),
     _part("train_3B", "trainer step of 3B", 120, "training", model="3B"),

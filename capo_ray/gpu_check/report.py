@@ -89,7 +89,7 @@ def found_by(outcome: Outcome) -> list[str]:
     """The figures of a part in words; as far as there are some."""
     kind = outcome.name.split("_")[0]
     words = {"here": _words_here, "train": _words_train, "engine": _words_engine, "world": _words_run}
-    words |= {"ipc": _words_sync, "nccl": _words_sync, "shm": _words_sync, "resume": _words_run}
+    words |= {"ipc": _words_sync, "nccl": _words_sync, "shm": _words_sync, "resume": _words_run, "turns": _words_turns}
     return words[kind](outcome.figures) if kind in words and outcome.figures else []
 
 
@@ -153,6 +153,16 @@ def _words_sync(figures: Figures) -> list[str]:
         if key in figures
     ]
     return [*lines, f"mean distance of log-probabilities {', '.join(gaps)}"] if gaps else lines
+
+
+def _words_turns(figures: Figures) -> list[str]:
+    return [
+        f"weights {what}: {figures[f'{what}_freed_gib']:.1f} of {figures['awake_gib']:.1f} GiB given back in "
+        f"{figures[f'{what}_sleep_seconds']:.2f} s, taken again in "
+        f"{figures[f'{what}_wake_weights_seconds'] + figures[f'{what}_wake_cache_seconds']:.2f} s"
+        for what in ("kept", "dropped")
+        if f"{what}_wake_cache_seconds" in figures
+    ]
 
 
 def _words_run(figures: Figures) -> list[str]:

@@ -23,7 +23,6 @@ from capo_ray.planning.turns import Turns, lines_of, turns_of
 
 ASSUMED_GPU_GIB = 79.6
 """Memory of a GPU where none can be asked: what nvidia-smi says of an H100 of 80 GB."""
-NOT_YET = "cluster.sharing: turns are planned and cannot be run yet; use pairs or apart"
 RAY_CPU_GIB = 1.2
 """Ray's own processes, the driver and the aggregators."""
 
@@ -135,7 +134,7 @@ def plan_for(
         shared_gpus=config.cluster.sharing == "pairs",
         turns=turns,
         memory_gib=host,
-        faults=(*faults, *(turns.faults if turns else ()), *([NOT_YET] if config.cluster.sharing == "turns" else [])),
+        faults=(*faults, *(turns.faults if turns else ())),
     )
 
 
@@ -234,9 +233,13 @@ def render(plan: Plan) -> str:
 
 
 def plan_here(config: Config, machine: Machine) -> Plan:
+    return plan_for(config, shapes_here(config), gpu_gib=machine.gpu_gib or ASSUMED_GPU_GIB)
+
+
+def shapes_here(config: Config) -> dict[str, Shape | None]:
+    """Of every model by its place; None where neither the configuration nor files here say it."""
     shapes = {"policy": shape_of(config.policy)}
-    shapes |= {place: shape_of(voter.model) for place, voter in critics_here(config) if voter.model}
-    return plan_for(config, shapes, gpu_gib=machine.gpu_gib or ASSUMED_GPU_GIB)
+    return shapes | {place: shape_of(voter.model) for place, voter in critics_here(config) if voter.model}
 
 
 def describe(config: Config) -> str:

@@ -7,12 +7,11 @@ that can be wrong without a GPU is checked in `prepare`, before Ray starts. Leav
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,10 +34,10 @@ from capo_ray.training.settings import (
 from capo_ray.types import Prompt
 
 if TYPE_CHECKING:
-    from capo_ray.cluster.crew import CrewSettings, RayCrew
-    from capo_ray.cluster.placement import Lend, Make, Team
+    from capo_ray.cluster.crew import RayCrew
+    from capo_ray.cluster.parts import CrewSettings
+    from capo_ray.cluster.placement import Lend, Make
     from capo_ray.cluster.tracing import TracedCrew
-    from capo_ray.cluster.trainer_group import TrainerGroup
     from capo_ray.credit.template import PromptTemplate
     from capo_ray.critics.canaries import Canary
     from capo_ray.engines.vllm_settings import VllmSettings
@@ -120,14 +119,20 @@ def make_rollout(settings: VllmSettings, name: str) -> Any:
     _must_see(Path(settings.model))
     from capo_ray.engines.rollout_vllm import VllmRollout
 
-    return VllmRollout(settings, name=name)
+    return _in_turn(settings, partial(VllmRollout, settings, name=name), name)
 
 
 def make_critic(settings: VllmSettings, name: str) -> Any:
     _must_see(Path(settings.model))
     from capo_ray.engines.critic_vllm import VllmCritic
 
-    return VllmCritic(settings, name=name)
+    return _in_turn(settings, partial(VllmCritic, settings, name=name), name)
+
+
+def _in_turn(settings: VllmSettings, open_engine: Callable[[], Any], name: str) -> Any:
+    from capo_ray.engines.sleeper import Sleeper
+
+    return Sleeper(open_engine, name) if settings.sleeps else open_engine()
 
 
 def make_trainer(config: Config, model: str, run_dir: Path | None = None, *, rank: int, host: str, port: int) -> Any:
@@ -220,17 +225,8 @@ def scored_ahead(config: Config) -> ScoredAhead:
     )
 
 
-async def start_all(team: Team, trainers: TrainerGroup, *, shared_gpus: bool) -> None:
-    """Where ranks share GPUs with engines they load after them: vLLM measures the whole device while it starts."""
-    if shared_gpus:
-        await team.ready()
-        await trainers.start()
-    else:
-        await asyncio.gather(team.ready(), trainers.start())
-
-
 def crew_settings(config: Config) -> CrewSettings:
-    from capo_ray.cluster.crew import CrewSettings
+    from capo_ray.cluster.parts import CrewSettings
 
     return CrewSettings(
         seed=config.seed,
@@ -247,9 +243,10 @@ def crew_settings(config: Config) -> CrewSettings:
 
 def engines_of(config: Config, found: Prepared) -> dict[Role, Make]:
     """What the actors of the engines are made with."""
-    sampling = rollout_settings(config, found.policy)
+    sleeps = config.cluster.sharing == "turns"
+    sampling = replace(rollout_settings(config, found.policy), sleeps=sleeps)
     judging = [
-        critic_engine_settings(config, voter, files)
+        replace(critic_engine_settings(config, voter, files), sleeps=sleeps)
         for (_, voter), files in zip(critics_here(config), found.critics, strict=True)
         for _ in range(voter.workers)
     ]
@@ -270,11 +267,13 @@ async def running_crew(
 ) -> AsyncIterator[RayCrew | TracedCrew]:
     """Start every actor (inside a Ray session), wait until all are ready, and stop them at the end; but engines that
     `lend` has for the run, which stay there. With tracking.trace what they do goes to `trace`."""
-    from capo_ray.cluster.crew import CrewParts, RayCrew
+    from capo_ray.cluster.crew import RayCrew
+    from capo_ray.cluster.parts import CrewParts
     from capo_ray.cluster.placement import Team
     from capo_ray.cluster.pulse import watching
     from capo_ray.cluster.tracing import TracedCrew
     from capo_ray.cluster.trainer_group import TrainerGroup
+    from capo_ray.cluster.turns import start_all, turns_for
     from capo_ray.credit.advantage import algorithm_of
 
     make = engines_of(config, found)
@@ -297,7 +296,7 @@ async def running_crew(
         )
         shard = partial(make_aggregator, config, found.template, list(critics.items()), run_dir / "samples")
         aggregators = team.hire("aggregator", lambda seat: (shard, seat.number))
-        await start_all(team, trainers, shared_gpus=config.cluster.sharing == "pairs")
+        await start_all(config, team, trainers)
         await trainers.connect(list(rollouts.values()))
         parts = CrewParts(
             workers=list(rollouts.values()),
@@ -312,6 +311,7 @@ async def running_crew(
             canaries_for=found.canaries_for,
             budget=critic_budget(config),
             run_dir=run_dir,
+            turns=turns_for(config, rollouts, critics, trainers),
         )
         async with watching(team.actors, silence_s=config.cluster.silence_s, hung=run_dir / "hung"):
             crew = RayCrew(parts, crew_settings(config))

@@ -16,6 +16,7 @@ from capo_ray.cluster.ahead import Groups, ScoreAhead
 from capo_ray.cluster.arrivals import Errand
 from capo_ray.cluster.crew import RayCrew
 from capo_ray.cluster.trainer_group import TrainerGroup
+from capo_ray.cluster.turns import AllAwake
 from capo_ray.config.compose import compose
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.training.build import scored_ahead
@@ -173,6 +174,7 @@ def test_a_step_has_its_responses_scored_by_the_ranks_in_whole_groups_while_the_
     settings: Any = SimpleNamespace(responses_per_prompt=2, seed=0, sampling=SimpleNamespace(max_tokens=1))
     crew = RayCrew.__new__(RayCrew)
     crew._parts, crew._settings, crew._rollouts = parts, settings, Sampling()  # type: ignore[assignment]
+    crew._turns = AllAwake()
 
     assert asyncio.run(crew._groups(PROMPTS, 1, 0)) == ["a", "b"]
     assert sorted(happened[:2]) == ["sampled a", "sampled b"]

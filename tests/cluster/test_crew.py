@@ -19,8 +19,10 @@ from ray.exceptions import ObjectLostError
 from capo_ray.cluster import nonfinite
 from capo_ray.cluster.acceptance import TooManyDropped
 from capo_ray.cluster.arrivals import Errand
-from capo_ray.cluster.crew import CrewSettings, RayCrew
+from capo_ray.cluster.crew import RayCrew
 from capo_ray.cluster.evaluation import over_problems
+from capo_ray.cluster.parts import CrewSettings
+from capo_ray.cluster.turns import AllAwake
 from capo_ray.config.blocks import Tracking
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.files.checkpoint import Checkpoints
@@ -44,6 +46,7 @@ class Crew(RayCrew):
             run_dir=run_dir,
             aggregators=[],
             checkpoints=Checkpoints(run_dir, keep=1),
+            turns=AllAwake(),
         )
         settings = CrewSettings(
             seed=0,

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from capo_ray.cluster.arrivals import Errand
-from capo_ray.cluster.crew import CrewSettings, RayCrew
+from capo_ray.cluster.crew import RayCrew
+from capo_ray.cluster.parts import CrewSettings
+from capo_ray.cluster.turns import AllAwake
+from capo_ray.planning.turns import Phase
 from capo_ray.types import Batch, GroupSummary, Prompt, Sampling
 
 
@@ -32,6 +35,7 @@ class Crew(RayCrew):
             canaries_for=lambda step, prompts: [],
             budget=None,
             score_ahead=None,
+            turns=AllAwake(),
         )
         super().__init__(parts, settings)
         self.telling = telling
@@ -78,3 +82,88 @@ def test_groups_without_credit_are_replaced(telling: set[str], refills: int, kep
 def test_only_as_many_are_asked_for_as_are_missing() -> None:
     crew, _ = collected({"a0", "b0", "a1"}, 3)
     assert [name for name, _ in crew.asked] == ["a0", "b0", "c0", "a1"]
+
+
+class Turns(AllAwake):
+    """Keeps which phases were taken; weights are gone after each but sync and sample."""
+
+    judges_later = True
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+
+    async def take(self, phase: Phase) -> None:
+        if phase != self.phase:
+            self.taken.append(phase)
+        self.phase = phase
+
+    def needs_sync(self) -> bool:
+        return self.phase not in ("sync", "sample")
+
+    async def with_trainer(self) -> None:
+        if self.phase not in ("sync", "train"):
+            await self.take("train")
+
+
+def test_in_turns_all_are_sampled_then_all_judged_and_weights_come_anew_for_refills() -> None:
+    class Shard:
+        def __getattr__(self, what: str) -> Any:
+            return SimpleNamespace(remote=getattr(type(self), f"do_{what}").__get__(self))
+
+        async def do_sampled(self, *given: Any) -> None:
+            pass
+
+        async def do_judge_group(self, prompt: Prompt, seed: int, step: int) -> None:
+            assert turns.phase == "judge"
+            happened.append(f"judge {prompt.id}")
+
+        async def do_close_group(self, prompt: Prompt, errand: Errand, num_samples: int) -> GroupSummary:
+            assert errand.kind == "verify"
+            return await Crew._group(crew, prompt, errand, num_samples, None)
+
+        async def do_canaries_done(self) -> None:
+            assert turns.phase == "judge"
+            happened.append("canaries")
+
+    class InTurn(Crew):
+        async def _sample(self, prompt: Prompt, errand: Errand, ahead: Any) -> None:
+            assert turns.phase == "sample"
+            happened.append(f"sample {prompt.id}")
+
+        async def sync(self, version: int) -> None:
+            """As a run does before each of its steps."""
+            assert version == 7
+            await turns.take("sync")
+            happened.append("sync")
+
+    happened: list[str] = []
+    turns = Turns()
+    crew = InTurn({"a0", "b0", "a1"}, refills=1)
+    crew._turns, crew._trained = turns, 7
+    crew._parts.aggregators.append(Shard())  # type: ignore[attr-defined]
+    batch = asyncio.run(crew.collect(0))
+    assert [group.prompt_id for group in batch.groups] == ["a0", "b0", "a1"]
+    assert turns.taken == ["sync", "sample", "judge"] * 2
+    first = ["sync", *(f"{what} {name}0" for what in ("sample", "judge") for name in "abc"), "canaries"]
+    assert happened == [*first, "sync", "sample a1", "judge a1", "canaries"]
+
+
+def test_groups_do_not_wait_for_canaries_to_be_begun() -> None:
+    """They would take the gate too late, behind an update, and be sampled from newer weights."""
+
+    class Asked(Crew):
+        async def _group(self, prompt: Prompt, errand: Errand, num_samples: int, ahead: Any) -> GroupSummary:
+            asked.set()
+            return await super()._group(prompt, errand, num_samples, ahead)
+
+    async def begin(canaries: list[str]) -> None:
+        await asked.wait()
+        begun.extend(canaries)
+
+    asked, begun = asyncio.Event(), list[str]()
+    crew = Asked({"a0"}, refills=0)
+    parts: Any = crew._parts
+    parts.canaries_for = lambda step, prompts: ["one"]
+    parts.aggregators.append(SimpleNamespace(begin_canaries=SimpleNamespace(remote=begin)))
+    asyncio.run(asyncio.wait_for(crew.collect(0), 5))
+    assert begun == ["one"]

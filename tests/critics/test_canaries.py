@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from asked import asked_with
 
-from capo_ray.cluster.crew import CrewSettings, RayCrew
+from capo_ray.cluster.crew import RayCrew
+from capo_ray.cluster.parts import CrewSettings
+from capo_ray.cluster.turns import AllAwake
 from capo_ray.config.compose import compose
 from capo_ray.config.run import Config
 from capo_ray.credit.critique import Reference, render_reply, unwrap
@@ -278,6 +280,7 @@ def test_a_batch_begins_those_of_its_step_over_all_shards() -> None:
         canaries_for=made.for_step,
         budget=None,
         score_ahead=None,
+        turns=AllAwake(),
     )
     settings = CrewSettings(
         seed=0, responses_per_prompt=2, sampling=Sampling(max_tokens=1), max_dropped_share=1.0, refills=0,

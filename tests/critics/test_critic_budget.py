@@ -15,7 +15,9 @@ from responses import response
 from seeded_critic import SeededCritic
 
 from capo_ray.cluster.arrivals import Errand
-from capo_ray.cluster.crew import CrewSettings, RayCrew
+from capo_ray.cluster.crew import RayCrew
+from capo_ray.cluster.parts import CrewSettings
+from capo_ray.cluster.turns import AllAwake
 from capo_ray.credit.critique import Reference
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.critics.budget import WINDOW, CriticBudget, Sampled
@@ -215,6 +217,7 @@ class Crew(RayCrew):
             canaries_for=lambda step, prompts: [],
             score_ahead=None,
             budget=budget,
+            turns=AllAwake(),
         )  # fmt: skip
         super().__init__(parts, settings)
 

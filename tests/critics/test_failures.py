@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capo_ray.cluster.crew import CrewSettings, RayCrew
+from capo_ray.cluster.crew import RayCrew
+from capo_ray.cluster.parts import CrewSettings
+from capo_ray.cluster.turns import AllAwake
 from capo_ray.credit.group import Member, Scheme, score_group
 from capo_ray.credit.steps import steps_of
 from capo_ray.critics.failures import FailureLimit
@@ -156,7 +158,7 @@ def test_a_crew_ends_before_it_trains_and_leaves_what_critics_said(
         return Update(metrics={"nonfinite_steps": 0.0}, version=1)
 
     trainers = SimpleNamespace(update=trained)
-    parts: Any = SimpleNamespace(workers=[], aggregators=[shard], trainers=trainers, run_dir=tmp_path)
+    parts: Any = SimpleNamespace(workers=[], aggregators=[shard], trainers=trainers, run_dir=tmp_path, turns=AllAwake())
     crew = RayCrew(parts, settings)
     summary = GroupSummary(
         prompt_id="p", prompt_tokens=1, lengths=(2,), oldest_version=0, has_credit=True, tally=BAD, handle=None

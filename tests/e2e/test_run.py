@@ -183,6 +183,15 @@ def test_samples_hold_credit_that_can_be_checked_by_hand(whole: Ran) -> None:
             assert set(sample["token_rewards"][first:end]) <= {outcome - (number in paid)}
 
 
+def test_roles_that_take_turns_make_the_same_numbers(whole: Ran, tmp_path: Path) -> None:
+    ran = run(tmp_path / "run", *QUICK, "steps=6", "cluster.sharing=turns")
+    assert ran.code == 0, ran.output
+    for turns, apart in zip(ran.steps, whole.steps, strict=True):
+        assert turns["turns/wake_s"] > 0 and "turns/wake_s" not in apart
+        for name in ("step", "reward/mean_token_reward", "critic/recall", "trainer/loss", "trainer/sampler_gap_mean"):
+            assert turns.get(name) == pytest.approx(apart.get(name), abs=1e-4), name
+
+
 def test_a_run_directory_is_never_mixed(whole: Ran) -> None:
     ran = run(whole.run_dir, *QUICK, "steps=6")
     assert ran.code == 2

@@ -149,6 +149,16 @@ def test_the_trainer_is_measured_on_a_real_rank(tmp_path: Path) -> None:
     assert "NO GPU WAS MEASURED" in printed
 
 
+@pytest.mark.engine
+def test_an_engine_sleeps_and_says_the_same_afterwards(tmp_path: Path) -> None:
+    code, parts, printed = checked(tmp_path / "out", "parts=turns")
+    assert code == 0, printed
+    figures = parts["turns"]["figures"]
+    for weights in ("kept", "dropped"):
+        assert 0.9 < figures[f"{weights}_freed_gib"] < figures["awake_gib"]
+    assert "weights kept: " in printed and "weights dropped: " in printed
+
+
 @pytest.mark.long
 @pytest.mark.engine
 @pytest.mark.e2e

@@ -58,6 +58,8 @@ SYNC = {
 }
 WORLD = {"server_seconds": 30.0, "seconds": 95.0, "steps": [1, 2], "gap": 4e-7, "valid_critiques": 0.97}
 WORLD |= {"seconds_per_step": 3.2}
+TURNS = {"model": "1B", "awake_gib": 48.3, "kept_freed_gib": 46.04, "kept_sleep_seconds": 1.2}
+TURNS |= {"kept_wake_weights_seconds": 0.5, "kept_wake_cache_seconds": 0.25, "dropped_freed_gib": 46.1}
 RESUMED = {"killed_after": "step_000001", "resumed_seconds": 62.0, "steps": [1, 2, 3], "gap": 5e-7}
 RESUMED |= {"valid_critiques": None, "seconds_per_step": 2.5}
 
@@ -75,6 +77,7 @@ ALL = (
     outcome("ipc", **SYNC),
     outcome("engine", **ENGINE),
     outcome("world", **WORLD),
+    outcome("turns", **TURNS),
     outcome("nccl", "skipped", "nccl wants two cards, and here is one"),
     outcome("resume", "timeout", "ended after 60 s; it was at: run", **RESUMED),
 )
@@ -104,6 +107,7 @@ WORDS = {
         "95 s, start and end included; steps 1, 2; 3.2 s for the last; log-probabilities apart by 4e-07 at most; "
         "97 % of the critiques can be read"
     ],
+    "turns": ["weights kept: 46.0 of 48.3 GiB given back in 1.20 s, taken again in 0.75 s"],
     "nccl": ["nccl wants two cards, and here is one"],
     "resume": [
         "ended after 60 s; it was at: run",

@@ -8,18 +8,14 @@ from capo_ray.config.compose import compose
 from capo_ray.config.run import Config
 from capo_ray.plan import main
 from capo_ray.planning.bundles import seats
-from capo_ray.planning.estimate import splits, times
+from capo_ray.planning.estimate import times
 from capo_ray.planning.hardware import GPUS
-from capo_ray.planning.plan import NOT_YET, Plan, plan_for, render
+from capo_ray.planning.plan import Plan, plan_for
 from capo_ray.planning.turns import Phase, awake
 
 PAPER = "+experiment=qwen1_5b_intersection"
 SIZES = {"one_gpu_80gb": 79.6, "one_gpu_24gb": 22.5, "one_node_turns": 79.6}
 SERVER = ("critic=http", "critic.endpoints=[http://h/v1]", "critic.served_model=m")
-
-
-def faults(plan: Plan) -> list[str]:
-    return [fault for fault in plan.faults if fault != NOT_YET]
 
 
 def phases(plan: Plan) -> dict[str, dict[str, float]]:
@@ -61,12 +57,12 @@ def test_while_servers_judge_nobody_changes_places() -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes_fit_phase_by_phase(name: str, size: str) -> None:
     plan = plan_for(compose([f"+experiment={name}_intersection", f"+size={size}"]), gpu_gib=SIZES[size])
-    assert faults(plan) == []
+    assert plan.faults == ()
     assert plan.needs("GPU") == (8 if size == "one_node_turns" else 1)
     for phase, gib in phases(plan).items():
         assert sum(gib.values()) < SIZES[size], phase
     without = plan_for(compose([f"+experiment={name}_grpo", f"+size={size}"]), gpu_gib=SIZES[size])
-    assert faults(without) == [] and {role.role for role in without.roles} == {"rollout", "trainer", "aggregator"}
+    assert without.faults == () and {role.role for role in without.roles} == {"rollout", "trainer", "aggregator"}
 
 
 def test_a_policy_of_1_5b_and_a_critic_of_7b_on_one_card_of_80_gb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,16 +123,16 @@ def test_an_engine_whose_weights_no_sync_brings_keeps_them() -> None:
 )
 def test_what_does_not_fit_is_said_of_its_phase(override: str, fault: str) -> None:
     plan = plan_for(compose([PAPER, "+size=one_gpu_80gb", override]))
-    assert any(fault in one for one in faults(plan)), plan.faults
+    assert any(fault in one for one in plan.faults), plan.faults
 
 
 @pytest.mark.parametrize("role", ["rollout", "critic"])
 def test_the_share_that_is_advised_fits(role: str) -> None:
     given = [PAPER, "+size=one_gpu_80gb"]
-    (fault,) = faults(plan_for(compose([*given, f"{role}.gpu_memory_share=1"])))
+    (fault,) = plan_for(compose([*given, f"{role}.gpu_memory_share=1"])).faults
     share = fault.rpartition(f"lower {role}.gpu_memory_share to ")[2]
-    assert faults(plan_for(compose([*given, f"{role}.gpu_memory_share={share}"]))) == []
-    assert faults(plan_for(compose([*given, f"{role}.gpu_memory_share={float(share) + 0.01}"])))
+    assert plan_for(compose([*given, f"{role}.gpu_memory_share={share}"])).faults == ()
+    assert plan_for(compose([*given, f"{role}.gpu_memory_share={float(share) + 0.01}"])).faults
 
 
 def test_everybody_of_one_gpu_sits_in_one_bundle() -> None:
@@ -158,9 +154,3 @@ def test_in_turns_a_step_takes_as_long_as_all_of_it() -> None:
     took = times(config, config.policy.shape, shapes, GPUS["h100"])
     assert took.step == pytest.approx(took.rollout + took.critic + took.update + took.sync + took.switch)
     assert took.switch == pytest.approx(7.8, abs=0.5)  # twice 30 and 14 GiB at 20 GB/s, and half a second each
-
-
-def test_the_plan_says_that_turns_cannot_be_run_yet() -> None:
-    plan = plan_for(compose([PAPER, "+size=one_gpu_80gb"]))
-    assert f"fault: {NOT_YET}" in render(plan)
-    assert not list(splits(compose([PAPER, "+size=one_gpu_80gb"]), 1, 79.6, {}))

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from capo_ray.cluster.turns import start_all
 from capo_ray.config.compose import compose
 from capo_ray.config.critic import Voter
-from capo_ray.training.build import make_aggregator, make_critic, make_rollout, make_trainer, start_all
+from capo_ray.training.build import make_aggregator, make_critic, make_rollout, make_trainer
 from capo_ray.training.settings import critic_engine_settings, rollout_settings
 
 CONFIG = compose(["+experiment=tiny_cpu"])
@@ -39,8 +40,8 @@ def test_a_node_that_does_not_see_the_storage_says_so(make: Callable[[], Any]) -
         make()
 
 
-@pytest.mark.parametrize(("shared_gpus", "order"), [(True, ["engines", "ranks"]), (False, ["ranks", "engines"])])
-def test_ranks_that_share_gpus_with_engines_load_after_them(shared_gpus: bool, order: list[str]) -> None:
+@pytest.mark.parametrize(("sharing", "order"), [("pairs", ["engines", "ranks"]), ("apart", ["ranks", "engines"])])
+def test_ranks_that_share_gpus_with_engines_load_after_them(sharing: str, order: list[str]) -> None:
     ended: list[str] = []
 
     class Engines:
@@ -52,5 +53,6 @@ def test_ranks_that_share_gpus_with_engines_load_after_them(shared_gpus: bool, o
         async def start(self) -> None:
             ended.append("ranks")
 
-    asyncio.run(start_all(Engines(), Trainers(), shared_gpus=shared_gpus))  # type: ignore[arg-type]
+    config = SimpleNamespace(cluster=SimpleNamespace(sharing=sharing))
+    asyncio.run(start_all(config, Engines(), Trainers()))  # type: ignore[arg-type]
     assert ended == order

@@ -1,0 +1,296 @@
+"""Rollout engines, critics and the trainer hold the same GPUs one after the other within a training step.
+
+A step has phases (planning.turns); whoever has no part in one sleeps before those wake who have. A rollout engine drops
+its weights when it sleeps, so a phase of sampling is only ever entered from one in which weights have come. An actor
+that was started again is an engine that was never opened (engines.sleeper): it is opened when its turn comes, while all
+others sleep, for vLLM measures the whole GPU. Leaves out what is done in a phase, and in which order (crew).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+
+from capo_ray.cluster.faults import cause_of, unwrap
+from capo_ray.cluster.patience import when_up, with_patience
+from capo_ray.cluster.placement import Team
+from capo_ray.cluster.trainer_group import TrainerGroup
+from capo_ray.config.run import Config
+from capo_ray.engines.protocols import WHOLE, NotItsTurn, Part, WeightsChanged
+from capo_ray.planning.bundles import Role, seats
+from capo_ray.planning.machine import this_machine
+from capo_ray.planning.plan import shapes_here
+from capo_ray.planning.turns import Phase, awake
+from capo_ray.types import Metrics
+
+log = logging.getLogger(__name__)
+
+TAKING_TURNS: frozenset[Role] = frozenset({"rollout", "critic", "trainer"})
+LOOK_S = 5.0
+"""Between two looks for engines that were started again in the middle of their phase."""
+
+
+class Turns(Protocol):
+    """Who is awake, as the crew sees it."""
+
+    phase: Phase | None
+    judges_later: bool
+    """Whether critics cannot judge while others sample."""
+
+    async def take(self, phase: Phase) -> None:
+        """Returns when those are awake whose phase it is, and nobody else."""
+        ...
+
+    def needs_sync(self) -> bool:
+        """Whether the rollout engines have slept since weights came."""
+        ...
+
+    async def with_trainer(self) -> None:
+        """Returns when the trainer is awake, whatever phase that takes."""
+        ...
+
+    def kept(self) -> AbstractAsyncContextManager[None]:
+        """A context in which engines of this phase that are started again are opened again."""
+        ...
+
+    def take_seconds(self) -> Metrics:
+        """What taking turns took since the last call."""
+        ...
+
+
+class AllAwake:
+    """Turns of roles that have GPUs of their own."""
+
+    phase: Phase | None = None
+    judges_later = False
+
+    async def take(self, phase: Phase) -> None:
+        pass
+
+    def needs_sync(self) -> bool:
+        return False
+
+    async def with_trainer(self) -> None:
+        pass
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        yield
+
+    def take_seconds(self) -> Metrics:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    role: Role
+    name: str
+    actor: Any
+
+
+class InTurn:
+    """Turns of roles that share all GPUs. Lives on the driver's event loop."""
+
+    def __init__(
+        self,
+        awake: Mapping[Phase, Collection[Role]],
+        *,
+        rollouts: Mapping[str, Any],
+        critics: Mapping[str, Any],
+        trainers: TrainerGroup,
+        look_s: float = LOOK_S,
+    ) -> None:
+        """`awake`: who is, in each phase; who is in all never sleeps. The actors by name; all engines sleep to begin
+        with, and the trainer does not."""
+        self.phase: Phase | None = "train"
+        self.judges_later = bool(critics) and "critic" not in awake["sample"]
+        self._awake = awake
+        self._stays = frozenset(TAKING_TURNS.intersection(*map(frozenset, awake.values())))
+        self._has_weights = False
+        self._rollouts = [_Engine("rollout", name, actor) for name, actor in rollouts.items()]
+        self._critics = [_Engine("critic", name, actor) for name, actor in critics.items()]
+        self._trainers = trainers
+        self._look_s = look_s
+        self._changing = asyncio.Lock()
+        self._seconds = {"sleep": 0.0, "wake": 0.0}
+
+    async def take(self, phase: Phase) -> None:
+        async with self._changing:
+            if phase == self.phase and not await self._unopened(phase):
+                return
+            log.debug("phase %s after %s", phase, self.phase)
+            self.phase = None
+            while True:
+                await self._open(phase)
+                with self._timed("sleep"):
+                    await self._sleep(TAKING_TURNS - frozenset(self._awake[phase]))
+                with self._timed("wake"):
+                    if await self._wake(phase):
+                        break
+            self.phase, self._has_weights = phase, self._has_weights or phase == "sync"
+
+    def needs_sync(self) -> bool:
+        return not self._has_weights
+
+    async def with_trainer(self) -> None:
+        if self.phase is None or "trainer" not in self._awake[self.phase]:
+            await self.take("train")
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        keeping = asyncio.ensure_future(self._keep())
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+    def take_seconds(self) -> Metrics:
+        made = {f"turns/{what}_s": seconds for what, seconds in self._seconds.items()}
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        return made
+
+    def _of(self, phase: Phase) -> list[_Engine]:
+        return [engine for engine in (*self._rollouts, *self._critics) if engine.role in self._awake[phase]]
+
+    async def _unopened(self, phase: Phase) -> list[_Engine]:
+        """Of those whose turn it is; they were started again."""
+        engines = self._of(phase)
+        there = await asyncio.gather(*map(self._is_open, engines))
+        return [engine for engine, is_open in zip(engines, there, strict=True) if not is_open]
+
+    async def _is_open(self, engine: _Engine) -> bool:
+        """Once Ray has started its actor again, if it died. A critic that comes no more has no turns any more: others
+        are asked in its place (critics.routing). Raises ActorDiedError of a rollout worker that comes no more."""
+        while True:
+            try:
+                await when_up(engine.actor, f"{engine.name} to start again")
+            except ActorDiedError:
+                if engine.role != "critic":
+                    raise
+                log.error("%s comes no more", engine.name)
+                self._critics.remove(engine)
+                return True
+            if (is_open := await _unless_lost(engine.actor.opened.remote())) is not None:
+                return bool(is_open)
+
+    async def _open(self, phase: Phase) -> None:
+        """Open those whose turn it is that are not; afterwards they sleep like all others, if there were any."""
+        if new := await self._unopened(phase):
+            names = ", ".join(engine.name for engine in new)
+            log.warning("%s: started again; everybody else sleeps until the engine is open", names)
+            with self._timed("sleep"):
+                await self._sleep(TAKING_TURNS)
+            with self._timed("wake"):
+                for engine in new:
+                    await _unless_lost(open_in_turn([(engine.name, engine.actor)]))
+
+    async def _sleep(self, roles: Collection[Role]) -> None:
+        self._has_weights &= "rollout" not in roles
+        trainer = [self._trainers.sleep()] if "trainer" in roles else []
+        engines = (engine for engine in (*self._rollouts, *self._critics) if engine.role in roles)
+        await asyncio.gather(*trainer, *map(_sleeps, engines))
+
+    async def _wake(self, phase: Phase) -> bool:
+        """Whether all are awake; not where one died, or had to be ended."""
+        parts: Collection[Part] = ("weights",) if phase == "sync" and "rollout" not in self._stays else WHOLE
+        trainer = [self._trainers.wake()] if "trainer" in self._awake[phase] else []
+        woken, _ = await asyncio.gather(
+            asyncio.gather(*(_woken(engine, parts) for engine in self._of(phase))), asyncio.gather(*trainer)
+        )
+        return all(woken)
+
+    async def _keep(self) -> None:
+        assert self.phase is not None
+        engines = self._of(self.phase)
+        while True:
+            await asyncio.sleep(self._look_s)
+            for engine in engines:
+                try:
+                    if not await engine.actor.opened.remote():
+                        log.warning("%s: started again, in the middle of its turn", engine.name)
+                        await engine.actor.open.remote()
+                except RayError as error:  # not there yet, or never again: whoever asks it finds out
+                    log.debug("%s is not there: %s", engine.name, cause_of(error))
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        begun = monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[what] += monotonic() - begun
+
+
+def turns_for(config: Config, rollouts: Mapping[str, Any], critics: Mapping[str, Any], trainers: TrainerGroup) -> Turns:
+    """The actors by name, after `start_all`."""
+    if config.cluster.sharing != "turns":
+        return AllAwake()
+    who = awake(config, shapes_here(config), this_machine(config.cluster).gpu_gib)
+    return InTurn(who, rollouts=rollouts, critics=critics, trainers=trainers)
+
+
+async def start_all(config: Config, team: Team, trainers: TrainerGroup) -> None:
+    """Returns when everybody is there that `team` has hired. Where ranks share GPUs with engines they load after them,
+    and where engines share them, each sleeps before the next is opened: vLLM measures the whole GPU while it starts."""
+    if config.cluster.sharing == "apart":
+        await asyncio.gather(team.ready(), trainers.start())
+        return
+    await team.ready()
+    if config.cluster.sharing == "turns":
+        on_one: defaultdict[int, list[tuple[str, Any]]] = defaultdict(list)
+        for seat in seats(config)[1]:
+            if seat.role in ("rollout", "critic"):
+                on_one[seat.bundle].append((seat.name, team.actors[seat.name]))
+        await asyncio.gather(*map(open_in_turn, on_one.values()))
+    await trainers.start()
+
+
+async def open_in_turn(engines: Collection[tuple[str, Any]]) -> None:
+    """Open engines of one GPU one after another, each asleep before the next. Raises RuntimeError for one that cannot
+    start, and RayActorError."""
+    for name, actor in engines:
+        try:
+            await with_patience(actor.open.remote(), f"{name} to start")
+            await with_patience(actor.sleep.remote(), f"{name} to fall asleep")
+        except RayTaskError as error:
+            raise RuntimeError(f"{name} could not start: {cause_of(error)}") from error
+
+
+async def _sleeps(engine: _Engine) -> None:
+    """One that is lost holds nothing, and comes back asleep."""
+    await _unless_lost(with_patience(engine.actor.sleep.remote(), f"{engine.name} to fall asleep"))
+
+
+async def _woken(engine: _Engine, parts: Collection[Part]) -> bool:
+    """Whether it is; not where it died, or woke with other weights and was ended. Raises what else it raises."""
+    try:
+        await with_patience(engine.actor.wake.remote(parts), f"{engine.name} to wake")
+        return True
+    except RayActorError:
+        return False
+    except RayTaskError as error:
+        cause = unwrap(error)
+        if isinstance(cause, WeightsChanged):
+            log.error("%s: it is ended, and starts again", cause)
+            ray.kill(engine.actor, no_restart=False)
+        elif not isinstance(cause, NotItsTurn):  # it has died and is there again, not open
+            raise
+        return False
+
+
+async def _unless_lost(asked: Awaitable[Any]) -> Any:
+    """What is answered; None where the actor is lost."""
+    try:
+        return await asked
+    except RayActorError:
+        return None
