@@ -52,16 +52,16 @@ class Courier:
     async def _carry(self, shard: Any) -> None:
         while going := self._waiting[shard]:
             self._waiting[shard] = []
-            error = await _error_of(shard.take.remote([handed for handed, _ in going]))
+            error = await _error_of(shard, [handed for handed, _ in going])
             for _, there in going:
                 if not there.done():  # who waited may have been cancelled
                     there.set_result(None) if error is None else there.set_exception(error)
         del self._waiting[shard]
 
 
-async def _error_of(call: Any) -> Exception | None:
+async def _error_of(shard: Any, handed: list[Handed]) -> Exception | None:
     try:
-        await call
+        await shard.take.remote(handed)  # which raises by itself where the object store takes no more
     except Exception as error:
         return error
     return None

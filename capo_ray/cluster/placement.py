@@ -126,9 +126,7 @@ class Team:
         except BaseException:
             await self.dismiss()
             raise
-        self._limiting = asyncio.create_task(
-            limit(lambda: {seat.name: actor for seat, actor in self._hired}, self._no_place)
-        )
+        self._limiting = asyncio.create_task(limit(lambda: self.actors, self._no_place))
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -161,7 +159,10 @@ class Team:
         refuse_misfit(self.bundles, _nodes())
 
     def _no_place(self) -> str:
-        """Why there is none for bundles whose machine is gone; empty where there is, or none is gone."""
+        """Why there is none for bundles whose machine is gone, of those that were ready too; empty where there is, or
+        none is gone."""
+        if why := next(filter(None, (team._no_place() for team in set(self._team_of.values()))), ""):
+            return why
         if self._group is None or placement_group_table(self._group)["state"] != "RESCHEDULING":
             return ""
         try:

@@ -33,13 +33,14 @@ class Revivals:
 
     def __init__(self, *, most: int = MOST, within_s: float = WITHIN_S) -> None:
         self.most, self._within_s = most, within_s
-        self._counted: dict[str, int] = defaultdict(int)
+        self._counted: dict[str, int] = {}
+        """From when each was first seen: it may have worked for another run before."""
         self._times: dict[str, list[float]] = defaultdict(list)
 
     def too_many(self, counts: Mapping[str, int], now_s: float) -> list[str]:
         """Who was started again more than `most` times within `within_s`, given how often each was by now."""
         for name, count in counts.items():
-            self._times[name] += [now_s] * (count - self._counted[name])
+            self._times[name] += [now_s] * (count - self._counted.setdefault(name, count))
             self._counted[name] = count
             self._times[name] = [time_s for time_s in self._times[name] if time_s > now_s - self._within_s]
         return [name for name in counts if len(self._times[name]) > self.most]
@@ -52,21 +53,32 @@ async def limit(
     every_s: float = EVERY_S,
     revivals: Revivals | None = None,
 ) -> None:
-    """Look at `actors`, by name, until cancelled. `no_place` says why some of them have none; empty: all have."""
-    revivals, given_up = revivals or Revivals(), set[str]()
+    """Look at `actors`, by name, until cancelled. `no_place` says why some of them have none; empty: all have. A look
+    that fails is told once for each cause, and is not the last."""
+    revivals, given_up, told = revivals or Revivals(), set[str](), set[str]()
     while True:
         await asyncio.sleep(every_s)
         there = {name: actor for name, actor in actors().items() if name not in given_up}
-        states, why = await asyncio.to_thread(_look, there, no_place)
-        often = revivals.too_many({name: state["NumRestarts"] for name, state in states.items()}, monotonic())
-        ending = dict.fromkeys(often, f"it died {revivals.most + 1} times within an hour")
-        if why:  # a critic is waited for as long as critic.on_outage says; a rollout worker by every sync
-            away = [name for name, state in states.items() if state["State"] == "RESTARTING"]
-            ending |= dict.fromkeys([name for name in away if name.startswith("rollout")], why)
-        for name, cause in ending.items():
-            log.error("%s is not started again: %s", name, cause)
-            given_up.add(name)
-            await asyncio.to_thread(ends_within, every_s, partial(ray.kill, there[name]))
+        try:
+            for name, cause in (await _to_be_ended(there, no_place, revivals)).items():
+                if await asyncio.to_thread(ends_within, every_s, partial(ray.kill, there[name])):
+                    log.error("%s is not started again: %s", name, cause)
+                    given_up.add(name)
+        except Exception as error:
+            if (said := str(error)) not in told:
+                log.warning("how often actors were started again cannot be looked at: %s", said or type(error).__name__)
+                told.add(said)
+
+
+async def _to_be_ended(actors: Mapping[str, Any], no_place: Callable[[], str], revivals: Revivals) -> dict[str, str]:
+    """Names, with why."""
+    states, why = await asyncio.to_thread(_look, actors, no_place)
+    often = revivals.too_many({name: state["NumRestarts"] for name, state in states.items()}, monotonic())
+    ending = dict.fromkeys(often, f"it died {revivals.most + 1} times within an hour")
+    if why:  # a critic is waited for as long as critic.on_outage says; a rollout worker by every sync
+        away = [name for name, state in states.items() if state["State"] == "RESTARTING"]
+        ending |= dict.fromkeys([name for name in away if name.startswith("rollout")], why)
+    return ending
 
 
 def _look(actors: Mapping[str, Any], no_place: Callable[[], str]) -> tuple[dict[str, dict[str, Any]], str]:

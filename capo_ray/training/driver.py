@@ -140,7 +140,7 @@ async def train(
                 saved, last = step, monotonic()
             if export_every and step % export_every == 0:
                 await crew.export(step)
-            if is_due(step, evaluate_every, steps) and not stop.asked:  # whoever goes on does it first
+            if is_due(step, evaluate_every, steps) and (step == steps or not stop.asked):  # or whoever goes on does it
                 await stop.cut(crew.evaluate(step))
     finally:
         await cancel(in_flight)

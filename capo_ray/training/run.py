@@ -103,7 +103,7 @@ async def _work(config: Config, crew: RayCrew | TracedCrew) -> None:
         if stop.for_good:
             raise Stopped(f"No further checkpoint could be written: {cause_of(error)}") from error
         raise
-    if stop.asked and not stop.for_good:
+    if done < config.steps and stop.asked and not stop.for_good:
         raise MustMove("; ".join(map(str, told)))
     if done < config.steps:
         raise Stopped
@@ -129,16 +129,21 @@ def told_to_stop(stop: Stop, *, within_s: float) -> Iterator[None]:
 async def told_to_move(stop: Stop) -> AsyncIterator[list[Notice]]:
     """Where machines of the run are told to go the loop is asked to end in time for a checkpoint: the step at hand has
     half of what is left. Yields what was noticed."""
-    from capo_ray.cluster.notices import notice
+    from capo_ray.cluster.notices import LOOK_S, notice
 
     heard: list[Notice] = []
 
     async def heed() -> None:
-        try:
-            heard.append(told := await notice())
-        except Exception as error:
-            log.warning("Ray does not say which machines are told to go: %s", error)
-            return
+        silent = False
+        while not heard:
+            try:
+                heard.append(await notice())
+            except Exception as error:
+                if not silent:
+                    log.warning("Ray does not say which machines are told to go: %s", error)
+                silent = True
+                await asyncio.sleep(LOOK_S)
+        (told,) = heard
         then = "the run ends, since Ray's head or this program is there" if told.for_good else "the run leaves"
         log.warning("%s: a checkpoint, then %s", told, then)
         stop.ask(within_s=None if told.within_s is None else told.within_s / 2, for_good=told.for_good)

@@ -111,6 +111,26 @@ def test_what_is_finished_while_a_shard_is_called_goes_with_the_next_call() -> N
     asyncio.run(use())
 
 
+def test_what_cannot_be_sent_is_told_and_the_next_goes() -> None:
+    async def use() -> None:
+        courier, shard = Courier(), Shard()
+        shard.go_on.set()
+
+        def full(handed: Sequence[Handed]) -> None:
+            shard.take.remote = shard._take
+            raise OSError("the object store is full")
+
+        shard.take.remote = full
+        lost = hand(courier, shard, 0, 1)
+        assert {str(found) for found in await asyncio.gather(*lost, return_exceptions=True)} == {
+            "the object store is full"
+        }
+        await asyncio.gather(*hand(courier, shard, 2))
+        assert shard.calls == [[2]]
+
+    asyncio.run(use())
+
+
 def test_a_shard_that_fails_fails_those_that_were_handed_to_it_and_no_others() -> None:
     async def use() -> None:
         courier, broken, well = Courier(), Shard(ValueError("broken")), Shard()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from capo_ray.cluster import revivals
 from capo_ray.cluster.revivals import Revivals, limit
 from capo_ray.config.run import Config
 
@@ -25,9 +26,44 @@ def test_four_within_an_hour_are_too_many() -> None:
     for count in (0, 1, 2, 3):
         assert revivals.too_many({"rollout-0": count, "rollout-1": 1}, count * 600) == []
     assert revivals.too_many({"rollout-0": 4, "rollout-1": 1}, HOUR_S - 1) == ["rollout-0"]
-    late = Revivals(most=3)
-    assert late.too_many({"rollout-0": 3}, 0.0) == []
-    assert late.too_many({"rollout-0": 4}, HOUR_S) == []
+    late = Revivals(most=0)
+    assert late.too_many({"rollout-0": 9}, 0.0) == []  # for another run
+    assert late.too_many({"rollout-0": 10}, 1.0) == ["rollout-0"]
+
+
+def test_a_look_that_fails_is_told_and_is_not_the_last(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is a death that Ray could not be told of in time forgotten."""
+    states, killed = iter([0, KeyError("state"), KeyError("state"), 1]), []
+
+    def look(actors: Any, no_place: Any) -> Any:
+        state = next(states, 1)
+        if isinstance(state, Exception):
+            raise state
+        return {name: {"NumRestarts": state, "State": "ALIVE"} for name in actors}, ""
+
+    def in_time(seconds: float, kill: Any) -> bool:
+        killed.append(kill.args)
+        return len(killed) > 1
+
+    monkeypatch.setattr(revivals, "_look", look)
+    monkeypatch.setattr(revivals, "ends_within", in_time)
+
+    async def use() -> None:
+        often = Revivals(most=0)
+        limiting = asyncio.create_task(limit(lambda: {"critic-0": 7}, lambda: "", every_s=0.01, revivals=often))
+        async with asyncio.timeout(20):
+            while len(caplog.messages) < 2:
+                await asyncio.sleep(0.01)
+        limiting.cancel()
+
+    asyncio.run(use())
+    assert killed == [(7,), (7,)]
+    assert caplog.messages == [
+        "how often actors were started again cannot be looked at: 'state'",
+        "critic-0 is not started again: it died 1 times within an hour",
+    ]
 
 
 class Mortal:
@@ -95,7 +131,7 @@ def test_what_dies_too_often_is_ended_for_good(ray_here: Any, caplog: pytest.Log
 @pytest.mark.ray
 def test_a_worker_without_a_machine_is_not_waited_for(ray_here: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A critic is, and a worker that is there is left alone. With what Ray says of a group whose machine is gone."""
-    from capo_ray.cluster import placement, revivals
+    from capo_ray.cluster import placement
     from capo_ray.cluster.placement import Team
     from capo_ray.config.compose import compose
 

@@ -44,6 +44,26 @@ def test_without_rays_head_the_run_ends(monkeypatch: pytest.MonkeyPatch, caplog:
     ]
 
 
+def test_a_ray_that_could_not_say_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Notice(machines=("10.0.0.7",), within_s=20.0, for_good=False)
+    answers = iter([RuntimeError("GCS"), RuntimeError("GCS"), found])
+
+    async def notice() -> Notice:
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    async def work() -> list[Notice]:
+        async with told_to_move(Stop()) as told, asyncio.timeout(20):
+            while not told:
+                await asyncio.sleep(0.01)
+        return told
+
+    monkeypatch.setattr(notices, "notice", notice)
+    monkeypatch.setattr(notices, "LOOK_S", 0.01)
+    assert asyncio.run(work()) == [found]
+
+
 def test_a_ray_that_cannot_say_keeps_nobody_from_going_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
