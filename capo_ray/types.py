@@ -16,7 +16,7 @@ from typing import Any, Literal
 Span = tuple[int, int]
 """Half-open range [start, end)."""
 
-Finish = Literal["stop", "length", "abort"]
+Finish = Literal["stop", "length"]
 Answer = Literal["correct", "wrong", "unverifiable"]
 CritiqueOutcome = Literal[
     "ok",  # the only outcome that votes

@@ -15,10 +15,11 @@ from time import monotonic
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
-from capo_ray.cluster.faults import cause_of
+from capo_ray.cluster.faults import cause_of, unwrap
 from capo_ray.cluster.gate import Gate
+from capo_ray.engines.protocols import NotItsTurn
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class RolloutPool:
             self._outstanding[number] += share
             try:
                 return await self._answer(number, ask(self.workers[number], dict(seeds)), limit_s)
-            except RayActorError as error:
+            except (RayActorError, RayTaskError) as error:
                 if not self._is_death(number, error):
                     raise
                 self._mark_dead(number, error)
@@ -139,7 +140,10 @@ class RolloutPool:
         return delivered
 
     def _is_death(self, number: int, error: BaseException) -> bool:
-        """Whether it was worker `number` that died, and not another actor on the way of its response."""
+        """Whether it was worker `number` that died, and not another actor on the way of its response. In turns one that
+        was started again has no engine before its next turn, and says so."""
+        if isinstance(unwrap(error), NotItsTurn):
+            return True
         return isinstance(error, RayActorError) and error.actor_id == self.workers[number]._actor_id.hex()
 
     def _mark_dead(self, number: int, error: BaseException) -> None:

@@ -68,7 +68,7 @@ class VllmRollout:
             prompt_id=prompt.id,
             index=index,
             text=text,
-            finish=FINISH.get(output.finish_reason, "abort"),
+            finish=FINISH[output.finish_reason],
             token_ids=token_ids,
             logprobs=_sampled_logprobs(output.logprobs, token_ids),
             char_ends=char_ends,

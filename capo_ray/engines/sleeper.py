@@ -24,8 +24,8 @@ class Sleeper:
         self._open = open_engine
         self._engine: Any = None
         self._awake: frozenset[Part] = frozenset()
-        self._synced = True
-        """Whether weights have come since it slept, which sampling wants."""
+        self._synced = False
+        """Whether weights have come since it was opened or slept, which sampling wants."""
         self._changing = asyncio.Lock()
 
     @property
@@ -68,7 +68,7 @@ class Sleeper:
     def generate(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> AsyncIterator[Rollout]:
         engine = self._with(*WHOLE)
         if not self._synced:
-            raise NotItsTurn(f"{self.name} has slept, and no weights have come since")
+            raise NotItsTurn(f"{self.name} has no weights yet, or has slept since they came")
         rollouts: AsyncIterator[Rollout] = engine.generate(prompt, sampling, seeds)
         return rollouts
 

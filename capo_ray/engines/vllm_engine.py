@@ -142,7 +142,8 @@ class Requests:
         self._cached = 0
 
     async def run(self, token_ids: Sequence[int], parameters: SamplingParams) -> RequestOutput:
-        """The finished output of one request; cancelling the caller aborts it."""
+        """The finished output of one request; cancelling the caller aborts it. Raises RuntimeError where vLLM gave it
+        up, as it does with what is in flight when it falls asleep: what it delivers then is a part."""
         final: RequestOutput | None = None
         prompt: Any = {"prompt_token_ids": list(token_ids)}
         self._sequences += parameters.n
@@ -157,6 +158,8 @@ class Requests:
             self._sequences -= parameters.n
         if final is None:
             raise RuntimeError("vLLM ended a request without an output")
+        if given_up := {str(one.finish_reason) for one in final.outputs} - {"stop", "length"}:
+            raise RuntimeError(f"vLLM gave a request up: {', '.join(sorted(given_up))}")
         self._generated += sum(len(completion.token_ids) for completion in final.outputs)
         self._prompt += len(token_ids)
         self._cached += final.num_cached_tokens or 0

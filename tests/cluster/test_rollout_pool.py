@@ -13,7 +13,7 @@ import pytest
 
 from capo_ray.cluster.arrivals import Errand, Handed
 from capo_ray.cluster.gate import Gate
-from capo_ray.engines.protocols import Stage
+from capo_ray.engines.protocols import NotItsTurn, Stage
 from capo_ray.types import Metrics, Prompt, Rollout, Sampling
 
 pytestmark = pytest.mark.ray
@@ -166,6 +166,30 @@ def test_a_worker_that_delivers_nothing_is_ended(
     assert asyncio.run(use()) == [(index, str(100 + index)) for index in range(6)]
     assert "waiting for a response of rollout worker 0 since 2 s" in caplog.messages
     assert "rollout worker 0 has delivered nothing for 4 s: it is ended" in caplog.messages
+
+
+def test_one_that_was_started_again_without_an_engine_counts_as_dead(caplog: pytest.LogCaptureFixture) -> None:
+    """In turns it has none before its next turn (engines.sleeper)."""
+    from ray.exceptions import RayTaskError
+
+    from capo_ray.cluster.rollout_pool import RolloutPool
+
+    async def asked(worker: Any, seeds: Mapping[int, int]) -> str:
+        if worker == "fresh":
+            raise RayTaskError("sample_for", "", NotItsTurn("rollout-0 sleeps")).as_instanceof_cause()
+        return worker
+
+    async def nothing() -> list[int]:
+        return []
+
+    async def use() -> int:
+        pool = RolloutPool(["fresh", "awake"], Gate(), revive=no_revival)
+        for _ in range(3):
+            assert await pool.generate(asked, {0: 1}, nothing, max_tokens=1) == "awake"
+        return pool.num_deaths
+
+    assert asyncio.run(use()) == 1
+    assert "rollout worker 0 died: NotItsTurn: rollout-0 sleeps" in caplog.messages
 
 
 def test_when_all_are_dead_they_are_revived_and_the_work_is_done(ray_here: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -92,6 +93,24 @@ async def synced(sleeper: Sleeper, folder: str, version: int) -> WeightReceipt |
     return receipt
 
 
+class GivesUp:
+    """Of two sequences one is whole; the other was in flight when the engine fell asleep."""
+
+    async def generate(self, *given: Any, **more: Any) -> Any:
+        whole, part = (SimpleNamespace(token_ids=[1], finish_reason=reason) for reason in ("stop", "abort"))
+        yield SimpleNamespace(outputs=[whole, part], num_cached_tokens=0)
+
+
+def test_a_part_of_a_text_is_no_reply() -> None:
+    from vllm import SamplingParams
+
+    from capo_ray.engines.vllm_engine import Requests
+
+    engine: Any = GivesUp()
+    with pytest.raises(RuntimeError, match="vLLM gave a request up: abort"):
+        asyncio.run(Requests(engine, max_sequences=2).run([1], SamplingParams(n=2)))
+
+
 def test_a_rollout_engine_drops_its_weights_and_samples_after_a_sync_as_before(folders: list[str]) -> None:
     from capo_ray.engines.rollout_vllm import VllmRollout
 
@@ -104,6 +123,8 @@ def test_a_rollout_engine_drops_its_weights_and_samples_after_a_sync_as_before(f
         with pytest.raises(NotItsTurn, match="rollout-0 has not been opened yet"):
             call(sleeper.wake(WHOLE))
         call(sleeper.open())
+        with pytest.raises(NotItsTurn, match="rollout-0 has no weights yet"):
+            call(sampled(sleeper))
         first = call(synced(sleeper, folders[1], 1))
         before, awake = call(sampled(sleeper)), held()
 
@@ -115,7 +136,7 @@ def test_a_rollout_engine_drops_its_weights_and_samples_after_a_sync_as_before(f
             call(sampled(sleeper))
 
         call(sleeper.wake(WHOLE))
-        with pytest.raises(NotItsTurn, match="rollout-0 has slept, and no weights have come since"):
+        with pytest.raises(NotItsTurn, match="rollout-0 has no weights yet, or has slept since they came"):
             call(sampled(sleeper))
         call(sleeper.wake(["weights"]))
         assert call(synced(sleeper, folders[1], 1)) == first
