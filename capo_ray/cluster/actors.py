@@ -259,6 +259,9 @@ class TrainerActor(Member):
     def wake(self) -> None:
         self._engine.wake()
 
+    def give_back(self) -> None:
+        self._engine.give_back()
+
     def spans(self) -> list[Span]:
         return self._spans.take()
 

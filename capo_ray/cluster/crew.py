@@ -127,7 +127,7 @@ class RayCrew:
     async def _judged_as_sampled(
         self, prompts: Sequence[Prompt], errand: Errand, samples: Sequence[int], ahead: ScoreAhead
     ) -> list[GroupSummary]:
-        async with asyncio.TaskGroup() as tasks:
+        async with self._turns.kept(), asyncio.TaskGroup() as tasks:
             groups = [
                 tasks.create_task(self._group(prompt, errand, kept, ahead))
                 for prompt, kept in zip(prompts, samples, strict=True)

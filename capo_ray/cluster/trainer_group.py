@@ -117,6 +117,10 @@ class TrainerGroup:
     async def wake(self) -> None:
         await self._all("wake")
 
+    async def give_back(self) -> None:
+        """Leave to others what the ranks' allocators keep from their last work."""
+        await self._all("give_back")
+
     async def save(self, path: Path) -> None:
         await self._all("save", str(path))
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from capo_ray.cluster.faults import cause_of, unwrap
 from capo_ray.cluster.patience import when_up, with_patience
@@ -28,7 +28,7 @@ from capo_ray.config.run import Config
 from capo_ray.engines.protocols import WHOLE, NotItsTurn, Part, WeightsChanged
 from capo_ray.planning.bundles import Role, seats
 from capo_ray.planning.machine import this_machine
-from capo_ray.planning.plan import shapes_here
+from capo_ray.planning.plan import ASSUMED_GPU_GIB, shapes_here
 from capo_ray.planning.turns import Phase, awake
 from capo_ray.types import Metrics
 
@@ -91,10 +91,12 @@ class AllAwake:
 
 
 @dataclass(frozen=True, slots=True)
-class _Engine:
+class Engine:
     role: Role
     name: str
     actor: Any
+    gpu: int
+    """Equal for those who share one."""
 
 
 class InTurn:
@@ -104,20 +106,19 @@ class InTurn:
         self,
         awake: Mapping[Phase, Collection[Role]],
         *,
-        rollouts: Mapping[str, Any],
-        critics: Mapping[str, Any],
+        engines: Collection[Engine],
         trainers: TrainerGroup,
         look_s: float = LOOK_S,
     ) -> None:
-        """`awake`: who is, in each phase; who is in all never sleeps. The actors by name; all engines sleep to begin
-        with, and the trainer does not."""
+        """`awake`: who is, in each phase; who is in all never sleeps. To begin with all `engines` sleep, and the
+        trainer does not."""
         self.phase: Phase | None = "train"
-        self.judges_later = bool(critics) and "critic" not in awake["sample"]
+        judged = any(engine.role == "critic" for engine in engines)
+        self.judges_later = judged and "critic" not in awake["sample"]
         self._awake = awake
         self._stays = frozenset(TAKING_TURNS.intersection(*map(frozenset, awake.values())))
         self._has_weights = False
-        self._rollouts = [_Engine("rollout", name, actor) for name, actor in rollouts.items()]
-        self._critics = [_Engine("critic", name, actor) for name, actor in critics.items()]
+        self._engines = list(engines)
         self._trainers = trainers
         self._look_s = look_s
         self._changing = asyncio.Lock()
@@ -159,16 +160,16 @@ class InTurn:
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         return made
 
-    def _of(self, phase: Phase) -> list[_Engine]:
-        return [engine for engine in (*self._rollouts, *self._critics) if engine.role in self._awake[phase]]
+    def _of(self, phase: Phase) -> list[Engine]:
+        return [engine for engine in self._engines if engine.role in self._awake[phase]]
 
-    async def _unopened(self, phase: Phase) -> list[_Engine]:
+    async def _unopened(self, phase: Phase) -> list[Engine]:
         """Of those whose turn it is; they were started again."""
         engines = self._of(phase)
         there = await asyncio.gather(*map(self._is_open, engines))
         return [engine for engine, is_open in zip(engines, there, strict=True) if not is_open]
 
-    async def _is_open(self, engine: _Engine) -> bool:
+    async def _is_open(self, engine: Engine) -> bool:
         """Once Ray has started its actor again, if it died. A critic that comes no more has no turns any more: others
         are asked in its place (critics.routing). Raises ActorDiedError of a rollout worker that comes no more."""
         while True:
@@ -178,7 +179,7 @@ class InTurn:
                 if engine.role != "critic":
                     raise
                 log.error("%s comes no more", engine.name)
-                self._critics.remove(engine)
+                self._engines.remove(engine)
                 return True
             if (is_open := await _unless_lost(engine.actor.opened.remote())) is not None:
                 return bool(is_open)
@@ -191,14 +192,13 @@ class InTurn:
             with self._timed("sleep"):
                 await self._sleep(TAKING_TURNS)
             with self._timed("wake"):
-                for engine in new:
-                    await _unless_lost(open_in_turn([(engine.name, engine.actor)]))
+                await asyncio.gather(*(_unless_lost(_open_in_turn(engines)) for engines in _by_gpu(new)))
 
     async def _sleep(self, roles: Collection[Role]) -> None:
+        """A trainer that does not gives back what its last work left with its allocator: others' memory is next."""
         self._has_weights &= "rollout" not in roles
-        trainer = [self._trainers.sleep()] if "trainer" in roles else []
-        engines = (engine for engine in (*self._rollouts, *self._critics) if engine.role in roles)
-        await asyncio.gather(*trainer, *map(_sleeps, engines))
+        trainer = self._trainers.sleep() if "trainer" in roles else self._trainers.give_back()
+        await asyncio.gather(trainer, *(_sleeps(engine) for engine in self._engines if engine.role in roles))
 
     async def _wake(self, phase: Phase) -> bool:
         """Whether all are awake; not where one died, or had to be ended."""
@@ -210,17 +210,28 @@ class InTurn:
         return all(woken)
 
     async def _keep(self) -> None:
-        assert self.phase is not None
-        engines = self._of(self.phase)
+        """Until it is cancelled. One that cannot start is left alone: at its next turn that ends the run."""
+        left = set[str]()
         while True:
             await asyncio.sleep(self._look_s)
-            for engine in engines:
-                try:
-                    if not await engine.actor.opened.remote():
-                        log.warning("%s: started again, in the middle of its turn", engine.name)
-                        await engine.actor.open.remote()
-                except RayError as error:  # not there yet, or never again: whoever asks it finds out
-                    log.debug("%s is not there: %s", engine.name, cause_of(error))
+            async with self._changing:
+                engines = self._of(self.phase) if self.phase else []
+                kept = [engine for engine in engines if engine.name not in left]
+                await asyncio.gather(*(self._open_again(group, left) for group in _by_gpu(kept)))
+
+    async def _open_again(self, engines: Collection[Engine], left: set[str]) -> None:
+        """Those of one GPU that were started again, one after another; into `left` goes who cannot start."""
+        for engine in engines:
+            try:
+                if not await engine.actor.opened.remote():
+                    log.warning("%s: started again, in the middle of its turn", engine.name)
+                    self._has_weights &= engine.role != "rollout"
+                    await with_patience(engine.actor.open.remote(), f"{engine.name} to start")
+            except RayTaskError as error:
+                log.error("%s could not start: %s", engine.name, cause_of(error))
+                left.add(engine.name)
+            except RayError as error:  # not there yet, or never again: whoever asks it finds out
+                log.debug("%s is not there: %s", engine.name, cause_of(error))
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -235,8 +246,14 @@ def turns_for(config: Config, rollouts: Mapping[str, Any], critics: Mapping[str,
     """The actors by name, after `start_all`."""
     if config.cluster.sharing != "turns":
         return AllAwake()
-    who = awake(config, shapes_here(config), this_machine(config.cluster).gpu_gib)
-    return InTurn(who, rollouts=rollouts, critics=critics, trainers=trainers)
+    who = awake(config, shapes_here(config), this_machine(config.cluster).gpu_gib or ASSUMED_GPU_GIB)
+    return InTurn(who, engines=engines_of(config, {**rollouts, **critics}), trainers=trainers)
+
+
+def engines_of(config: Config, actors: Mapping[str, Any]) -> list[Engine]:
+    """`actors` by name, of rollout workers and critics."""
+    taking = [seat for seat in seats(config)[1] if seat.role in ("rollout", "critic")]
+    return [Engine(seat.role, seat.name, actors[seat.name], seat.bundle) for seat in taking]
 
 
 async def start_all(config: Config, team: Team, trainers: TrainerGroup) -> None:
@@ -247,31 +264,39 @@ async def start_all(config: Config, team: Team, trainers: TrainerGroup) -> None:
         return
     await team.ready()
     if config.cluster.sharing == "turns":
-        on_one: defaultdict[int, list[tuple[str, Any]]] = defaultdict(list)
-        for seat in seats(config)[1]:
-            if seat.role in ("rollout", "critic"):
-                on_one[seat.bundle].append((seat.name, team.actors[seat.name]))
-        await asyncio.gather(*map(open_in_turn, on_one.values()))
+        await asyncio.gather(*map(_open_in_turn, _by_gpu(engines_of(config, team.actors))))
     await trainers.start()
 
 
-async def open_in_turn(engines: Collection[tuple[str, Any]]) -> None:
+def _by_gpu(engines: Iterable[Engine]) -> Collection[list[Engine]]:
+    found: defaultdict[int, list[Engine]] = defaultdict(list)
+    for engine in engines:
+        found[engine.gpu].append(engine)
+    return found.values()
+
+
+async def _open_in_turn(engines: Collection[Engine]) -> None:
     """Open engines of one GPU one after another, each asleep before the next. Raises RuntimeError for one that cannot
     start, and RayActorError."""
-    for name, actor in engines:
+    for engine in engines:
         try:
-            await with_patience(actor.open.remote(), f"{name} to start")
-            await with_patience(actor.sleep.remote(), f"{name} to fall asleep")
+            await with_patience(engine.actor.open.remote(), f"{engine.name} to start")
+            await with_patience(engine.actor.sleep.remote(), f"{engine.name} to fall asleep")
         except RayTaskError as error:
-            raise RuntimeError(f"{name} could not start: {cause_of(error)}") from error
+            raise RuntimeError(f"{engine.name} could not start: {cause_of(error)}") from error
 
 
-async def _sleeps(engine: _Engine) -> None:
-    """One that is lost holds nothing, and comes back asleep."""
-    await _unless_lost(with_patience(engine.actor.sleep.remote(), f"{engine.name} to fall asleep"))
+async def _sleeps(engine: Engine) -> None:
+    """One that died holds nothing, and comes back asleep; one that is but out of reach is told again."""
+    with suppress(ActorDiedError):
+        while True:
+            try:
+                return await with_patience(engine.actor.sleep.remote(), f"{engine.name} to fall asleep")
+            except ActorUnavailableError:
+                await when_up(engine.actor, f"{engine.name} to be within reach")
 
 
-async def _woken(engine: _Engine, parts: Collection[Part]) -> bool:
+async def _woken(engine: Engine, parts: Collection[Part]) -> bool:
     """Whether it is; not where it died, or woke with other weights and was ended. Raises what else it raises."""
     try:
         await with_patience(engine.actor.wake.remote(parts), f"{engine.name} to wake")

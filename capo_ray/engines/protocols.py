@@ -212,3 +212,7 @@ class TrainEngine(Protocol):
     def wake(self) -> None:
         """All of it is as it was, or this raises WeightsChanged."""
         ...
+
+    def give_back(self) -> None:
+        """What an allocator keeps for later, awake too: others have need of it before."""
+        ...

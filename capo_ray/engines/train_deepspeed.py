@@ -30,6 +30,7 @@ from capo_ray.engines.outgoing import Kind, Outgoing, Shapes
 from capo_ray.engines.process_group import join
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.engines.scorers import check_company, reference_of, scorer_of
+from capo_ray.engines.shelf import give_back
 from capo_ray.engines.trainer_files import Saved, read_random_state, write_pieces, write_random_state, write_weights
 from capo_ray.engines.trainer_memory import TrainerMemory
 from capo_ray.engines.trainer_metrics import Sums
@@ -98,7 +99,7 @@ class DeepSpeedEngine:
         for scorer in filter(None, (self._engine, self._reference)):
             check_company(scorer, trainer.packing, vocabulary, precision, self._device)
         memory = TrainerMemory(self._engine, self._reference, device=self._device)
-        self.sleep, self.wake = memory.put_aside, memory.take_back
+        self.sleep, self.wake, self.give_back = memory.put_aside, memory.take_back, give_back
         self._ahead = Ahead(
             lambda sequences: self._collate(sequences, 1.0),
             temperature=temperature,

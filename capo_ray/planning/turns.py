@@ -84,9 +84,10 @@ class Turns:
 
 def awake(config: Config, shapes: Shapes, gpu_gib: float) -> dict[Phase, frozenset[Role]]:
     """Who is awake in each phase of a step of `config`, on GPUs of `gpu_gib`: who works in it, and who need not sleep
-    at all, since every phase has room for it. `shapes` as in plan.plan_for; where one is unknown, and on CPU, nobody
-    stays awake. Without critics of the run's own those who sample are awake while others judge."""
-    always = _always(_footprints(config, shapes, gpu_gib), gpu_gib)
+    at all, since every phase has room for it. `shapes` as in plan.plan_for; where one is unknown, on CPU, and on a
+    cluster that is joined, whose GPUs are not known here, nobody stays awake. Without critics of the run's own those
+    who sample are awake while others judge."""
+    always = _always(config, _footprints(config, shapes, gpu_gib), gpu_gib)
     found = {phase: needed | always for phase, needed in NEEDED.items()}
     return found if critics_here(config) else found | {"judge": found["sample"]}
 
@@ -96,7 +97,7 @@ def turns_of(config: Config, shapes: Shapes, gpu_gib: float) -> Turns | None:
     feet = _footprints(config, shapes, gpu_gib)
     if config.cluster.sharing != "turns" or not feet:
         return None
-    always, who = _always(feet, gpu_gib), awake(config, shapes, gpu_gib)
+    always, who = _always(config, feet, gpu_gib), awake(config, shapes, gpu_gib)
     before, phases = who["sync"], []
     for phase, roles in who.items():
         if phase == "judge" and not critics_here(config):
@@ -163,9 +164,11 @@ def _footprints(config: Config, shapes: Shapes, gpu_gib: float) -> list[Footprin
     return [*feet, trainer]
 
 
-def _always(feet: Collection[Footprint], gpu_gib: float) -> frozenset[Role]:
+def _always(config: Config, feet: Collection[Footprint], gpu_gib: float) -> frozenset[Role]:
     """Who never sleeps; those with most to put aside are asked first."""
     found: frozenset[Role] = frozenset()
+    if config.cluster.address is not None:
+        return found
     for foot in sorted(feet, key=lambda one: one.aside, reverse=True):
         trial = found | {foot.role}
         if all(sum(one.on_gpu(phase, lasting=one.role in trial) for one in feet) <= gpu_gib for phase in NEEDED):

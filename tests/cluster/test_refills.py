@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -91,6 +93,13 @@ class Turns(AllAwake):
 
     def __init__(self) -> None:
         self.taken: list[str] = []
+        self.keeps = False
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        self.keeps = True
+        yield
+        self.keeps = False
 
     async def take(self, phase: Phase) -> None:
         if phase != self.phase:
@@ -103,6 +112,19 @@ class Turns(AllAwake):
     async def with_trainer(self) -> None:
         if self.phase not in ("sync", "train"):
             await self.take("train")
+
+
+def test_critics_that_judge_beside_sampling_are_kept_as_long_as_it_lasts() -> None:
+    class Together(Crew):
+        async def _group(self, prompt: Prompt, errand: Errand, num_samples: int, ahead: Any) -> GroupSummary:
+            assert (turns.phase, turns.keeps) == ("sample", True)
+            return await super()._group(prompt, errand, num_samples, ahead)
+
+    crew, turns = Together(set(), refills=0), Turns()
+    turns.phase, turns.judges_later = "sync", False
+    crew._turns = turns
+    assert len(asyncio.run(crew.collect(0)).groups) == 3
+    assert not turns.keeps
 
 
 def test_in_turns_all_are_sampled_then_all_judged_and_weights_come_anew_for_refills() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +14,11 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from capo_ray.cluster.turns import InTurn, start_all
+from capo_ray.cluster.turns import Engine as Taking
+from capo_ray.cluster.turns import InTurn, start_all, turns_for
+from capo_ray.config.compose import compose
 from capo_ray.engines.protocols import NotItsTurn, WeightsChanged
-from capo_ray.planning.bundles import Role
+from capo_ray.planning.bundles import Role, actor_name
 from capo_ray.planning.turns import NEEDED, Phase
 
 STEP: tuple[Phase, ...] = ("sync", "sample", "judge", "train", "sync")
@@ -48,10 +52,17 @@ class Engine:
         self.open_, self.restarts, self.wrong = False, 3, 0
         self.dies_at: dict[str, int] = {}
         """What it is asked -> how often it dies of that."""
+        self.misses: dict[str, int] = {}
+        """What it is asked -> how often that does not reach it."""
+        self.asked: Counter[str] = Counter()
 
     def __getattr__(self, what: str) -> Any:
         async def call(*given: Any) -> Any:
             await asyncio.sleep(0)
+            self.asked[what] += 1
+            if self.misses.get(what, 0):
+                self.misses[what] -= 1
+                raise ActorUnavailableError("the connection is broken", b"0" * 16)
             if self.restarts < 0:
                 raise ActorDiedError()
             if self.dies_at.get(what, 0):
@@ -104,6 +115,10 @@ class Trainers:
         if "trainer" not in self.gpu.held:
             self.gpu.now("trainer", ("all",))
 
+    async def give_back(self) -> None:
+        if "trainer" in self.gpu.held:
+            self.gpu.happened.append("trainer gives back")
+
 
 class World:
     def __init__(self, awake: Mapping[Phase, Collection[Role]] = NEEDED, *, open_: bool = True) -> None:
@@ -114,8 +129,7 @@ class World:
         trainers: Any = self.trainers
         self.turns = InTurn(
             awake,
-            rollouts={"rollout-0": self.rollout},
-            critics={"critic-0": self.critic},
+            engines=[Taking("rollout", "rollout-0", self.rollout, 0), Taking("critic", "critic-0", self.critic, 0)],
             trainers=trainers,
             look_s=0.01,
         )
@@ -129,10 +143,10 @@ def test_a_step_goes_around_and_nobody_is_awake_beside_another() -> None:
     world = World()
     asyncio.run(world.take(*STEP, "sync"))
     assert world.gpu.happened == [
-        *("rollout-0 weights", "trainer asleep", "rollout-0 kv_cache+weights"),
+        *("trainer gives back", "rollout-0 weights", "trainer asleep", "rollout-0 kv_cache+weights"),
         *("rollout-0 asleep", "critic-0 kv_cache+weights"),
         *("critic-0 asleep", "trainer all"),
-        "rollout-0 weights",
+        *("trainer gives back", "rollout-0 weights"),  # what the update left with its allocator
     ]
     assert world.turns.take_seconds().keys() == {"turns/sleep_s", "turns/wake_s"}
     assert set(world.turns.take_seconds().values()) == {0.0}
@@ -213,6 +227,41 @@ def test_a_critic_that_is_started_again_is_opened_at_its_turn_while_all_sleep(
     world = asyncio.run(use())
     assert world.gpu.held == {"critic-0": {"weights", "kv_cache"}}
     assert "critic-0: started again; everybody else sleeps until the engine is open" in caplog.text
+
+
+def test_an_engine_that_is_out_of_reach_for_a_moment_is_asleep_before_another_wakes() -> None:
+    async def use() -> World:
+        world = World()
+        await world.take("sync", "sample")
+        world.rollout.misses["sleep"] = 2
+        await world.take("judge")
+        return world
+
+    assert asyncio.run(use()).gpu.held == {"critic-0": {"weights", "kv_cache"}}
+
+
+def test_engines_of_several_gpus_are_opened_side_by_side() -> None:
+    async def use() -> World:
+        world, together = World(), asyncio.Barrier(2)
+        world.gpu.room = 2
+
+        async def opens(engine: Engine) -> None:
+            await together.wait()
+            engine.open_ = True
+
+        for number in range(2):
+            engine = Engine(f"critic-{number}", world.gpu)
+            engine.do_open = partial(opens, engine)  # type: ignore[method-assign]
+            world.turns._engines.append(Taking("critic", engine.name, engine, number))
+        await world.take("sync", "sample", "judge")
+        async with world.turns.kept():
+            for taking in world.turns._engines[2:]:
+                taking.actor.die()
+            while not all(taking.actor.open_ for taking in world.turns._engines[2:]):
+                await asyncio.sleep(0.01)
+        return world
+
+    asyncio.run(asyncio.wait_for(use(), 20))
 
 
 def test_a_rollout_worker_that_died_asleep_has_the_trainer_make_room_for_its_start() -> None:
@@ -296,6 +345,39 @@ def test_a_critic_that_dies_in_its_turn_is_opened_again_in_it() -> None:
     asyncio.run(asyncio.wait_for(use(), 20))
 
 
+def test_a_rollout_worker_that_is_opened_again_in_its_turn_has_no_weights() -> None:
+    async def use() -> None:
+        world = World()
+        await world.take("sync", "sample")
+        async with world.turns.kept():
+            world.rollout.die()
+            while not world.rollout.open_:
+                await asyncio.sleep(0.01)
+        assert world.turns.needs_sync()
+
+    asyncio.run(asyncio.wait_for(use(), 20))
+
+
+def test_one_that_cannot_start_in_the_middle_of_its_turn_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def use() -> None:
+        world = World({phase: frozenset({"rollout", "critic"}) for phase in NEEDED})
+        world.gpu.room = 2
+        await world.take("judge")
+        world.critic.do_open = fails  # type: ignore[method-assign]
+        async with world.turns.kept():
+            world.critic.die()
+            while not world.critic.asked["open"]:
+                await asyncio.sleep(0.01)
+            before = world.rollout.asked["opened"]
+            while world.rollout.asked["opened"] < before + 3:
+                await asyncio.sleep(0.01)
+        assert world.critic.asked["open"] == 1
+
+    asyncio.run(asyncio.wait_for(use(), 20))
+    assert caplog.messages.count("critic-0 could not start: ValueError: no room") == 1
+    assert caplog.messages.count("critic-0: started again, in the middle of its turn") == 1
+
+
 def test_a_turn_that_was_given_up_on_the_way_is_taken_anew() -> None:
     async def use() -> World:
         world = World()
@@ -321,8 +403,6 @@ class Team:
 
 
 def started(world: World) -> Awaitable[None]:
-    from capo_ray.config.compose import compose
-
     async def start() -> None:
         world.gpu.happened.append("trainer starts")
 
@@ -343,14 +423,29 @@ def test_engines_start_asleep_and_ranks_after_them() -> None:
 
 def test_an_engine_that_cannot_start_is_named() -> None:
     world = World(open_=False)
-
-    async def fails() -> None:
-        raise RayTaskError("open", "", ValueError("no room")).as_instanceof_cause()
-
     world.critic.do_open = fails  # type: ignore[method-assign]
     world.gpu.now = lambda who, parts, **_: None  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="critic-0 could not start: ValueError: no room"):
         asyncio.run(started(world))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_who_stays_awake_is_as_planned_and_nobody_where_gpus_are_not_known(
+    joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine without a GPU to ask."""
+    monkeypatch.setattr("capo_ray.planning.machine.gpu_sizes", list)
+    sizes = ["+experiment=qwen1_5b_intersection", "+size=one_gpu_80gb"]
+    small = ["rollout.gpu_memory_share=0.3", "critic.gpu_memory_share=0.3", "cluster.address=h:1"]
+    config = compose([*sizes, *small[: 2 + joined]])
+    actors: Any = {role: {actor_name(role, 0): None} for role in ("rollout", "critic")}
+    trainers: Any = None
+    turns: Any = turns_for(config, actors["rollout"], actors["critic"], trainers)
+    assert turns.judges_later is joined
+
+
+async def fails() -> None:
+    raise RayTaskError("open", "", ValueError("no room")).as_instanceof_cause()
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from engines.trainer_ranks import MODEL, Case, Ranks, batch_of, engine_of, updated, weights_of
 
 from capo_ray.engines.protocols import WeightsChanged
-from capo_ray.engines.shelf import Shelf
+from capo_ray.engines.shelf import Shelf, give_back
 
 pytestmark = pytest.mark.engine
 
@@ -29,6 +29,7 @@ def slept(rank: int, ranks: int, case: Case) -> Any:
         for _ in range(2):
             engine.wake()
             found.append(engine.update(batch).metrics)
+            engine.give_back()  # awake too
             sizes.append(psutil.Process().memory_full_info().uss)
             engine.sleep()
             engine.sleep()  # told twice it stays so
@@ -60,6 +61,16 @@ def test_an_update_after_a_sleep_is_that_of_a_rank_that_never_slept(one: Ranks, 
 def test_asleep_weights_and_moments_are_in_no_memory(one: Ranks, stage: int) -> None:
     _, _, (awake, asleep) = one(slept, Case(stage=stage, model=LARGE))
     assert awake - asleep > 0.9 * KEPT * PARAMETERS
+
+
+def test_what_an_allocator_keeps_of_a_gpu_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    emptied: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    give_back()
+    assert emptied == [1]
 
 
 def test_what_comes_back_otherwise_than_it_went_is_not_gone_on_with() -> None:

@@ -43,6 +43,7 @@ def test_who_fits_beside_everybody_else_need_not_sleep() -> None:
     assert who(compose(small), 79.6) == {phase: sorted({*LEAST[phase], "trainer"}) for phase in LEAST}
     everybody = {phase: ["critic", "rollout", "trainer"] for phase in LEAST}
     assert who(compose([*small, "critic.gpu_memory_share=0.4"]), 200.0) == everybody
+    assert who(compose([*small, "cluster.address=head:6379"]), 200.0) == LEAST  # whose GPUs are not known here
     turns = plan_for(compose([*small, "critic.gpu_memory_share=0.4"]), gpu_gib=200.0).turns
     assert turns is not None and (turns.switch_s, turns.aside) == (0, {})
 
