@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -71,13 +72,21 @@ def environment(config: Config, role: Role) -> dict[str, str]:
     if config.cluster.device == "gpu":
         # Handles of GPU memory are objects that vLLM passes to its own engine process only when told to; both are ours.
         handles = role == "rollout" and config.cluster.weight_transfer == "ipc"
-        return {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if handles else {}
+        variables = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if handles else {}
+        return variables | (_pinned_as_asked() if config.cluster.sharing == "turns" else {})
     variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     most = max((voter.kv_cache_gib for _, voter in critics_here(config)), default=1)
     kv_cache = {"rollout": config.rollout.kv_cache_gib, "critic": most}
     if role in kv_cache:
         variables |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache[role]), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     return variables
+
+
+def _pinned_as_asked() -> dict[str, str]:
+    """torch rounds pinned memory up to a power of two, and what is put aside in turns could take twice the host's
+    memory that is planned. Beside what this process was given for the same."""
+    given = os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF")
+    return {"PYTORCH_ALLOC_CONF": ",".join(filter(None, ("pinned_max_round_threshold_mb:1", given)))}
 
 
 def duty(config: Config, seat: Seat) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from capo_ray.config.compose import compose
 from capo_ray.config.run import Config
 from capo_ray.engines.protocols import Stage, WeightReceipt
 from capo_ray.engines.receivers import Receivers, WeightMismatch
+from capo_ray.planning.bundles import Role
 
 pytestmark = pytest.mark.engine
 
@@ -46,6 +48,21 @@ def test_handles_reach_vllms_own_process(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv(name, value)
     (_, got) = MsgpackDecoder().decode(MsgpackEncoder().encode(sent))["ipc_handles"].popitem()
     assert got == [list(part) if isinstance(part, tuple) else part for part in HANDLE]  # tuples travel as lists
+
+
+@pytest.mark.parametrize("role", ["rollout", "critic", "trainer"])
+def test_in_turns_what_is_put_aside_takes_no_more_of_the_host_than_it_has(
+    role: Role, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch knows the word: it is among those that its library splits settings into. What was set beside it stays."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    assert environment(config_of("turns"), role)["PYTORCH_ALLOC_CONF"] == "pinned_max_round_threshold_mb:1"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    both = "pinned_max_round_threshold_mb:1,max_split_size_mb:64"
+    assert environment(config_of("turns"), role)["PYTORCH_ALLOC_CONF"] == both
+    library = Path(torch.__file__).parent / "lib" / "libc10.so"
+    assert b"pinned_max_round_threshold_mb" in library.read_bytes()
 
 
 def test_the_plan_knows_the_size_of_a_piece() -> None:
