@@ -104,16 +104,12 @@ def test_what_dies_too_often_is_ended_for_good(ray_here: Any, caplog: pytest.Log
     mortal, stillborn = (ray_here.remote(kind).options(num_cpus=0, **AGAIN).remote() for kind in (Mortal, Stillborn))
 
     async def use() -> None:
-        limiting = asyncio.create_task(
-            limit(
-                lambda: {"rollout-0": mortal, "critic-0": stillborn},
-                lambda: "",
-                every_s=0.1,
-                revivals=Revivals(most=1),
-            )
-        )
+        revivals, actors = Revivals(most=1), {"rollout-0": mortal, "critic-0": stillborn}
+        limiting = asyncio.create_task(limit(lambda: actors, lambda: "", every_s=0.1, revivals=revivals))
         async with asyncio.timeout(60):
             await when_up(mortal, "it")
+            while not revivals._counted:  # from its first look on
+                await asyncio.sleep(0.05)
             await died(mortal)
             with pytest.raises(ActorDiedError):
                 await when_up(stillborn, "it")
