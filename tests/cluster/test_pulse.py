@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 import pytest
-from ending import living
 
 from capo_ray.cluster.pulse import Pulse, end_tree, watching
 from capo_ray.types import Update
@@ -153,6 +152,8 @@ def test_killing_what_is_gone_is_no_error() -> None:
 
 
 def test_the_stacks_of_a_frozen_process_and_its_child_are_seen() -> None:
+    from ending import living  # Ray's workers import this file, and not what is beside it
+
     below = "import time; time.sleep(100)"
     start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {below!r}])"
     parent = subprocess.Popen([sys.executable, "-c", start])
