@@ -44,9 +44,11 @@ EXPECTED = {
             f"<|im_start|>system\nBe brief.<|im_end|>\n{CHATML}",
         )
         for name, usual in {
-            "qwen2_5_1_5b": "",
-            "qwen2_5_7b": "",
-            "qwen2_5_72b_instruct": "You are Qwen, created by Alibaba Cloud. ",
+            **dict.fromkeys(("qwen2_5_1_5b", "qwen2_5_7b"), ""),
+            **dict.fromkeys(
+                ("qwen2_5_7b_instruct", "qwen2_5_7b_instruct_awq", "qwen2_5_72b_instruct", "qwen2_5_72b_instruct_awq"),
+                "You are Qwen, created by Alibaba Cloud. ",
+            ),
         }.items()
     },
 }
