@@ -167,18 +167,18 @@ class Team:
         refuse_too_much(self.bundles, there(), joined=self._config.cluster.address is not None)
         refuse_misfit(self.bundles, _nodes())
 
-    def _no_place(self) -> str:
-        """Why there is none for bundles whose machine is gone, of those that were ready too; empty where there is, or
-        none is gone."""
-        if why := next(filter(None, (team._no_place() for team in set(self._team_of.values()))), ""):
-            return why
+    def _no_place(self) -> dict[str, str]:
+        """Rollout workers, those that were ready too, and why there is no place for a machine's bundles that is gone;
+        empty where there is, or none is gone. A critic is waited for as long as critic.on_outage says, a worker by
+        every sync."""
+        found = {name: why for team in set(self._team_of.values()) for name, why in team._no_place().items()}
         if self._group is None or placement_group_table(self._group)["state"] != "RESCHEDULING":
-            return ""
+            return found
         try:
             self._refuse()
         except NotEnough as error:
-            return str(error)
-        return ""
+            return found | {seat.name: str(error) for seat in self.seats if seat.role == "rollout"}
+        return found
 
     def hire(self, role: Role, make: Make) -> dict[str, Any]:
         """Start the actor of every seat of `role`, or take those that are ready; by name. `ready` waits for them."""

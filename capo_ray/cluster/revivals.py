@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 MOST, WITHIN_S = 3, 3600.0
 EVERY_S = 5.0
 
+NoPlace = Callable[[], Mapping[str, str]]
+"""Says, by name, why there is no place for those whom all would wait for, if their machine is gone."""
+
 
 class Revivals:
     """When actors were started again, as far as that matters."""
@@ -48,13 +51,13 @@ class Revivals:
 
 async def limit(
     actors: Callable[[], Mapping[str, Any]],
-    no_place: Callable[[], str],
+    no_place: NoPlace,
     *,
     every_s: float = EVERY_S,
     revivals: Revivals | None = None,
 ) -> None:
-    """Look at `actors`, by name, until cancelled. `no_place` says why some of them have none; empty: all have. A look
-    that fails is told once for each cause, and is not the last."""
+    """Look at `actors`, by name, until cancelled. A look that fails is told once for each cause, and is not the
+    last."""
     revivals, given_up, told = revivals or Revivals(), set[str](), set[str]()
     while True:
         await asyncio.sleep(every_s)
@@ -70,24 +73,22 @@ async def limit(
                 told.add(said)
 
 
-async def _to_be_ended(actors: Mapping[str, Any], no_place: Callable[[], str], revivals: Revivals) -> dict[str, str]:
+async def _to_be_ended(actors: Mapping[str, Any], no_place: NoPlace, revivals: Revivals) -> dict[str, str]:
     """Names, with why."""
     states, why = await asyncio.to_thread(_look, actors, no_place)
     often = revivals.too_many({name: state["NumRestarts"] for name, state in states.items()}, monotonic())
     ending = dict.fromkeys(often, f"it died {revivals.most + 1} times within an hour")
-    if why:  # a critic is waited for as long as critic.on_outage says; a rollout worker by every sync
-        away = [name for name, state in states.items() if state["State"] == "RESTARTING"]
-        ending |= dict.fromkeys([name for name in away if name.startswith("rollout")], why)
-    return ending
+    away = [name for name, state in states.items() if state["State"] == "RESTARTING"]
+    return ending | {name: why[name] for name in away if name in why}
 
 
-def _look(actors: Mapping[str, Any], no_place: Callable[[], str]) -> tuple[dict[str, dict[str, Any]], str]:
-    """What Ray knows of each, and why there is no place. A Ray whose head is gone is not asked: see notices."""
+def _look(actors: Mapping[str, Any], no_place: NoPlace) -> tuple[dict[str, dict[str, Any]], Mapping[str, str]]:
+    """What Ray knows of each, and for whom there is no place. A Ray whose head is gone is not asked: see notices."""
     if why_silent(head_address()):
-        return {}, ""
+        return {}, {}
     try:
         table, why = own_actors(), no_place()
     except RayError:  # its head has just gone
-        return {}, ""
+        return {}, {}
     ids = {name: actor._actor_id.hex() for name, actor in actors.items()}
     return {name: table[found] for name, found in ids.items() if found in table}, why

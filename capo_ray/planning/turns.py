@@ -87,7 +87,10 @@ def awake(config: Config, shapes: Shapes, gpu_gib: float) -> dict[Phase, frozens
     at all, since every phase has room for it. `shapes` as in plan.plan_for; where one is unknown, on CPU, and on a
     cluster that is joined, whose GPUs are not known here, nobody stays awake. Without critics of the run's own those
     who sample are awake while others judge."""
-    always = _always(config, _footprints(config, shapes, gpu_gib), gpu_gib)
+    return _awake(config, _always(config, _footprints(config, shapes, gpu_gib), gpu_gib))
+
+
+def _awake(config: Config, always: frozenset[Role]) -> dict[Phase, frozenset[Role]]:
     found = {phase: needed | always for phase, needed in NEEDED.items()}
     return found if critics_here(config) else found | {"judge": found["sample"]}
 
@@ -97,7 +100,8 @@ def turns_of(config: Config, shapes: Shapes, gpu_gib: float) -> Turns | None:
     feet = _footprints(config, shapes, gpu_gib)
     if config.cluster.sharing != "turns" or not feet:
         return None
-    always, who = _always(config, feet, gpu_gib), awake(config, shapes, gpu_gib)
+    always = _always(config, feet, gpu_gib)
+    who = _awake(config, always)
     before, phases = who["sync"], []
     for phase, roles in who.items():
         if phase == "judge" and not critics_here(config):

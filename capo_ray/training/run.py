@@ -103,10 +103,8 @@ async def _work(config: Config, crew: RayCrew | TracedCrew) -> None:
         if stop.for_good:
             raise Stopped(f"No further checkpoint could be written: {cause_of(error)}") from error
         raise
-    if done < config.steps and stop.asked and not stop.for_good:
-        raise MustMove("; ".join(map(str, told)))
     if done < config.steps:
-        raise Stopped
+        raise Stopped if stop.for_good else MustMove("; ".join(map(str, told)))
     await crew.export_policy()
 
 

@@ -41,7 +41,7 @@ def test_a_look_that_fails_is_told_and_is_not_the_last(
         state = next(states, 1)
         if isinstance(state, Exception):
             raise state
-        return {name: {"NumRestarts": state, "State": "ALIVE"} for name in actors}, ""
+        return {name: {"NumRestarts": state, "State": "ALIVE"} for name in actors}, {}
 
     def in_time(seconds: float, kill: Any) -> bool:
         killed.append(kill.args)
@@ -52,7 +52,7 @@ def test_a_look_that_fails_is_told_and_is_not_the_last(
 
     async def use() -> None:
         often = Revivals(most=0)
-        limiting = asyncio.create_task(limit(lambda: {"critic-0": 7}, lambda: "", every_s=0.01, revivals=often))
+        limiting = asyncio.create_task(limit(lambda: {"critic-0": 7}, lambda: {}, every_s=0.01, revivals=often))
         async with asyncio.timeout(20):
             while len(caplog.messages) < 2:
                 await asyncio.sleep(0.01)
@@ -105,7 +105,7 @@ def test_what_dies_too_often_is_ended_for_good(ray_here: Any, caplog: pytest.Log
 
     async def use() -> None:
         revivals, actors = Revivals(most=1), {"rollout-0": mortal, "critic-0": stillborn}
-        limiting = asyncio.create_task(limit(lambda: actors, lambda: "", every_s=0.1, revivals=revivals))
+        limiting = asyncio.create_task(limit(lambda: actors, lambda: {}, every_s=0.1, revivals=revivals))
         async with asyncio.timeout(60):
             await when_up(mortal, "it")
             while not revivals._counted:  # from its first look on

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -264,15 +264,21 @@ def test_engines_of_several_gpus_are_opened_side_by_side() -> None:
     asyncio.run(asyncio.wait_for(use(), 20))
 
 
-def test_a_rollout_worker_that_died_asleep_has_the_trainer_make_room_for_its_start() -> None:
+def died(taken: Sequence[Phase], then: Phase) -> World:
+    """After `taken` the rollout worker's engine died, and phase `then` was taken."""
+
     async def use() -> World:
         world = World()
-        await world.take("sync", "sample", "judge", "train")
+        await world.take(*taken)
         world.rollout.die()
-        await world.take("sync")
+        await world.take(then)
         return world
 
-    world = asyncio.run(use())
+    return asyncio.run(use())
+
+
+def test_a_rollout_worker_that_died_asleep_has_the_trainer_make_room_for_its_start() -> None:
+    world = died(("sync", "sample", "judge", "train"), "sync")
     assert world.gpu.held == {"rollout-0": {"weights"}, "trainer": {"all"}}
     assert world.gpu.happened[-5:] == [
         *("trainer asleep", "rollout-0 kv_cache+weights", "rollout-0 asleep"),
@@ -281,25 +287,11 @@ def test_a_rollout_worker_that_died_asleep_has_the_trainer_make_room_for_its_sta
 
 
 def test_a_rollout_worker_that_dies_between_the_weights_and_the_sample_wants_them_again() -> None:
-    async def use() -> World:
-        world = World()
-        await world.take("sync")
-        world.rollout.die()
-        await world.take("sample")
-        return world
-
-    assert asyncio.run(use()).turns.needs_sync()
+    assert died(("sync",), "sample").turns.needs_sync()
 
 
 def test_a_phase_that_is_taken_twice_has_those_that_died_in_it_opened() -> None:
-    async def use() -> World:
-        world = World()
-        await world.take("sync")
-        world.rollout.die()
-        await world.take("sync")
-        return world
-
-    assert asyncio.run(use()).gpu.held == {"rollout-0": {"weights"}, "trainer": {"all"}}
+    assert died(("sync",), "sync").gpu.held == {"rollout-0": {"weights"}, "trainer": {"all"}}
 
 
 def test_an_engine_that_wakes_with_other_weights_is_ended_with_one_line(
