@@ -6,10 +6,12 @@ Leaves out exit codes and messages (program).
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,6 +55,8 @@ def on_interrupt(call: Callable[[], object]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+_SET_CHILD_SUBREAPER = 36
+"""Of prctl(2)."""
 _LAST: list[Callable[[], object]] = []
 
 
@@ -68,12 +72,29 @@ def leave(code: int) -> NoReturn:
     """
     for call in _LAST:
         call()
-    for child in _children():
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+    _end_children()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def adopt_orphans() -> bool:
+    """Whether what is below this process, and has lost its own parent, comes to this process from now on. Elsewhere it
+    goes to the system's first process, which in a container may reap nobody; what waits for it then waits in vain."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # of Linux alone
+    return prctl is not None and prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+def _end_children(within_s: float = 5.0) -> None:
+    """Kill and reap them, and those that come from below them. What the kernel holds is left."""
+    deadline = time.monotonic() + within_s
+    with suppress(ChildProcessError):  # there is none left
+        while time.monotonic() < deadline:
+            for child in _children():
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.01)
 
 
 def _children() -> list[int]:

@@ -20,7 +20,7 @@ from capo_ray.config.fault import ConfigError
 from capo_ray.data.problem import DataError
 from capo_ray.files.output import PLACES, BadOutput, CannotWrite, first_of, is_loop, to_stdout
 from capo_ray.files.run_dir import RunDirError
-from capo_ray.leaving import sigterm_as_ctrl_c
+from capo_ray.leaving import adopt_orphans, sigterm_as_ctrl_c
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 """Exit codes: something went wrong on the way, what was asked for cannot be done, Ctrl-C."""
@@ -45,6 +45,8 @@ def run_program(
     `--help`, `-h` and `help` print `usage` and the `settings`. No argument at all is `usage` and exit code 2, unless
     the program works `bare`.
     """
+    if argv is None:  # this process is the program's
+        adopt_orphans()
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments = [f"+{argument}" if argument.startswith("experiment=") else argument for argument in arguments]
     helps = asks_for_help(arguments)

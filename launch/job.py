@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import json
 import logging
+import math
 import os
 import shlex
 import sys
@@ -54,6 +55,8 @@ STARTING_S = 60
 """Seconds that a cluster has, whose dashboard answers already, before it must take jobs."""
 STOP_S = 300
 """Seconds that a run has to write a checkpoint and close its engines; Ray's own patience is three."""
+STOPPING_S = 60
+"""Seconds more that Ray has to end it and to say so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,9 +148,10 @@ class Request:
 
 
 def submit(client: JobSubmissionClient, request: Request, environment: dict[str, str], name: str | None) -> str:
-    """Id of the job."""
+    """Id of the job. `exec`: a shell that Ray's signal ends first leaves the program to whoever reaps orphans, which in
+    a container may be nobody, and Ray waits until all of it is reaped."""
     joined = ["cluster.address=auto"] if PROGRAMS[request.program].joins else []
-    entrypoint = shlex.join(["python", "-m", f"capo_ray.{request.program}", *joined, *request.arguments])
+    entrypoint = "exec " + shlex.join(["python", "-m", f"capo_ray.{request.program}", *joined, *request.arguments])
     runtime = {
         "working_dir": str(ROOT),
         "excludes": LEFT_OUT,
@@ -254,9 +258,10 @@ def follow(client: JobSubmissionClient, job: str) -> int:
     return done.driver_exit_code or (130 if done.status.value == "STOPPED" else 1)
 
 
-def wait(client: JobSubmissionClient, job: str) -> JobDetails:
-    """The job once it has ended."""
-    while not (found := details(client, job)).status.is_terminal():
+def wait(client: JobSubmissionClient, job: str, *, within_s: float = math.inf) -> JobDetails:
+    """The job once it has ended, or as it is then."""
+    deadline = time.monotonic() + within_s
+    while not (found := details(client, job)).status.is_terminal() and time.monotonic() < deadline:
         time.sleep(1)
     return found
 
@@ -273,7 +278,12 @@ def stop(client: JobSubmissionClient, job: str) -> int:
     if found.status.is_terminal():
         raise JobError(f"{job} has ended already: {found.status.value.lower()}")
     client.stop_job(job)
-    done = wait(client, job)
+    done = wait(client, job, within_s=STOP_S + STOPPING_S)
+    if not done.status.is_terminal():
+        raise JobError(
+            f"{job} was told to stop and has not ended in {STOP_S + STOPPING_S} s, though Ray kills what is left of it "
+            f"after {STOP_S}: see whether the node it is on still lives (`ray status`), and its output (follow {job})"
+        )
     print("\n".join(client.get_job_logs(job).rstrip().splitlines()[-3:]))
     further = f" Go on with: resume {job}" if what_goes_on(found.metadata or {}) is not None else ""
     print(f"{job}: {done.status.value.lower()}.{further}", file=sys.stderr)

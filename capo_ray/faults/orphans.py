@@ -7,7 +7,6 @@ workers and wandb write over both. Leaves out whose processes they were (the cal
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import time
@@ -16,9 +15,9 @@ from time import monotonic
 
 import psutil
 
+from capo_ray.leaving import adopt_orphans
+
 log = logging.getLogger(__name__)
-_SET_CHILD_SUBREAPER = 36
-"""Of prctl(2)."""
 
 
 class Orphans:
@@ -26,9 +25,8 @@ class Orphans:
 
     def __init__(self) -> None:
         """Raises OSError where the system has no such thing."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "this process cannot take over what its children leave behind")
+        if not adopt_orphans():
+            raise OSError("this process cannot take over what its children leave behind")
         self._before = set(psutil.Process().children(recursive=True))
 
     def left(self, *, within_s: float = 10.0) -> list[psutil.Process]:

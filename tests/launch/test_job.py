@@ -23,6 +23,7 @@ from types import ModuleType
 import pytest
 
 from capo_ray.engines.ports import free_port
+from capo_ray.leaving import adopt_orphans
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = ROOT / "launch" / "job.py"
@@ -285,7 +286,9 @@ def call(environment: dict[str, str], *arguments: str, code: int = 0) -> subproc
 @pytest.mark.e2e
 def test_submit_follow_stop_and_resume(tmp_path: Path) -> None:
     """On a real cluster: a run that is stopped on its way and goes on to its end; while it starts, a plan, a look at
-    the cluster and a failure."""
+    the cluster and a failure. Orphans come to this process, which reaps none before the end, like the first process of
+    many containers."""
+    assert adopt_orphans()
     run_dir = tmp_path / "run"
     tiny = ["+experiment=tiny_cpu", "tracking.wandb=offline", "critic=null", "algorithm=grpo"]
     small = [
