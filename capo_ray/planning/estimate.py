@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from capo_ray.config.blocks import Rollout
 from capo_ray.config.critic import Voter
 from capo_ray.config.fault import ConfigError
 from capo_ray.config.model import Model, Shape
@@ -21,7 +22,15 @@ from capo_ray.models.find import folder_here, is_hub_id
 from capo_ray.planning import hardware as hw
 from capo_ray.planning.bundles import critics_here, needs, seats
 from capo_ray.planning.machine import shape_of
-from capo_ray.planning.memory import BYTES, GIB, learning, quantization_of, weight_bytes
+from capo_ray.planning.memory import (
+    BYTES,
+    GIB,
+    EngineMemory,
+    engines_memory,
+    learning,
+    quantization_of,
+    weight_bytes,
+)
 from capo_ray.planning.plan import plan_for
 from capo_ray.planning.turns import turns_of
 
@@ -97,9 +106,11 @@ def times(config: Config, policy: Shape, critics: Mapping[str, Shape], gpu: hw.G
     responses = config.prompts_per_step * config.responses_per_prompt
     prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens * hw.RESPONSE_SHARE
     longest = config.rollout.max_response_tokens * hw.LONGEST_SHARE
-    parts = config.rollout.tensor_parallel
+    parts, engines = config.rollout.tensor_parallel, engines_memory(config, {"policy": policy, **critics}, gpu.gib)
     weights = weight_bytes(policy, config.policy.dtype, quantization_of(config.rollout)) / parts
-    kept = responses / config.rollout.workers * (prompt + response / 2) * _per_token(policy, config.policy) / parts
+    per_token, asked = _per_token(policy, config.policy), responses / config.rollout.workers
+    at_once = _at_once(config.rollout, engines["rollout"], asked, (prompt + response) * per_token)
+    kept = at_once * (prompt + response / 2) * per_token / parts
     token = (weights + kept) / gpu.bytes_per_s / hw.READING + hw.PER_TOKEN_S
     work = 4 if config.trainer.lora else 6  # weights that stay have no gradient
     trained = work * policy.parameters * responses * (prompt + response)
@@ -107,9 +118,13 @@ def times(config: Config, policy: Shape, critics: Mapping[str, Shape], gpu: hw.G
     passes = config.trainer.optimisation_passes + scorings * 2 / work
     turns = turns_of(config, {"policy": policy, **critics}, gpu.gib)
     return Times(
-        rollout=longest * token,
+        rollout=max(longest, asked / at_once * response) * token,
         critic=max(
-            (_judging(config, v, critics[p], gpu, prompt + response) for p, v in critics_here(config)), default=0.0
+            (
+                _judging(config, voter, critics[place], gpu, prompt + response, engines[place])
+                for place, voter in critics_here(config)
+            ),
+            default=0.0,
         ),
         update=trained * passes / (config.trainer.ranks * gpu.flops * hw.TRAINING),
         sync=1.0 + _sent(config, policy) * BYTES[config.policy.dtype] / hw.SYNC_BYTES_PER_S,
@@ -124,7 +139,13 @@ def _sent(config: Config, policy: Shape) -> float:
     return learning(config.trainer, policy) if config.cluster.lora_sync == "adapter" else policy.parameters
 
 
-def _judging(config: Config, voter: Voter, shape: Shape, gpu: hw.Gpu, read: float) -> float:
+def _at_once(engine: Rollout | Voter, memory: EngineMemory, asked: float, each: float) -> float:
+    """Of so many requests to an engine those that run together, when each has so many bytes in the KV cache."""
+    room = memory.gib.get("KV cache", 0.0) * GIB * engine.tensor_parallel / each
+    return max(1.0, min(engine.max_sequences, asked, room))
+
+
+def _judging(config: Config, voter: Voter, shape: Shape, gpu: hw.Gpu, read: float, memory: EngineMemory) -> float:
     """Seconds in which one critic writes its share of the critiques of a step."""
     assert config.critic is not None and voter.model is not None
     responses = config.prompts_per_step * config.responses_per_prompt
@@ -135,9 +156,10 @@ def _judging(config: Config, voter: Voter, shape: Shape, gpu: hw.Gpu, read: floa
     faster = gpu.eight_bit if "8" in (quantization_of(voter) or "") else 1.0
     flops = parts * gpu.flops * faster * hw.PREFILL
     reading = 2 * shape.parameters * responses * 2 * read / (engines * flops)  # the instructions are as long again
-    batch = min(voter.max_sequences, critiques / engines)
+    per_token = _per_token(shape, voter.model)
+    batch = _at_once(voter, memory, critiques / engines, (read + written) * per_token)
     weights = weight_bytes(shape, voter.model.dtype, quantization_of(voter))
-    kept = batch * (written / 2 + read) * _per_token(shape, voter.model)
+    kept = batch * (written / 2 + read) * per_token
     moving = (weights + kept) / parts / gpu.bytes_per_s / hw.READING
     token = max(moving, 2 * shape.parameters * batch / flops) + hw.PER_TOKEN_S
     return reading + critiques / engines / batch * written * token

@@ -44,6 +44,7 @@ def test_more_of_what_is_slow_makes_a_step_shorter() -> None:
     assert step_of("algorithm.max_staleness=1", "algorithm.importance_cap=2") < usual
     assert step_of("+size=one_node_fp8") < usual
     assert step_of(gpu="a100") > 1.5 * usual
+    assert step_of("critic.gpu_memory_share=0.5") > usual  # fewer critiques have room at a time
 
 
 def test_the_best_split_is_searched_among_those_that_fit() -> None:
