@@ -55,8 +55,9 @@ def _below(pid: int) -> list[psutil.Process]:
 
 
 def name_of(process: psutil.Process) -> str:
+    """Empty where it has ended, which one that nobody has reaped has too."""
     try:
-        return process.name()
+        return "" if process.status() == psutil.STATUS_ZOMBIE else process.name()
     except psutil.NoSuchProcess:
         return ""
 

@@ -28,6 +28,7 @@ SETTINGS = (
     *("+experiment=tiny_cpu", "prompts_per_step=4", "responses_per_prompt=4", "trainer.responses_per_update=8"),
     *("data.evaluation_prompts=0", "tracking.wandb=offline", "steps=100000"),
     "stop_after_broken_steps=0",  # of 16 responses none may be right by chance
+    "trainer.learning_rate=2.5e-5",  # at ten times that, 16 responses a step teach nonsense within 30 steps
     *("checkpoint_every=1", "keep_checkpoints=3", "critic.workers=2", "cluster.silence_s=40", "cluster.max_restarts=9"),
 )
 """Small steps, a checkpoint after each, and two critics, so that one may be lost."""

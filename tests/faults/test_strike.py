@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 
 from capo_ray.faults.kinds import Kind
 from capo_ray.faults.plan import Fault
-from capo_ray.faults.processes import find, own_memory
+from capo_ray.faults.processes import all_of, find, own_memory
 from capo_ray.faults.strike import NoTarget, calm, strike
 from capo_ray.faults.subject import Ended, Subject
 
@@ -64,6 +67,15 @@ def scripted(run_dir: Path, what: str = "") -> Iterator[Subject]:
 
 def fault(kind: Kind) -> Fault:
     return Fault(number=0, kind=kind, which=0.5, delay=0.5)
+
+
+def test_who_has_ended_and_is_not_reaped_is_nobody() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    process = psutil.Process(ended.pid)
+    while process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert ended.pid not in [chain[-1].pid for chain in all_of(os.getpid(), process.name())]
+    ended.wait()
 
 
 @pytest.mark.parametrize("act", ["kill", "freeze"])
