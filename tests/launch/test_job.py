@@ -136,12 +136,12 @@ def test_what_ray_is_asked_for(job: ModuleType) -> None:
     client = Client()
     taught = job.Request(program="sft", arguments=("+experiment=qwen7b_sft", "out=/o"), gpus=8)
     job.submit(client, taught, {"HF_TOKEN": "t"}, None)
-    assert client.taken["entrypoint"] == "python -m capo_ray.sft +experiment=qwen7b_sft out=/o"
+    assert client.taken["entrypoint"] == "exec python -m capo_ray.sft +experiment=qwen7b_sft out=/o"
     assert client.taken["entrypoint_num_gpus"] == 8
     again = job.resumed(client.taken["metadata"], [])
     assert (again.gpus, again.arguments) == (8, (*taught.arguments, "resume=true"))
     job.submit(client, job.Request(program="evaluate", arguments=("out=/o",)), {}, None)
-    assert client.taken["entrypoint"] == "python -m capo_ray.evaluate cluster.address=auto out=/o"
+    assert client.taken["entrypoint"] == "exec python -m capo_ray.evaluate cluster.address=auto out=/o"
     assert client.taken["entrypoint_num_gpus"] is None
 
 
