@@ -45,9 +45,11 @@ class Disturbed:
     above end with it, Ray starts all again, and nothing goes back. After it a trainer rank dies, and all goes back to
     the checkpoint of step 3. When step 5 is done again, every process gets SIGTERM, as `timeout` and Slurm send it:
     Ray's own head goes first. The checkpoint of step 5, if one could still be written, is broken by a bit, and so the
-    run is resumed from that of step 3 and goes to its end.
+    run is resumed from that of step 3 and goes to its end. From there on its roles take turns.
     """
 
+    quiet: str
+    """What was printed before anything was done to it."""
     passes: list[list[dict[str, Any]]]
     """Steps 4 and 5 in metrics.jsonl: with restarted engines, after all went back, resumed."""
     interrupted: Ran
@@ -64,6 +66,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
         running.read_until("step 2/6")
         reachable = running.reachable()
         running.read_until("step 4/6")
+        quiet = running.output
         running.kill("CriticActor", "VLLM::")
         running.wait_for("CriticActor")
         running.kill("RolloutActor", "VLLM::")
@@ -74,10 +77,10 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
         interrupted = running.interrupt(signal.SIGTERM)
     break_last_checkpoint(run_dir)
     passes.append(interrupted.steps[3:5])
-    ended = run(run_dir, *QUICK, "steps=6", "export_every=3", "resume=true")
+    ended = run(run_dir, *QUICK, "steps=6", "export_every=3", "cluster.sharing=turns", "resume=true")
     assert ended.code == 0, ended.output
     assert ours("/dev/shm") == before
-    return Disturbed([*passes, ended.steps[3:5]], interrupted, ended, reachable)
+    return Disturbed(quiet, [*passes, ended.steps[3:5]], interrupted, ended, reachable)
 
 
 def break_last_checkpoint(run_dir: Path) -> None:
@@ -107,6 +110,14 @@ def test_what_is_killed_or_interrupted_costs_no_numbers(disturbed: Disturbed) ->
             assert [step[name] for step in steps] == pytest.approx([step[name] for step in restarted], abs=1e-4), name
 
 
+def test_roles_that_take_turns_make_the_same_numbers(disturbed: Disturbed) -> None:
+    _, apart, turns = disturbed.passes
+    for one, other in zip(turns, apart, strict=True):
+        assert one["turns/wake_s"] > 0 and "turns/wake_s" not in other
+        for name in ("critic/recall", "trainer/sampler_gap_mean"):
+            assert one.get(name) == pytest.approx(other.get(name), abs=1e-4), name
+
+
 def test_no_step_stands_twice_in_what_a_run_keeps(whole: Ran) -> None:
     """Steps were done again after a rollback, and once more after a resume."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -129,11 +140,12 @@ def test_no_other_machine_reaches_a_run_that_starts_its_own_ray(disturbed: Distu
     assert disturbed.reachable == set()
 
 
-def test_a_run_says_what_it_does_and_leaves_its_files(whole: Ran) -> None:
+def test_a_run_says_what_it_does_and_leaves_its_files(disturbed: Disturbed, whole: Ran) -> None:
     assert "step 6/6" in whole.output
     assert f"Everything of this run: {whole.run_dir}" in whole.output
     assert f"Look inside it: python -m capo_ray.view {whole.run_dir}\n" in whole.output
-    assert [line for line in whole.output.splitlines() if not OWN_LINES.match(line)] == []  # no library's
+    said = (disturbed.quiet + whole.output).splitlines()
+    assert [line for line in said if not OWN_LINES.match(line)] == []  # no library's
     for name in (
         "config.yaml",
         "critic_prompt.jinja",
@@ -181,15 +193,6 @@ def test_samples_hold_credit_that_can_be_checked_by_hand(whole: Ran) -> None:
         for number, step in enumerate(sample["steps"]):
             first, end = step["tokens"]
             assert set(sample["token_rewards"][first:end]) <= {outcome - (number in paid)}
-
-
-def test_roles_that_take_turns_make_the_same_numbers(whole: Ran, tmp_path: Path) -> None:
-    ran = run(tmp_path / "run", *QUICK, "steps=6", "cluster.sharing=turns")
-    assert ran.code == 0, ran.output
-    for turns, apart in zip(ran.steps, whole.steps, strict=True):
-        assert turns["turns/wake_s"] > 0 and "turns/wake_s" not in apart
-        for name in ("step", "reward/mean_token_reward", "critic/recall", "trainer/loss", "trainer/sampler_gap_mean"):
-            assert turns.get(name) == pytest.approx(apart.get(name), abs=1e-4), name
 
 
 def test_a_run_directory_is_never_mixed(whole: Ran) -> None:
