@@ -153,7 +153,7 @@ def test_a_rank_that_does_not_end_is_named_and_waited_for_no_longer_than_the_lim
 ) -> None:
     async def use() -> None:
         ranks = Rank(""), Rank("", asyncio.Event()), Rank("")
-        await _together([rank.remote(1) for rank in ranks], "update", word_s=0.01, end_s=0.05)
+        await _together([rank.remote(1) for rank in ranks], "update", word_s=0.01, end_s=0.05, grace_s=0.05)
 
     with pytest.raises(TimeoutError, match=r"trainer ranks 1 did not end update within 0.05 s"):
         asyncio.run(use())

@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 
 import psutil
 import pytest
 
 from capo_ray.faults.kinds import Kind
+from capo_ray.faults.orphans import Orphans
 from capo_ray.faults.plan import Fault
 from capo_ray.faults.processes import all_of, find, own_memory
 from capo_ray.faults.strike import NoTarget, calm, strike
@@ -23,7 +25,7 @@ RUN = """
 import json, os, subprocess, sys, time
 run_dir, what = sys.argv[1:]
 worker = subprocess.Popen(["sleep", "1000"])
-lost = silent = 0
+lost = 0
 for step in range(10000):
     time.sleep(0.05)
     state = open(f"/proc/{worker.pid}/stat").read().split()[2] if worker.poll() is None else ""
@@ -31,7 +33,8 @@ for step in range(10000):
         if what == "gone": sys.exit(3)
         if what == "error": print("error: the worker is gone", flush=True); worker.kill(); sys.exit(1)
         if what == "leaves":
-            subprocess.Popen(["env", "-i", "sleep", "999"], start_new_session=True)
+            silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            subprocess.Popen(["env", "-i", "sleep", "999"], start_new_session=True, **silent)
             print("error: the worker is gone", flush=True); sys.exit(1)
         worker.kill(); worker.wait(); lost += what != "uncounted"
         if what == "stands still": time.sleep(1000)
@@ -121,7 +124,10 @@ def test_a_run_that_stands_still_is_told(tmp_path: Path, monkeypatch: pytest.Mon
         ("gone", ("it ended without a line that says why", "its exit code is 3")),
     ],
 )
-def test_a_run_that_is_to_end(what: str, failures: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_run_that_is_to_end(
+    what: str, failures: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Orphans, "left", partialmethod(Orphans.left, within_s=1.0))
     with scripted(tmp_path, what) as subject:
         tried = strike(subject, fault(ENDS))
         assert tried.failures == failures
