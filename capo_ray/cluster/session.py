@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import psutil
 import ray
-from ray._private import ray_constants, state, worker
+from ray._private import ray_constants, serialization, state, worker
 
 from capo_ray.cluster.faults import SessionLost
 from capo_ray.cluster.patience import ends_within
@@ -55,8 +55,11 @@ def _say_less(data: dict[str, Any], *given: Any, **more: Any) -> None:
 def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
     """Ray, started here or joined; `logs` receives the logs of a session that was started here."""
     environment = worker_environment()
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", f"{2 * _END_S:.0f}")  # see while_it_answers
     # Ray has a switch for what actors print, and none for what it has to say itself.
     worker.print_to_stdstream = _say_less
+    # What cannot be read is raised where it was asked for; where Ray has just ended nobody asks any more.
+    logging.getLogger(serialization.__name__).setLevel(logging.CRITICAL)
     if cluster.address is not None:
         with sigterm_as_it_was():
             ray.init(
@@ -183,7 +186,9 @@ def own_actors(*, alive: bool = False) -> dict[str, dict[str, Any]]:
 
 async def while_it_answers(work: Coroutine[Any, Any, T], address: str, *, every_s: float = 1.0, misses: int = 3) -> T:
     """What `work` returns. Raises SessionLost, with `work` cancelled, when Ray's head at `address` takes no connection
-    `misses` times in a row: Ray itself would look for it for a minute, and then end the program without a word."""
+    `misses` times in a row: Ray itself would look for it for a minute, and then end the program without a word. It may
+    do that still while it ends, for its calls may outlast the head, so `ray_session` gives it longer than its end may
+    take."""
     doing = asyncio.ensure_future(work)
     missed = 0
     try:

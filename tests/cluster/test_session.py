@@ -98,7 +98,11 @@ def test_ray_starts_here_whatever_the_environment_names(tmp_path: Path) -> None:
         "from capo_ray.config.compose import compose;"
         "import ray;"
         "session = ray_session(compose(['+experiment=tiny_cpu']).cluster, logs=Path(sys.argv[1]));"
-        "session.__enter__(); print(len(ray.nodes()), 'node'); session.__exit__(None, None, None)"
+        "session.__enter__(); print(len(ray.nodes()), 'node');"
+        "reading = ray._private.worker.global_worker.get_serialization_context();"
+        "session.__exit__(None, None, None);"
+        "late = [ray._private.serialization.SerializedRayObject(b'', b'PYTHON', None)];"
+        "print(reading.deserialize_objects(late, [None], {})[0])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "logs")],
@@ -107,7 +111,8 @@ def test_ray_starts_here_whatever_the_environment_names(tmp_path: Path) -> None:
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0 and "1 node" in done.stdout, done.stderr
+    assert done.returncode == 0 and "1 node" in done.stdout and "System error" in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "ray_session").exists()
 
 
