@@ -21,8 +21,13 @@ ALLOWED_SKIPS = (
 )
 """How the reasons begin for which a test may be skipped: what a machine may lack."""
 
+LONGEST_FIRST = ("e2e", "engine", "slow")
+"""Marks of tests, by how long they take."""
+
 settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
 settings.load_profile("untimed")
+# Ray hands its metrics on every ten seconds, and reads this once, when it is imported: tests of them wait for less.
+os.environ.setdefault("RAY_metrics_report_interval_ms", "2000")
 # A shell starts what runs in the background deaf to Ctrl-C, and so would be every program that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -31,6 +36,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--strict-skips", action="store_true", help="a skip for a reason that is not allowed fails the run"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of long tests first, so that of several processes none is left alone with one at the end."""
+    first: dict[Path, int] = {}
+    for item in items:
+        marks = [number for number, name in enumerate(LONGEST_FIRST) if item.get_closest_marker(name)]
+        first[item.path] = min(*marks, first.get(item.path, len(LONGEST_FIRST)), len(LONGEST_FIRST))
+    items.sort(key=lambda item: first[item.path])
 
 
 @pytest.fixture(scope="session")

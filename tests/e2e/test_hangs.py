@@ -14,7 +14,7 @@ from running import UNEVALUATED, Running, numbers, steps_in
 
 from capo_ray.faults.processes import slow
 
-pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.alone, pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 SETTINGS = (
     *UNEVALUATED,

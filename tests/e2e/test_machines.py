@@ -12,7 +12,7 @@ import pytest
 from machines import PATIENT, machines, refused
 from running import UNEVALUATED, Running, numbers, steps_in
 
-pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.alone, pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(600)]
 
 MORE_THAN_ONE = "reward.aggregators=7"
 """With two trainer ranks, a rollout worker and a critic: eleven actors of a tenth of a core, on machines of a core. So

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import shutil
 import signal
 import time
-import urllib.error
-import warnings
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
-from openai_server import chat, serving_in_thread
-from prometheus_server import Prometheus, dashboard_queries
 from running import QUICK, Ran, Running, ours, run, steps_in
-
-from capo_ray.cluster.gauges import SERIES
-from capo_ray.credit.critique import render_reply
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
-KEY = "sk-a-secret"
-SECRETS = ("JUDGE_KEY", "HF_TOKEN", "WANDB_API_KEY", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY")
-"""Variables that hold one."""
 OWN_LINES = re.compile(
     r"W waiting for |W checkpoint step_000005 is broken: |step +\d+/|evaluation after |Held-out problems |[┏┃┡│└]"
     r"|Everything of this run: |Look inside it: |Then try |With problems of your own: |\s*$"
@@ -79,8 +64,17 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     passes.append(interrupted.steps[3:5])
     ended = run(run_dir, *QUICK, "steps=6", "export_every=3", "cluster.sharing=turns", "resume=true")
     assert ended.code == 0, ended.output
-    assert ours("/dev/shm") == before
+    assert weights_left(before) == set()
     return Disturbed(quiet, [*passes, ended.steps[3:5]], interrupted, ended, reachable)
+
+
+def weights_left(before: set[str]) -> set[str]:
+    """What is in shared memory for longer than a sync of another run may take."""
+    for _ in range(100):
+        if not (left := ours("/dev/shm") - before):
+            break
+        time.sleep(0.1)
+    return left
 
 
 def break_last_checkpoint(run_dir: Path) -> None:
@@ -201,103 +195,6 @@ def test_a_run_directory_is_never_mixed(whole: Ran) -> None:
     assert f"the run directory {whole.run_dir} exists and is not empty: pass resume=true" in ran.output
 
 
-FAULTS = ('outcome!~"ok|not_asked"', "actor_retries_total")
-"""Of which there are none here, and Ray has no counter that stands at 0."""
-
-
-def watch(running: Running, folder: Path) -> None:
-    """Have a Prometheus find the run's Ray as launch/grafana/up.sh does, and ask all that the dashboard would."""
-    if shutil.which("prometheus") is None:
-        warnings.warn("nobody watches: Prometheus is not installed (Debian's package `prometheus`)", stacklevel=2)
-        return
-    session = Path((running.run_dir / "ray_session").read_text().strip()) / "session_latest"
-    (port,) = session.glob("metrics_export_port_*")
-    prometheus = Prometheus(f"127.0.0.1:{port.read_text().strip()}", folder)
-    try:
-        asked = [
-            query for query in dashboard_queries(running.run_dir.name) if not any(fault in query for fault in FAULTS)
-        ]
-        assert unanswered(prometheus, asked, seconds=90) == []
-        published = [f"count by (role) (ray_{one.name})" for one in SERIES if not one.name.endswith(FAULTS)]
-        assert unanswered(prometheus, published, seconds=10) == []
-        answers = prometheus.ask("count by (role, actor) (ray_capo_actor_busy_seconds_total)")
-    finally:
-        prometheus.end()
-    assert {(answer["metric"]["role"], answer["metric"]["actor"]) for answer in answers} >= {
-        (role, f"{role}-{number}") for role in ("rollout", "critic", "aggregator", "trainer") for number in range(2)
-    }
-
-
-def unanswered(prometheus: Prometheus, queries: Sequence[str], *, seconds: float) -> list[str]:
-    """Those of `queries` that nothing came of in so many seconds."""
-    left, deadline = list(queries), time.monotonic() + seconds
-    while left and time.monotonic() < deadline:
-        time.sleep(1)
-        for query in tuple(left):
-            with suppress(ConnectionError, urllib.error.URLError):
-                if prometheus.ask(query):
-                    left.remove(query)
-    return left
-
-
-def test_two_of_everything_one_step_behind_until_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two critics that vote in turn too, one behind a server that wants a key, and an advantage and a surrogate out of
-    a file in the folder that it is started from. A Prometheus that watches has an answer to whatever the dashboard
-    asks."""
-    keys: set[str | None] = set()
-
-    async def answer(body: dict[str, Any], request: web.Request) -> web.Response:
-        keys.add(request.headers.get("Authorization"))
-        return chat([f"With {KEY}:\n{render_reply([0])}"] * body.get("n", 1))  # some servers say it again
-
-    for name in SECRETS:
-        monkeypatch.setenv(name, KEY)
-    (tmp_path / "my_file.py").write_text(
-        "from capo_ray.credit.advantage import ALGORITHMS\nfrom capo_ray.learn.surrogate import clip\n"
-        "CAPO = ALGORITHMS['capo']\n"
-    )
-    with serving_in_thread(answer) as endpoint:
-        settings = (
-            *QUICK,
-            "steps=400",
-            "rollout.workers=2",
-            "critic.workers=2",
-            f"critic.others=[{{kind:http,endpoints:['{endpoint}'],served_model:judge,api_key_env:JUDGE_KEY}}]",
-            "critic.canaries={source:arithmetic,rate:0.2}",
-            "critic.tokens_per_step=3072",  # two groups, as long as nobody knows what critiques cost
-            "reward.aggregators=2",
-            "trainer.zero_stage=3",
-            "trainer.optimisation_passes=2",
-            "algorithm.max_staleness=1",
-            "algorithm.advantage=my_file:CAPO",
-            "algorithm.surrogate=my_file:clip",
-            "algorithm.old_logprobs=sampler",
-            "algorithm.kl_weight=0.01",
-            "reward.vote=average",
-        )
-        with Running(tmp_path / "run", *settings) as running:
-            running.read_until("step   4/400")
-            watch(running, tmp_path)
-            live = running.temporary_files()
-            ran = running.interrupt(signal.SIGINT)
-    assert [line["staleness"] for line in ran.steps[:4]] == [0, 1, 1, 1]
-    assert [line["critic/over_budget_share"] for line in ran.steps[:2]] == [0.5, 0.5]
-    assert all(line["critic/over_budget_share"] < 0.5 for line in ran.steps[2:])
-    assert {tuple(sample["versions"]) for sample in ran.samples if sample["step"] == 4} == {(2,)}
-    server = f"judge at {endpoint.removeprefix('http://').removesuffix('/v1')}"
-    judged = [sample["critiques"] for sample in ran.samples if any(c["critic"] for c in sample["critiques"])]
-    assert judged  # what is over the budget has critiques that nobody was asked for
-    for critiques in judged:
-        here = critiques[0]["critic"]
-        assert here in ("critic-0", "critic-1") and [c["critic"] for c in critiques] == [here, server] * 2
-        assert [c["wrong_steps"] for c in critiques][1::2] == [[0], [0]]
-    assert keys == {f"Bearer {KEY}"}
-    assert any(path.endswith("/logs/raylet.out") for path in live)
-    assert [path for path, content in live.items() if KEY.encode() in content] == []
-    written = [path.read_bytes() for path in ran.run_dir.rglob("*") if path.is_file()]
-    assert not any(KEY.encode() in content for content in [*written, ran.output.encode()])
-
-
 def test_the_ledger_scores_as_the_run_did(whole: Ran) -> None:
     """To the last bit, for every response that is in the samples too."""
     from capo_ray.credit.group import score_group
@@ -315,46 +212,3 @@ def test_the_ledger_scores_as_the_run_did(whole: Ran) -> None:
         rewards, advantages = scored[sample["step"], sample["prompt_id"], sample["index"]]
         assert list(rewards) == sample["token_rewards"]
         assert (None if advantages is None else list(advantages)) == sample["advantages"]
-
-
-def test_real_text_with_a_full_size_tokenizer_and_a_critic_that_makes_no_sense(tmp_path: Path, test_data: Path) -> None:
-    """Whole steps in which no critique counts; then as many have failed as the run is told to bear, and it stops."""
-    tokenizer = tmp_path / "qwen2"
-    tokenizer.mkdir()
-    for file in (test_data / "tokenizers" / "qwen2").iterdir():
-        content = file.read_bytes()
-        (tokenizer / file.name.removesuffix(".gz")).write_bytes(
-            gzip.decompress(content) if file.suffix == ".gz" else content
-        )
-    ran = run(
-        tmp_path / "run",
-        "+experiment=tiny_cpu_text",
-        f"data.path={test_data / 'math' / 'math_train.jsonl.gz'}",
-        f"policy.tokenizer={tokenizer}",
-        "data.limit=200",
-        "steps=9",
-        "rollout.max_response_tokens=48",
-        "data.evaluation_prompts=4",
-        "prompts_per_step=2",
-        "responses_per_prompt=2",
-        "critic.failure_prompts=4",  # 2 a step
-        "critic.max_failed_share=0.9",
-        "tracking.wandb=off",
-    )
-    assert ran.code == 1, ran.output
-    assert re.search(r"16 of the 16 critiques of steps 2 to 3 failed \(truncated 16\); 90% may", ran.output), ran.output
-    assert "Traceback" not in ran.output
-    assert len(ran.steps) == 2
-    assert all(line["critic/valid_share"] < 0.1 for line in ran.steps)
-
-
-def test_it_learns(tmp_path: Path) -> None:
-    """One short seed with half of the critiques, +12.6 points where it was measured. `make learn-check` runs the whole
-    experiment with three."""
-    short = ("steps=8", "critic.critiques=2", "data.evaluation_prompts=500", "tracking.wandb=off")
-    ran = run(tmp_path / "run", "+experiment=tiny_cpu", *short)
-    assert ran.code == 0, ran.output
-    lines = map(json.loads, (ran.run_dir / "metrics.jsonl").read_text().splitlines())
-    name = "evaluation/truth/right_answer_and_process"
-    before, after = [line[name] for line in lines if name in line]
-    assert after - before > 0.05, ran.output
