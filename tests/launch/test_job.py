@@ -32,7 +32,6 @@ SCORED = [
     "suite=arithmetic",
     "count=20",
     "runs=1",
-    "rollout.workers=2",
     "+experiment=tiny_cpu",
 ]
 
@@ -286,8 +285,8 @@ def call(environment: dict[str, str], *arguments: str, code: int = 0) -> subproc
 @pytest.mark.e2e
 def test_submit_follow_stop_and_resume(tmp_path: Path) -> None:
     """On a real cluster: a run that is stopped on its way and goes on to its end; while it starts, a plan, a look at
-    the cluster and a failure. Orphans come to this process, which reaps none before the end, like the first process of
-    many containers."""
+    the cluster and a failure; while it starts again, an evaluation beside it. Orphans come to this process, which reaps
+    none before the end, like the first process of many containers."""
     assert adopt_orphans()
     run_dir = tmp_path / "run"
     tiny = ["+experiment=tiny_cpu", "tracking.wandb=offline", "critic=null", "algorithm=grpo"]
@@ -329,17 +328,11 @@ def test_submit_follow_stop_and_resume(tmp_path: Path) -> None:
         assert "has ended already: stopped" in call(environment, "stop", "long", code=2).stderr
 
         done = max(int(path.name[5:]) for path in run_dir.glob("checkpoints/step_*"))
-        resumed = call(environment, "resume", "long", f"steps={done + 1}")
-        assert f"Everything of this run: {run_dir}" in resumed.stdout
-        assert (run_dir / "checkpoints" / f"step_{done + 1:06d}").is_dir()
-        listed = call(environment, "list").stdout
-        assert re.search(r"^long +stopped .* run_dir=", listed, re.MULTILINE)
-
-        scored = call(environment, "submit", "--program", "evaluate", *SCORED, f"out={tmp_path / 'scores'}")
-        assert "greedy" in scored.stdout and (tmp_path / "scores" / "responses.jsonl").is_file(), scored.stdout
+        call(environment, "resume", "--id", "again", "--detach", "long", f"steps={done + 1}")
+        scores = tmp_path / "scores"
+        call(environment, "submit", "--program", "evaluate", "--id", "scored", "--detach", *SCORED, f"out={scores}")
         taught = call(environment, "submit", "--program", "sft", "+experiment=qwen7b_sft", "dry_run=true")
         assert "sequences_per_update" in taught.stdout, taught.stdout
-
         waited = subprocess.run(
             [str(ROOT / "launch" / "run.sh"), *tiny, "dry_run=true"],
             env=environment | {"RAY_ADDRESS": environment["GCS"], "NODES": "1"},
@@ -348,3 +341,10 @@ def test_submit_follow_stop_and_resume(tmp_path: Path) -> None:
             timeout=120,
         )
         assert waited.returncode == 0 and "placement of tiny_cpu" in waited.stdout, waited.stderr
+
+        assert f"Everything of this run: {run_dir}" in call(environment, "follow", "again").stdout
+        assert (run_dir / "checkpoints" / f"step_{done + 1:06d}").is_dir()
+        listed = call(environment, "list").stdout
+        assert re.search(r"^long +stopped .* run_dir=", listed, re.MULTILINE)
+        scored = call(environment, "follow", "scored").stdout
+        assert "greedy" in scored and (scores / "responses.jsonl").is_file(), scored
