@@ -16,7 +16,7 @@ LORA = (
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    return run(tmp_path_factory.mktemp("lora") / "run", *QUICK, *LORA, "rollout.workers=2")
+    return run(tmp_path_factory.mktemp("lora") / "run", *QUICK, *LORA, "trainer.ranks=1")
 
 
 def test_engines_sample_from_the_adapter_that_the_trainer_has(adapted: Ran) -> None:
