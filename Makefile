@@ -20,7 +20,7 @@ export CAPO_TEST_DATA ?= $(abspath ../shared/data)
 # than cores starve one another.
 BY_FILE := --dist loadfile --no-loadscope-reorder
 PARALLEL := -n 2 $(BY_FILE)
-# Of whole runs too, which mostly wait for their own processes; a machine of less than 20 GB has one at a time.
+# Of whole runs too, since each leaves a part of the cores idle; a machine of less than 20 GB has one at a time.
 RUNS := -n $(shell awk '/^MemTotal/ {print ($$2 > 20e6) ? 2 : 1}' /proc/meminfo) $(BY_FILE)
 test test-fast test-long: export OMP_NUM_THREADS ?= 1
 
