@@ -17,7 +17,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import psutil
 import ray
 from ray._private import ray_constants, serialization, state, worker
+from ray.exceptions import RpcError
 
 from capo_ray.cluster.faults import SessionLost
 from capo_ray.cluster.patience import ends_within
@@ -38,6 +39,8 @@ T = TypeVar("T")
 
 GIB = 1 << 30
 PREFIX = "capo_ray-"
+_ANSWER_S = 5
+"""Seconds that Ray's head has for an answer to who asks whether it is there."""
 _PATIENCE_S = 10
 """Seconds that Ray is given to end; one whose head is gone does not."""
 _END_S = 180.0
@@ -184,19 +187,42 @@ def own_actors(*, alive: bool = False) -> dict[str, dict[str, Any]]:
     return dict(state.actors(job_id=job, actor_state_name="ALIVE" if alive else None))
 
 
-async def while_it_answers(work: Coroutine[Any, Any, T], address: str, *, every_s: float = 1.0, misses: int = 3) -> T:
+def why_head_silent() -> str:
+    """Why Ray's head gives this program no answer; empty where it does. Never takes longer than `_ANSWER_S`."""
+    try:
+        worker.global_worker.gcs_client.check_alive([], timeout=_ANSWER_S)
+    except RpcError as error:
+        return str(error)
+    return ""
+
+
+async def while_it_answers(
+    work: Coroutine[Any, Any, T],
+    address: str,
+    *,
+    silence_s: float,
+    every_s: float = 1.0,
+    misses: int = 3,
+    ask: Callable[[], str] = why_head_silent,
+) -> T:
     """What `work` returns. Raises SessionLost, with `work` cancelled, when Ray's head at `address` takes no connection
-    `misses` times in a row: Ray itself would look for it for a minute, and then end the program without a word. It may
-    do that still while it ends, for its calls may outlast the head, so `ray_session` gives it longer than its end may
-    take."""
+    `misses` times in a row, or gives no answer for `silence_s`: a frozen one takes connections.
+
+    Ray itself would look for a head that is gone for a minute, and then end the program without a word. It may do that
+    still while it ends, for its calls may outlast the head, so `ray_session` gives it longer than its end may take.
+    """
     doing = asyncio.ensure_future(work)
-    missed = 0
+    missed, answered = 0, time.monotonic()
     try:
         while not (await asyncio.wait((doing,), timeout=every_s))[0]:
             why = await asyncio.to_thread(why_silent, address)
             missed = missed + 1 if why else 0
             if missed >= misses:
                 raise SessionLost(f"Ray's head at {address} is gone ({why})")
+            if not (why or await asyncio.to_thread(ask)):
+                answered = time.monotonic()
+            if (silent := time.monotonic() - answered) >= silence_s:
+                raise SessionLost(f"Ray's head at {address} has answered nothing for {silent:.0f} s")
         return doing.result()
     finally:
         doing.cancel()

@@ -98,7 +98,7 @@ async def _work(config: Config, crew: RayCrew | TracedCrew) -> None:
     try:
         with told_to_stop(stop, within_s=config.stop_within_s):
             async with told_to_move(stop) as told:
-                done = await while_it_answers(training, head_address())
+                done = await while_it_answers(training, head_address(), silence_s=config.cluster.silence_s)
     except Exception as error:
         if stop.for_good:
             raise Stopped(f"No further checkpoint could be written: {cause_of(error)}") from error

@@ -31,9 +31,25 @@ def test_work_beside_a_head_that_answers() -> None:
         head = await asyncio.start_server(_answer, "127.0.0.1", 0)
         async with head:
             port = head.sockets[0].getsockname()[1]
-            return await while_it_answers(_work(0.2), f"127.0.0.1:{port}", every_s=0.02)
+            answers = iter(["slow", ""] * 100)
+            return await while_it_answers(
+                _work(0.2), f"127.0.0.1:{port}", silence_s=0.15, every_s=0.02, ask=lambda: next(answers)
+            )
 
     assert asyncio.run(go()) == "done"
+
+
+def test_a_head_that_takes_connections_and_answers_nothing_is_lost() -> None:
+    """A frozen one."""
+
+    async def go() -> None:
+        head = await asyncio.start_server(_answer, "127.0.0.1", 0)
+        async with head:
+            address = f"127.0.0.1:{head.sockets[0].getsockname()[1]}"
+            await while_it_answers(_work(3600), address, silence_s=0.2, every_s=0.02, ask=lambda: "too late")
+
+    with pytest.raises(SessionLost, match=r"Ray's head at 127\.0\.0\.1:\d+ has answered nothing for 0 s"):
+        asyncio.run(go())
 
 
 def test_a_head_that_is_gone_ends_the_work() -> None:
@@ -43,7 +59,7 @@ def test_a_head_that_is_gone_ends_the_work() -> None:
 
     async def go() -> None:
         try:
-            await while_it_answers(_work(3600), address, every_s=0.02)
+            await while_it_answers(_work(3600), address, silence_s=60, every_s=0.02)
         finally:
             assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -57,7 +73,7 @@ def test_what_the_work_raises_is_raised() -> None:
         async def breaks() -> None:
             raise ValueError("the data are odd")
 
-        await while_it_answers(breaks(), "127.0.0.1:9", every_s=60)
+        await while_it_answers(breaks(), "127.0.0.1:9", silence_s=60, every_s=60)
 
     with pytest.raises(ValueError, match="the data are odd"):
         asyncio.run(go())
@@ -92,13 +108,17 @@ def test_what_ray_says_itself_is_one_line(caplog: pytest.LogCaptureFixture) -> N
 
 @pytest.mark.ray
 def test_ray_starts_here_whatever_the_environment_names(tmp_path: Path) -> None:
-    """RAY_ADDRESS as docs/launch.md has it for jobs; nobody is there."""
+    """RAY_ADDRESS as docs/launch.md has it for jobs; nobody is there. Its head is asked, frozen and not; and what comes
+    when it has ended is read in silence."""
     code = (
-        "import sys; from pathlib import Path; from capo_ray.cluster.session import ray_session;"
+        "import sys; from pathlib import Path; from capo_ray.cluster.session import ray_session, why_head_silent;"
+        "from capo_ray.faults.processes import find;"
         "from capo_ray.config.compose import compose;"
-        "import ray;"
+        "import os, ray;"
         "session = ray_session(compose(['+experiment=tiny_cpu']).cluster, logs=Path(sys.argv[1]));"
         "session.__enter__(); print(len(ray.nodes()), 'node');"
+        "(head,) = find(os.getpid(), 'gcs_server'); heard = [why_head_silent()];"
+        "head.suspend(); heard.append(why_head_silent()); head.resume(); print(heard);"
         "reading = ray._private.worker.global_worker.get_serialization_context();"
         "session.__exit__(None, None, None);"
         "late = [ray._private.serialization.SerializedRayObject(b'', b'PYTHON', None)];"
@@ -113,6 +133,7 @@ def test_ray_starts_here_whatever_the_environment_names(tmp_path: Path) -> None:
     )
     assert done.returncode == 0 and "1 node" in done.stdout and "System error" in done.stdout, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
+    assert "['', 'RPC error: Deadline Exceeded']" in done.stdout, done.stdout
     assert not (tmp_path / "ray_session").exists()
 
 
