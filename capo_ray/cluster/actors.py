@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,13 @@ class EngineActor(Member):
     _engine: Any
     _alive: Lifeline
 
+    def _see_gpus_of(self, ranks: Sequence[tuple[str, str]]) -> None:
+        """Have the GPUs of trainer `ranks` (name, namespace), in their order, before anything here looks for some;
+        without ranks those that Ray gave. Asked by name: Ray may start this actor again when nothing holds a handle."""
+        if ranks:
+            asked = [ray.get_actor(*rank).gpu.remote() for rank in ranks]
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ray.get(asked))
+
     async def ready(self) -> str:
         return self._engine.name
 
@@ -96,7 +104,11 @@ def spans_of(badge: Badge | None) -> Spans:
 
 
 class RolloutActor(EngineActor):
-    def __init__(self, factory: Callable[[], Any], badge: Badge | None = None) -> None:
+    def __init__(
+        self, factory: Callable[[], Any], badge: Badge | None = None, ranks: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """`ranks`: of the trainer, those whose GPUs it shares."""
+        self._see_gpus_of(ranks)
         with loading():
             self._engine = factory()
         self._alive = Lifeline(self._engine)
@@ -135,7 +147,11 @@ class RolloutActor(EngineActor):
 
 
 class CriticActor(EngineActor):
-    def __init__(self, factory: Callable[[], Any], badge: Badge | None = None) -> None:
+    def __init__(
+        self, factory: Callable[[], Any], badge: Badge | None = None, ranks: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """`ranks`: of the trainer, those whose GPUs it shares."""
+        self._see_gpus_of(ranks)
         with loading():
             self._engine = factory()
         self._alive = Lifeline(self._engine)
@@ -182,6 +198,12 @@ class TrainerActor(Member):
     def pulse(self) -> Pulse:
         """On a thread of its own (placement), so that it answers during an update too."""
         return self._heart.beat()
+
+    @ray.method(concurrency_group="pulse")
+    def gpu(self) -> str:
+        """That Ray gave this rank, by number or UUID, as the node's CUDA_VISIBLE_DEVICES has it."""
+        (found,) = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+        return found
 
     def address(self) -> tuple[str, int]:
         """A host and a free port of this process's machine, for the ranks' rendezvous."""

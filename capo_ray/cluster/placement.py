@@ -181,7 +181,8 @@ class Team:
         return found
 
     def hire(self, role: Role, make: Make) -> dict[str, Any]:
-        """Start the actor of every seat of `role`, or take those that are ready; by name. `ready` waits for them."""
+        """Start the actor of every seat of `role`, or take those that are ready; by name. `ready` waits for them.
+        Trainer ranks come before those who share their GPUs."""
         for seat in self.seats:
             if seat.role == role:
                 self._hired.append((seat, self._start(seat, make(seat))))
@@ -189,7 +190,7 @@ class Team:
         return {seat.name: actor for seat, actor in team._hired if seat.role == role}
 
     def _start(self, seat: Seat, given: tuple[Any, ...]) -> Any:
-        badge = Badge(self._run, seat.role, seat.name, duty(self._config, seat), self._config.tracking.trace)
+        badge = self._badge(seat)
         made = remote_class(seat.role).options(
             name=str(badge),
             namespace=self._namespace,
@@ -201,7 +202,13 @@ class Team:
             ),
             **_OPTIONS[seat.role],
         )
-        return made.remote(*given, badge)
+        if not seat.shares:
+            return made.remote(*given, badge)
+        ranks = {one.number: str(self._badge(one)) for one in self.seats if one.role == "trainer"}
+        return made.remote(*given, badge, [(ranks[rank], self._namespace) for rank in seat.shares])
+
+    def _badge(self, seat: Seat) -> Badge:
+        return Badge(self._run, seat.role, seat.name, duty(self._config, seat), self._config.tracking.trace)
 
     async def ready(self) -> None:
         """Wait until every engine has started. Raises with the name and cause of the first that cannot."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
@@ -95,8 +95,8 @@ class Engine:
     role: Role
     name: str
     actor: Any
-    gpu: int
-    """Equal for those who share one."""
+    gpus: Sequence[int]
+    """Numbers of those that it shares."""
 
 
 class InTurn:
@@ -192,7 +192,7 @@ class InTurn:
             with self._timed("sleep"):
                 await self._sleep(TAKING_TURNS)
             with self._timed("wake"):
-                await asyncio.gather(*(_unless_lost(_open_in_turn(engines)) for engines in _by_gpu(new)))
+                await one_at_a_time(new, lambda engine: _unless_lost(_open_in_turn(engine)))
 
     async def _sleep(self, roles: Collection[Role]) -> None:
         """A trainer that does not gives back what its last work left with its allocator: others' memory is next."""
@@ -217,21 +217,20 @@ class InTurn:
             async with self._changing:
                 engines = self._of(self.phase) if self.phase else []
                 kept = [engine for engine in engines if engine.name not in left]
-                await asyncio.gather(*(self._open_again(group, left) for group in _by_gpu(kept)))
+                await one_at_a_time(kept, lambda engine: self._open_again(engine, left))
 
-    async def _open_again(self, engines: Collection[Engine], left: set[str]) -> None:
-        """Those of one GPU that were started again, one after another; into `left` goes who cannot start."""
-        for engine in engines:
-            try:
-                if not await engine.actor.opened.remote():
-                    log.warning("%s: started again, in the middle of its turn", engine.name)
-                    self._has_weights &= engine.role != "rollout"
-                    await with_patience(engine.actor.open.remote(), f"{engine.name} to start")
-            except RayTaskError as error:
-                log.error("%s could not start: %s", engine.name, cause_of(error))
-                left.add(engine.name)
-            except RayError as error:  # not there yet, or never again: whoever asks it finds out
-                log.debug("%s is not there: %s", engine.name, cause_of(error))
+    async def _open_again(self, engine: Engine, left: set[str]) -> None:
+        """If it was started again; into `left` goes who cannot start."""
+        try:
+            if not await engine.actor.opened.remote():
+                log.warning("%s: started again, in the middle of its turn", engine.name)
+                self._has_weights &= engine.role != "rollout"
+                await with_patience(engine.actor.open.remote(), f"{engine.name} to start")
+        except RayTaskError as error:
+            log.error("%s could not start: %s", engine.name, cause_of(error))
+            left.add(engine.name)
+        except RayError as error:  # not there yet, or never again: whoever asks it finds out
+            log.debug("%s is not there: %s", engine.name, cause_of(error))
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -253,7 +252,7 @@ def turns_for(config: Config, rollouts: Mapping[str, Any], critics: Mapping[str,
 def engines_of(config: Config, actors: Mapping[str, Any]) -> list[Engine]:
     """`actors` by name, of rollout workers and critics."""
     taking = [seat for seat in seats(config)[1] if seat.role in ("rollout", "critic")]
-    return [Engine(seat.role, seat.name, actors[seat.name], seat.bundle) for seat in taking]
+    return [Engine(seat.role, seat.name, actors[seat.name], seat.shares) for seat in taking]
 
 
 async def start_all(config: Config, team: Team, trainers: TrainerGroup) -> None:
@@ -264,26 +263,30 @@ async def start_all(config: Config, team: Team, trainers: TrainerGroup) -> None:
         return
     await team.ready()
     if config.cluster.sharing == "turns":
-        await asyncio.gather(*map(_open_in_turn, _by_gpu(engines_of(config, team.actors))))
+        await one_at_a_time(engines_of(config, team.actors), _open_in_turn)
     await trainers.start()
 
 
-def _by_gpu(engines: Iterable[Engine]) -> Collection[list[Engine]]:
-    found: defaultdict[int, list[Engine]] = defaultdict(list)
-    for engine in engines:
-        found[engine.gpu].append(engine)
-    return found.values()
+async def one_at_a_time(engines: Iterable[Engine], do: Callable[[Engine], Awaitable[None]]) -> None:
+    """`do` with each of `engines`, side by side but where two share a GPU."""
+    gpus: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def alone(engine: Engine) -> None:
+        async with AsyncExitStack() as held:
+            for gpu in sorted(engine.gpus):
+                await held.enter_async_context(gpus[gpu])
+            await do(engine)
+
+    await asyncio.gather(*map(alone, engines))
 
 
-async def _open_in_turn(engines: Collection[Engine]) -> None:
-    """Open engines of one GPU one after another, each asleep before the next. Raises RuntimeError for one that cannot
-    start, and RayActorError."""
-    for engine in engines:
-        try:
-            await with_patience(engine.actor.open.remote(), f"{engine.name} to start")
-            await with_patience(engine.actor.sleep.remote(), f"{engine.name} to fall asleep")
-        except RayTaskError as error:
-            raise RuntimeError(f"{engine.name} could not start: {cause_of(error)}") from error
+async def _open_in_turn(engine: Engine) -> None:
+    """Open an engine and put it to sleep. Raises RuntimeError where it cannot start, and RayActorError."""
+    try:
+        await with_patience(engine.actor.open.remote(), f"{engine.name} to start")
+        await with_patience(engine.actor.sleep.remote(), f"{engine.name} to fall asleep")
+    except RayTaskError as error:
+        raise RuntimeError(f"{engine.name} could not start: {cause_of(error)}") from error
 
 
 async def _sleeps(engine: Engine) -> None:

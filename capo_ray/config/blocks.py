@@ -270,8 +270,8 @@ class Cluster(Block):
         ge=2,
     )
     sharing: Literal["apart", "pairs", "turns"] = setting(
-        "who is on a GPU: `apart`: every rollout worker, critic and trainer rank has its own; `pairs`: trainer rank n "
-        "and rollout worker n share one; `turns`: all roles share all of them, one after the other",
+        "who is on a GPU: `apart`: every rollout worker, critic and trainer rank has its own; `pairs`: rollout workers "
+        "have those of trainer ranks; `turns`: all roles share all of them, one after the other",
         "apart",
     )
     lora_sync: Literal["merged", "adapter"] = setting(
@@ -283,7 +283,7 @@ class Cluster(Block):
     @property
     def weight_transfer(self) -> Literal["shm", "nccl", "ipc"]:
         """How weights reach the engines: a file in shared memory on CPU, NCCL between GPUs, or handles of CUDA IPC on
-        a GPU that trainer rank n and rollout worker n share."""
+        GPUs that trainer ranks and rollout workers share."""
         if self.device == "cpu":
             return "shm"
         return "nccl" if self.sharing == "apart" else "ipc"

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 
 from capo_ray import extension
 from capo_ray.config.critic import voter_field
@@ -250,11 +251,11 @@ def _check_cluster(config: Fields) -> None:
         )
     rollout, ranks = config.rollout, config.trainer.ranks
     shared = cluster.device == "gpu" and cluster.sharing != "apart"
-    if shared and (rollout.workers, rollout.tensor_parallel) != (ranks, 1):
+    if shared and rollout.workers * rollout.tensor_parallel != ranks:
         raise ValueError(
-            f"`cluster.sharing` {cluster.sharing} puts rollout worker n and trainer rank n on one GPU, and there are "
-            f"{rollout.workers} workers of {rollout.tensor_parallel} GPUs and {ranks} ranks: set "
-            f"rollout.workers={ranks} and rollout.tensor_parallel=1, or cluster.sharing=apart"
+            f"`cluster.sharing` {cluster.sharing} puts each rollout worker on the GPUs of trainer ranks, and there are "
+            f"{rollout.workers} workers of {rollout.tensor_parallel} GPUs and {ranks} ranks: let rollout.workers x "
+            "rollout.tensor_parallel be trainer.ranks, or set cluster.sharing=apart"
         )
 
 
@@ -268,16 +269,18 @@ def _check_turns(config: Fields) -> None:
     judging = [voter for voter in (config.critic.voters if config.critic else ()) if voter.kind == "vllm"]
     if config.cluster.device == "cpu" or not judging:
         return
-    if (most := max(voter.tensor_parallel for voter in judging)) > 1:
+    for few, more in pairwise(sorted({config.rollout.tensor_parallel, *(voter.tensor_parallel for voter in judging)})):
+        if more % few:
+            raise ValueError(
+                f"`tensor_parallel` {few} and {more}: with `cluster.sharing` turns rollout workers and critics share "
+                "GPUs, and an engine must lie within those of a larger one; choose numbers that divide one another"
+            )
+    gpus, ranks = sum(voter.workers * voter.tensor_parallel for voter in judging), config.trainer.ranks
+    if gpus > ranks:
         raise ValueError(
-            f"`critic.tensor_parallel` {most}: with `cluster.sharing` turns an engine shares one GPU with a worker and "
-            "a rank, and Ray shares out no more than one; set it to 1 with a smaller or quantised critic, or use pairs"
-        )
-    engines, ranks = sum(voter.workers for voter in judging), config.trainer.ranks
-    if engines > ranks:
-        raise ValueError(
-            f"`critic.workers`: with `cluster.sharing` turns {engines} critic engines would share the GPUs of {ranks} "
-            "trainer ranks, one on each; lower it, or raise trainer.ranks and rollout.workers"
+            f"`critic.workers`: with `cluster.sharing` turns critics of {gpus} GPUs together would share those of "
+            f"{ranks} trainer ranks; lower critic.workers or critic.tensor_parallel, or raise trainer.ranks and "
+            "rollout.workers"
         )
 
 

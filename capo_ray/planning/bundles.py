@@ -6,8 +6,9 @@ Pure arithmetic over a Config. Leaves out memory (memory), the whole plan (plan)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Literal
 
 from capo_ray.config.critic import Voter, voter_field
@@ -27,10 +28,18 @@ class Seat:
     """Among those of its role."""
     bundle: int
     resources: dict[str, float]
+    """That it asks Ray for."""
+    shares: Sequence[int] = ()
+    """The trainer ranks whose GPUs it has too, one of each; of Ray it asks for none."""
 
     @property
     def name(self) -> str:
         return actor_name(self.role, self.number)
+
+    @property
+    def gpus(self) -> int:
+        """That it sees."""
+        return len(self.shares) or int(self.resources.get("GPU", 0))
 
 
 def actor_name(role: Role, number: int) -> str:
@@ -41,42 +50,71 @@ def actor_name(role: Role, number: int) -> str:
 def seats(config: Config, *, together: bool = False) -> tuple[list[dict[str, float]], list[Seat]]:
     """The bundles of the placement group, and the seat of every actor in them.
 
-    Where GPUs are shared, trainer rank and rollout worker n have one and so share a bundle; in turns critic n is in it
-    too. `together`: all trainer ranks on GPUs of their own are one bundle, so that none is on another node than the
-    rest.
+    A bundle is on one node. Where GPUs are shared, trainer ranks ask for them, and whoever has the same GPUs sits in
+    the same bundle. `together`: all trainer ranks on GPUs of their own are one bundle, so that none is on another node
+    than the rest.
     """
     gpu = config.cluster.device == "gpu"
-    shared, turns = gpu and config.cluster.sharing != "apart", gpu and config.cluster.sharing == "turns"
-    judged = sum(voter.workers for _, voter in critics_here(config)) if turns else 0
-    bundles: list[dict[str, float]] = []
+    spans = _spans(config)
+    homes = _homes(chain(*spans.values()))
+    places = {home: place for place, home in enumerate(sorted(set(homes.values())))}
+    bundles: list[dict[str, float]] = [{} for _ in places]
     made: list[Seat] = []
     taken: Counter[Role] = Counter()
 
-    def seat(role: Role, gpus: float, *, bundle: int | None = None) -> None:
-        need = {"CPU": max(1.0, gpus), "GPU": gpus} if gpu and gpus else {"CPU": 1.0 if gpu else CPU_SHARE}
+    def seat(role: Role, gpus: int, *, bundle: int | None = None, shares: Sequence[int] = ()) -> None:
+        need = {"CPU": float(max(1, gpus)) if gpu else CPU_SHARE}
+        if gpu and gpus and not shares:
+            need["GPU"] = gpus
         if bundle is None:
             bundles.append({})
             bundle = len(bundles) - 1
         bundles[bundle] = dict(Counter(bundles[bundle]) + Counter(need))
-        made.append(Seat(role, taken[role], bundle, need))
+        made.append(Seat(role, taken[role], bundle, need, shares))
         taken[role] += 1
 
-    def half(number: int) -> float:
-        """Shares of a GPU add up to 1, or Ray would count too few."""
-        return 0.25 if number < judged else 0.5
+    def engine(role: Role, gpus: int) -> None:
+        span = spans[role][taken[role]] if spans[role] else ()
+        seat(role, gpus, bundle=places[homes[span[0]]] if span else None, shares=span)
 
-    for worker in range(config.rollout.workers):
-        seat("rollout", half(worker) if shared else config.rollout.tensor_parallel)
+    for _ in range(config.rollout.workers):
+        engine("rollout", config.rollout.tensor_parallel)
     for _, voter in critics_here(config):
         for _ in range(voter.workers):
-            seat("critic", 0.5 if turns else voter.tensor_parallel, bundle=taken["critic"] if turns else None)
+            engine("critic", voter.tensor_parallel)
     first = len(bundles)
     for rank in range(config.trainer.ranks):
         joined = first if together and gpu and rank else None
-        seat("trainer", half(rank) if shared else 1, bundle=rank if shared else joined)
+        seat("trainer", 1, bundle=places[homes[rank]] if homes else joined)
     for _ in range(config.reward.aggregators):
         seat("aggregator", 0)
     return bundles, made
+
+
+def _spans(config: Config) -> dict[Role, list[range]]:
+    """Of each rollout worker and critic, the trainer ranks whose GPUs it shares; none of a role with its own. Critics
+    of most GPUs come first: as numbers of GPUs divide one another (config.rules), no span lies across the end of a
+    larger one."""
+    spans: dict[Role, list[range]] = {"rollout": [], "critic": []}
+    if config.cluster.device == "cpu" or config.cluster.sharing == "apart":
+        return spans
+    each = config.rollout.tensor_parallel
+    spans["rollout"] = [range(n * each, (n + 1) * each) for n in range(config.rollout.workers)]
+    if config.cluster.sharing == "turns":
+        wide = [voter.tensor_parallel for _, voter in critics_here(config) for _ in range(voter.workers)]
+        largest_first = sorted(range(len(wide)), key=lambda critic: -wide[critic])
+        ends = list(accumulate(wide[critic] for critic in largest_first))
+        found = {critic: range(end - wide[critic], end) for critic, end in zip(largest_first, ends, strict=True)}
+        spans["critic"] = [found[critic] for critic in range(len(wide))]
+    return spans
+
+
+def _homes(spans: Iterable[range]) -> dict[int, int]:
+    """Of each rank in `spans`, the first of those that must be on its node: of the largest span that it is in."""
+    found: dict[int, int] = {}
+    for span in sorted(spans, key=len):
+        found |= dict.fromkeys(span, span.start)
+    return found
 
 
 def critics_here(config: Config) -> list[tuple[str, Voter]]:

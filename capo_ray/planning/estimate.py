@@ -192,12 +192,15 @@ def splits(config: Config, gpus: int, gpu_gib: float, shapes: Mapping[str, Shape
     """The run on at most `gpus` GPUs in every way that the plan finds no fault with: other numbers of rollout workers,
     engines of its first critic and trainer ranks."""
     sharing, judges = config.cluster.sharing, critics_here(config)
-    each = judges[0][1].tensor_parallel if judges else 0
+    each, parts = judges[0][1].tensor_parallel if judges else 0, config.rollout.tensor_parallel
+    others = sum(voter.workers * voter.tensor_parallel for _, voter in judges[1:])
     for engines in range(1, gpus // each + 1) if judges else (0,):
-        beside = 0 if sharing == "turns" else engines * each
-        for ranks in range(max(1, engines - beside), gpus - beside + 1):
-            left = (gpus - beside - ranks) // config.rollout.tensor_parallel
-            for workers in range(1, left + 1) if sharing == "apart" else (ranks,):
+        beside, least = (0, engines * each + others) if sharing == "turns" else (engines * each, 1)
+        for ranks in range(max(1, least), gpus - beside + 1):
+            if sharing != "apart" and ranks % parts:
+                continue
+            left = (gpus - beside - ranks) // parts
+            for workers in range(1, left + 1) if sharing == "apart" else (ranks // parts,):
                 update: dict[str, Any] = {
                     "rollout": config.rollout.model_copy(update={"workers": workers}),
                     "trainer": config.trainer.model_copy(update={"ranks": ranks}),

@@ -30,8 +30,8 @@ CUDA_GIB = 1.0
 NCCL_GIB = 0.5
 """Buffers of one NCCL communicator. Assumed."""
 ASLEEP_GIB = 1.5
-"""What an engine that sleeps leaves on its GPU: the CUDA context, and its graphs. Assumed; vLLM says that over nine
-tenths come free."""
+"""What an engine that sleeps leaves on its GPU, beside NCCL's buffers: the CUDA context, and its graphs. Assumed; vLLM
+says that over nine tenths come free."""
 BUCKET = 500_000_000
 """Numbers in DeepSpeed's reduce bucket (`reduce_bucket_size`), which ZeRO 2 and 3 allocate whole."""
 LIVE = 1_000_000_000
@@ -232,6 +232,11 @@ def quantization_of(engine: Rollout | Voter) -> str | None:
     """vLLM's `quantization` that the engine is given, if any."""
     named = engine.engine.get("quantization")
     return str(named) if named is not None else None
+
+
+def asleep_gib(engine: Rollout | Voter) -> float:
+    """What an engine that sleeps holds of each of its GPUs."""
+    return ASLEEP_GIB + (NCCL_GIB if engine.tensor_parallel > 1 else 0)
 
 
 @dataclass(frozen=True, slots=True)

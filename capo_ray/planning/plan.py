@@ -18,7 +18,7 @@ from capo_ray.config.model import Shape
 from capo_ray.config.run import Config
 from capo_ray.planning.bundles import Role, critics_here, misfit, needs, seats, shortages
 from capo_ray.planning.machine import Machine, shape_of, this_machine, why_silent
-from capo_ray.planning.memory import ASLEEP_GIB, engines_memory, in_words, rank_of, trainer_memory, ways_to_save
+from capo_ray.planning.memory import asleep_gib, engines_memory, in_words, rank_of, trainer_memory, ways_to_save
 from capo_ray.planning.turns import Turns, lines_of, turns_of
 
 ASSUMED_GPU_GIB = 79.6
@@ -34,7 +34,7 @@ class RolePlan:
     role: Role
     processes: int
     cpus_each: float
-    gpus_each: float
+    gpus_each: int
     memory: dict[str, float]
     """GiB by purpose: per GPU of a process on GPU, per process on CPU. Empty where the model's shape is unknown."""
     note: str = ""
@@ -56,7 +56,7 @@ class Plan:
     gpu_gib: float
     """Memory of a GPU that the figures are for."""
     shared_gpus: bool
-    """Trainer rank n and rollout worker n take turns on one GPU."""
+    """Rollout workers have the GPUs of trainer ranks, and all of these are awake."""
     turns: Turns | None
     """Of all roles on all GPUs."""
     memory_gib: float
@@ -105,15 +105,15 @@ def plan_for(
     bundles, made = seats(config)
     memory, notes, faults = _memory(config, shapes or {}, gpu_gib)
     roles = []
-    left = {role: [seat.resources for seat in made if seat.role == role] for role in get_args(Role)}
+    left = {role: [seat for seat in made if seat.role == role] for role in get_args(Role)}
     for role, place, processes in _processes(config):
         mine, left[role] = left[role][:processes], left[role][processes:]
         roles.append(
             RolePlan(
                 role=role,
                 processes=processes,
-                cpus_each=mine[0]["CPU"],
-                gpus_each=mine[0].get("GPU", 0),
+                cpus_each=mine[0].resources["CPU"],
+                gpus_each=mine[0].gpus,
                 memory=memory.get(place, {}),
                 note=notes.get(place, ""),
             )
@@ -185,7 +185,8 @@ def _trainer_faults(memory: Mapping[str, float], config: Config, gpu_gib: float)
     if pairs:
         room, beside = gpu_gib * (1 - config.rollout.gpu_memory_share), " beside its rollout worker"
     elif config.cluster.sharing == "turns":
-        room, beside = gpu_gib - ASLEEP_GIB * (1 + bool(critics_here(config))), " beside those asleep"
+        critics = max((asleep_gib(voter) for _, voter in critics_here(config)), default=0.0)
+        room, beside = gpu_gib - asleep_gib(config.rollout) - critics, " beside those asleep"
     total = sum(memory.values())
     if total <= room:
         return []
@@ -223,7 +224,7 @@ def render(plan: Plan) -> str:
         if role.note:
             lines.append(f"  {'':<33}  {role.note}")
     if plan.shared_gpus:
-        lines.append("  trainer rank n and rollout worker n share a GPU")
+        lines.append("  rollout workers share the GPUs of trainer ranks")
     if plan.turns is not None:
         lines += lines_of(plan.turns)
     lines += [f"fault: {fault}" for fault in plan.faults]

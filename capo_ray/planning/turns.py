@@ -15,7 +15,7 @@ from capo_ray.config.model import Shape
 from capo_ray.config.run import Config
 from capo_ray.planning import hardware as hw
 from capo_ray.planning.bundles import Role, critics_here
-from capo_ray.planning.memory import ASLEEP_GIB, GIB, engines_memory, in_words, rank_of, ways_to_save
+from capo_ray.planning.memory import GIB, asleep_gib, engines_memory, in_words, rank_of, ways_to_save
 
 Phase = Literal["sample", "judge", "train", "sync"]
 """Of a step, in this order; weights move in `sync`."""
@@ -32,7 +32,8 @@ NEEDED: dict[Phase, frozenset[Role]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """GiB of one process, or of the largest where a role has several kinds."""
+    """GiB of one process on its GPU, or of the largest where a role has several kinds; an engine of several GPUs has
+    one on each."""
 
     role: Role
     processes: int
@@ -124,8 +125,8 @@ def _switch_s(foot: Footprint) -> float:
 def _footprints(config: Config, shapes: Shapes, gpu_gib: float) -> list[Footprint]:
     """Of the roles on one GPU; none on CPU, or where the shape of a model is unknown."""
     policy = config.policy.shape or shapes.get("policy")
-    critics = [(place, voter.workers) for place, voter in critics_here(config)]
-    known = all(voter.model and (voter.model.shape or shapes.get(place)) for place, voter in critics_here(config))
+    critics = critics_here(config)
+    known = all(voter.model and (voter.model.shape or shapes.get(place)) for place, voter in critics)
     if config.cluster.device == "cpu" or policy is None or not known:
         return []
     engines, rank = engines_memory(config, shapes, gpu_gib), rank_of(config, policy)
@@ -135,10 +136,10 @@ def _footprints(config: Config, shapes: Shapes, gpu_gib: float) -> list[Footprin
     feet = [
         Footprint(
             role="rollout",
-            processes=config.rollout.workers,
+            processes=config.rollout.workers * config.rollout.tensor_parallel,
             working={"sample": whole, "sync": whole - sampling["KV cache"]},
             idle=whole,
-            asleep=ASLEEP_GIB,
+            asleep=asleep_gib(config.rollout),
             aside=sampling["weights"] if keeps else 0.0,
         )
     ]
@@ -147,10 +148,10 @@ def _footprints(config: Config, shapes: Shapes, gpu_gib: float) -> list[Footprin
         feet.append(
             Footprint(
                 role="critic",
-                processes=sum(workers for _, workers in critics),
+                processes=sum(voter.workers * voter.tensor_parallel for _, voter in critics),
                 working={"judge": judging},
                 idle=judging,
-                asleep=ASLEEP_GIB,
+                asleep=max(asleep_gib(voter) for _, voter in critics),
                 aside=max(engines[place].gib["weights"] for place, _ in critics),
             )
         )

@@ -281,11 +281,12 @@ async def running_crew(
         lend(config, make) if lend else nullcontext(()) as ready,
         Team(config, run_dir.name, ready=ready) as team,
     ):
-        rollouts, critics = (team.hire(role, made) for role, made in make.items())
         engine = partial(make_trainer, config, str(found.policy.folder), run_dir)
         sender = partial(make_sender, config)
+        ranks = team.hire("trainer", lambda seat: (engine, sender, seat.number))
+        rollouts, critics = (team.hire(role, made) for role, made in make.items())
         trainers = TrainerGroup(
-            list(team.hire("trainer", lambda seat: (engine, sender, seat.number)).values()),
+            list(ranks.values()),
             tokens_per_micro_batch=config.trainer.tokens_per_micro_batch,
             responses_per_update=config.trainer.responses_per_update,
             packing=config.trainer.packing,

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from capo_ray.cluster.turns import Engine as Taking
-from capo_ray.cluster.turns import InTurn, start_all, turns_for
+from capo_ray.cluster.turns import InTurn, one_at_a_time, start_all, turns_for
 from capo_ray.config.compose import compose
 from capo_ray.engines.protocols import NotItsTurn, WeightsChanged
 from capo_ray.planning.bundles import Role, actor_name
@@ -129,7 +129,7 @@ class World:
         trainers: Any = self.trainers
         self.turns = InTurn(
             awake,
-            engines=[Taking("rollout", "rollout-0", self.rollout, 0), Taking("critic", "critic-0", self.critic, 0)],
+            engines=[Taking("rollout", "rollout-0", self.rollout, [0]), Taking("critic", "critic-0", self.critic, [0])],
             trainers=trainers,
             look_s=0.01,
         )
@@ -252,7 +252,7 @@ def test_engines_of_several_gpus_are_opened_side_by_side() -> None:
         for number in range(2):
             engine = Engine(f"critic-{number}", world.gpu)
             engine.do_open = partial(opens, engine)  # type: ignore[method-assign]
-            world.turns._engines.append(Taking("critic", engine.name, engine, number))
+            world.turns._engines.append(Taking("critic", engine.name, engine, [number]))
         await world.take("sync", "sample", "judge")
         async with world.turns.kept():
             for taking in world.turns._engines[2:]:
@@ -262,6 +262,26 @@ def test_engines_of_several_gpus_are_opened_side_by_side() -> None:
         return world
 
     asyncio.run(asyncio.wait_for(use(), 20))
+
+
+def test_an_engine_over_several_gpus_is_opened_beside_nobody_on_any_of_them() -> None:
+    """Engines on 0, 1 and 2, then one on 0 and 1 and one on 1 and 2: side by side but where they share one."""
+    opening: set[Taking] = set()
+    most, ended = 0, list[str]()
+
+    async def opens(engine: Taking) -> None:
+        nonlocal most
+        assert not any(set(engine.gpus) & set(other.gpus) for other in opening)
+        opening.add(engine)
+        most = max(most, len(opening))
+        await asyncio.sleep(0.01)
+        opening.remove(engine)
+        ended.append(engine.name)
+
+    gpus: dict[str, Sequence[int]] = {"a": [0], "b": [1], "c": [2], "left": [0, 1], "right": [1, 2]}
+    engines = [Taking("rollout", name, name, tuple(on)) for name, on in gpus.items()]
+    asyncio.run(one_at_a_time(engines, opens))
+    assert (sorted(ended[:3]), sorted(ended[3:]), most) == (["a", "b", "c"], ["left", "right"], 3)
 
 
 def died(taken: Sequence[Phase], then: Phase) -> World:

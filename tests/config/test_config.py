@@ -433,24 +433,27 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "samples then; set it to 0, or use apart or pairs",
         ),
         (
-            "cluster=gpu cluster.sharing=turns rollout.workers=2 critic.tensor_parallel=2",
-            "`critic.tensor_parallel` 2: with `cluster.sharing` turns an engine shares one GPU with a worker and a "
-            "rank, and Ray shares out no more than one; set it to 1 with a smaller or quantised critic, or use pairs",
+            "cluster=gpu cluster.sharing=turns rollout.workers=6 trainer.ranks=6 critic.tensor_parallel=3 "
+            "critic.others=[{model:${critic.model},tensor_parallel:2}]",
+            "`tensor_parallel` 2 and 3: with `cluster.sharing` turns rollout workers and critics share GPUs, and an "
+            "engine must lie within those of a larger one; choose numbers that divide one another",
         ),
         (
-            "cluster=gpu cluster.sharing=turns rollout.workers=2 critic.workers=3",
-            "`critic.workers`: with `cluster.sharing` turns 3 critic engines would share the GPUs of 2 trainer ranks, "
-            "one on each; lower it, or raise trainer.ranks and rollout.workers",
+            "cluster=gpu cluster.sharing=turns rollout.workers=2 critic.workers=2 critic.tensor_parallel=2",
+            "`critic.workers`: with `cluster.sharing` turns critics of 4 GPUs together would share those of 2 trainer "
+            "ranks; lower critic.workers or critic.tensor_parallel, or raise trainer.ranks and rollout.workers",
         ),
         (
             "cluster=gpu cluster.sharing=turns",
-            "`cluster.sharing` turns puts rollout worker n and trainer rank n on one GPU, and there are 1 workers of 1 "
-            "GPUs and 2 ranks: set rollout.workers=2 and rollout.tensor_parallel=1, or cluster.sharing=apart",
+            "`cluster.sharing` turns puts each rollout worker on the GPUs of trainer ranks, and there are 1 workers of "
+            "1 GPUs and 2 ranks: let rollout.workers x rollout.tensor_parallel be trainer.ranks, or set "
+            "cluster.sharing=apart",
         ),
         (
-            "cluster=gpu cluster.sharing=pairs trainer.ranks=4",
-            "`cluster.sharing` pairs puts rollout worker n and trainer rank n on one GPU, and there are 1 workers of 1 "
-            "GPUs and 4 ranks: set rollout.workers=4 and rollout.tensor_parallel=1, or cluster.sharing=apart",
+            "cluster=gpu cluster.sharing=pairs rollout.tensor_parallel=2 trainer.ranks=4",
+            "`cluster.sharing` pairs puts each rollout worker on the GPUs of trainer ranks, and there are 1 workers of "
+            "2 GPUs and 4 ranks: let rollout.workers x rollout.tensor_parallel be trainer.ranks, or set "
+            "cluster.sharing=apart",
         ),
     ],
 )

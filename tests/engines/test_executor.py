@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -42,11 +41,11 @@ def of_other_sizes() -> dict[str, Config]:
 
 def engines_of(name: str, config: Config) -> Iterator[tuple[str, VllmSettings, int]]:
     """(place, settings, GPUs) of each engine that differs."""
-    given = {seat.role: seat.resources["GPU"] for seat in seats(config)[1] if "GPU" in seat.resources}
-    yield f"{name}: rollout", rollout_settings(config, FILES), math.ceil(given["rollout"])  # half of one, beside a rank
+    given = {seat.role: seat.gpus for seat in seats(config)[1]}
+    yield f"{name}: rollout", rollout_settings(config, FILES), given["rollout"]
     for place, voter in critics_here(config):
         settings = critic_engine_settings(config, voter, FILES)
-        yield f"{name}: {place}", replace(settings, window=voter.known_window), math.ceil(given["critic"])
+        yield f"{name}: {place}", replace(settings, window=voter.known_window), given["critic"]
 
 
 @pytest.mark.ray

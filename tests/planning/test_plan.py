@@ -48,6 +48,11 @@ def config(*overrides: str) -> Config:
             [{"CPU": 2, "GPU": 1}] * 2 + [{"CPU": 4, "GPU": 4}] + [{"CPU": 1}],
             {"rollout": 2, "critic": 1, "trainer": 2, "aggregator": 1},
         ),
+        (
+            [PAPER, "cluster.sharing=pairs", "rollout.tensor_parallel=2", "rollout.workers=1", "trainer.ranks=2"],
+            [{"CPU": 4, "GPU": 2}, {"CPU": 4, "GPU": 4}, {"CPU": 1}],
+            {"rollout": 1, "critic": 1, "trainer": 2, "aggregator": 1},
+        ),
     ],
 )
 def test_bundles(overrides: list[str], bundles: list[dict[str, float]], per_role: dict[str, int]) -> None:

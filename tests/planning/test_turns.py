@@ -7,14 +7,16 @@ import pytest
 from capo_ray.config.compose import compose
 from capo_ray.config.run import Config
 from capo_ray.plan import main
-from capo_ray.planning.bundles import seats
-from capo_ray.planning.estimate import times
+from capo_ray.planning.bundles import misfit, seats
+from capo_ray.planning.estimate import splits, times
 from capo_ray.planning.hardware import GPUS
+from capo_ray.planning.memory import ASLEEP_GIB, NCCL_GIB
 from capo_ray.planning.plan import Plan, plan_for
 from capo_ray.planning.turns import Phase, awake
 
 PAPER = "+experiment=qwen1_5b_intersection"
 SIZES = {"one_gpu_80gb": 79.6, "one_gpu_24gb": 22.5, "one_node_turns": 79.6}
+LARGE = ("trainer.tokens_per_micro_batch=400000",)
 SERVER = ("critic=http", "critic.endpoints=[http://h/v1]", "critic.served_model=m")
 
 
@@ -137,15 +139,89 @@ def test_the_share_that_is_advised_fits(role: str) -> None:
 
 
 def test_everybody_of_one_gpu_sits_in_one_bundle() -> None:
-    config = compose([PAPER, "+size=one_node_turns", "critic.workers=3"])
+    config = compose([PAPER, "+size=one_node_turns", "critic.tensor_parallel=1", "critic.workers=3"])
     bundles, made = seats(config)
-    assert bundles == [{"CPU": 3.0, "GPU": 1.0}] * 3 + [{"CPU": 2.0, "GPU": 1.0}] * 5 + [{"CPU": 1.0}]
+    assert bundles == [{"CPU": 3.0, "GPU": 1}] * 3 + [{"CPU": 2.0, "GPU": 1}] * 5 + [{"CPU": 1.0}]
     assert {seat.bundle for seat in made if seat.role == "critic"} == {0, 1, 2}
     for role in ("rollout", "trainer"):
         assert [seat.bundle for seat in made if seat.role == role] == list(range(8))
     assert seats(config, together=True) == (bundles, made)
     tiny = compose(["+experiment=tiny_cpu", "cluster.sharing=turns"])
     assert seats(tiny) == seats(compose(["+experiment=tiny_cpu"]))
+
+
+OTHERS = (
+    "+critic.others=[{{model:${{critic.model}},tensor_parallel:{}}},{{model:${{critic.model}},tensor_parallel:{}}}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "critics", "gpus"),
+    [
+        (["critic.workers=8", "critic.tensor_parallel=1"], [(n,) for n in range(8)], [1] * 8),
+        (["critic.workers=3", "critic.tensor_parallel=2"], [(0, 1), (2, 3), (4, 5)], [2, 2, 2, 1, 1]),
+        ([], [(0, 1, 2, 3), (4, 5, 6, 7)], [4, 4]),
+        (["critic.workers=1"], [(0, 1, 2, 3)], [4, 1, 1, 1, 1]),
+        (["critic.workers=1", "rollout.workers=4", "rollout.tensor_parallel=2"], [(0, 1, 2, 3)], [4, 2, 2]),
+        (["critic.workers=1", "critic.tensor_parallel=8"], [tuple(range(8))], [8]),
+        (["critic.workers=1", "critic.tensor_parallel=1", OTHERS.format(4, 2)],
+         [(6,), (0, 1, 2, 3), (4, 5)], [4, 2, 1, 1]),
+        (["critic.workers=2", "critic.tensor_parallel=1", "rollout.workers=1", "rollout.tensor_parallel=8"],
+         [(0,), (1,)], [8]),
+    ],
+)  # fmt: skip
+def test_who_shares_gpus_is_on_their_node(given: list[str], critics: list[tuple[int, ...]], gpus: list[int]) -> None:
+    """A bundle is on one node; engines over several GPUs lie within one."""
+    config = compose([PAPER, "+size=one_node_turns", *given])
+    bundles, made = seats(config)
+    assert [tuple(seat.shares) for seat in made if seat.role == "critic"] == critics
+    assert [int(bundle["GPU"]) for bundle in bundles if "GPU" in bundle] == gpus
+    home = {seat.number: seat.bundle for seat in made if seat.role == "trainer"}
+    for seat in made:
+        assert {home[rank] for rank in seat.shares} <= {seat.bundle}
+        assert ("GPU" in seat.resources) == (seat.role == "trainer")  # and Ray counts each GPU once
+    assert sorted(rank for seat in made if seat.role == "rollout" for rank in seat.shares) == list(range(8))
+    assert misfit(bundles, [{"GPU": 8.0, "CPU": 64.0}]) == ""
+
+
+def test_an_engine_is_never_on_two_nodes() -> None:
+    bundles, _ = seats(compose([PAPER, "+size=one_node_turns"]))
+    assert misfit(bundles, [{"GPU": 4.0, "CPU": 32.0}] * 2) == ""
+    reason = "an engine needs 4 GPUs on one node, and the largest node has 2"
+    assert misfit(bundles, [{"GPU": 2.0, "CPU": 32.0}] * 4) == reason
+
+
+def test_a_critic_of_72b_over_the_gpus_of_a_node_in_the_turns_of_a_policy_of_7b() -> None:
+    """Each of its GPUs holds a part; asleep, NCCL's buffers stay."""
+    given = ["+experiment=qwen7b_intersection", "+size=one_node_turns"]
+    apart, whole = plan_for(compose(given)), plan_for(compose([*given, "critic.workers=1", "critic.tensor_parallel=8"]))
+    for plan, parts in ((apart, 4), (whole, 8)):
+        assert plan.faults == () and plan.needs("GPU") == 8 and plan.turns is not None
+        critic = next(role for role in plan.roles if role.role == "critic")
+        assert (critic.processes * parts, critic.gpus_each) == (8, parts)
+        assert critic.memory["weights"] == pytest.approx(135.4 / parts, abs=0.5)
+        found = phases(plan)
+        assert found["judge"]["critic"] == pytest.approx(0.9 * 79.6)
+        for phase in ("sample", "train", "sync"):
+            assert found[phase]["critic asleep"] == ASLEEP_GIB + NCCL_GIB
+        assert found["judge"]["rollout asleep"] == ASLEEP_GIB
+        assert plan.turns.aside["critic"] == pytest.approx(135.4 * 8 / parts, abs=1)
+    parted = plan_for(compose([*given, "rollout.workers=4", "rollout.tensor_parallel=2"]))
+    assert phases(parted)["judge"]["rollout asleep"] == ASLEEP_GIB + NCCL_GIB and parted.faults == ()
+    room = 79.6 - 2 * ASLEEP_GIB - 2 * NCCL_GIB
+    (fault, *_) = plan_for(compose([*given, "rollout.workers=4", "rollout.tensor_parallel=2", *LARGE])).faults
+    assert f"a GPU has {room:.0f} beside those asleep" in fault
+
+
+def test_splits_in_turns_are_runs_that_the_rules_allow() -> None:
+    given = [PAPER, "+size=one_node_turns", "critic.workers=1"]
+    config = compose([*given, "rollout.workers=4", "rollout.tensor_parallel=2"])
+    made = list(splits(config, 8, 79.6, {}))
+    assert {(one.rollout.workers, one.trainer.ranks, one.critic and one.critic.workers) for one in made} == {
+        (2, 4, 1), (3, 6, 1), (4, 8, 1), (4, 8, 2)
+    }  # fmt: skip
+    for one in made:
+        assert one == type(config).model_validate(one.model_dump())
 
 
 def test_in_turns_a_step_takes_as_long_as_all_of_it() -> None:
