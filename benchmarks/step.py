@@ -1,17 +1,19 @@
 """How long is a training step, where does its time go, and how does that compare with TRL?
 
-    python benchmarks/step.py [trl=FOLDER] [steps=6] [rounds=1] [critic=false] [out=FILE.json]
+    python benchmarks/step.py [trl=FOLDER] [ours=KEY=VALUE,...] [steps=6] [rounds=1] [critic=false] [out=FILE.json]
 
 The tiny world whole (Ray, vLLM, DeepSpeed ranks, everything that a run writes down) trains on right answers alone, as
 GRPO does, and so does TRL's GRPOTrainer, on the same model, prompts, group size, lengths, sampling, passes and updates,
 with all cores of the machine for each; then capo_ray again, as CAPO with the tiny critic and four critiques. FOLDER is
-where `pip install --no-deps --target FOLDER trl==1.16.0` put TRL; the locks have what it needs. TRL has one process and
-samples by transformers' `generate`: of its ways the fastest that runs on CPU (docs/performance.md).
+where `pip install --no-deps --target FOLDER trl==1.16.0` put TRL; the locks have what it needs. Each side spreads over
+two cores in the fastest of the ways that were tried (docs/performance.md): ours is two engines and two trainer ranks of
+one thread each, TRL one process of two threads, which samples by transformers' `generate`. `ours` takes settings of a
+run, those of `critic.` for CAPO alone: on more cores say how to spread over them.
 
 Steps are timed from the end of the one before, start-up and `warm_up` steps left out; figures are medians. Time on the
-core is that of all processes of a side. Of ours sampling is the time in which the engine has a request, and reward what
-is waited for beyond that. TRL samples from the weights that it trains, so it has no sync; its update is all that is
-neither sampling nor reward.
+core is that of all processes of a side. Of ours sampling is the time in which the busiest engine has a request, and
+reward what is waited for beyond that. TRL samples from the weights that it trains, so it has no sync; its update is all
+that is neither sampling nor reward.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from re import fullmatch
 from statistics import median
 from time import monotonic, sleep
 from typing import Any
@@ -51,6 +54,7 @@ class Settings(Block):
     """Of this program."""
 
     trl: AnyPath | None = setting("folder that TRL was installed into; null: TRL is left out", None)
+    ours: tuple[str, ...] = setting("settings of capo_ray's runs, beside tiny_cpu's", ("rollout.workers=2",))
     trl_threads: int = setting("OpenMP threads of TRL's process", os.cpu_count() or 1, gt=0)
     critic: bool = setting("whether CAPO is measured too", True)
     steps: int = setting("training steps that are timed", 6, gt=0)
@@ -77,6 +81,7 @@ def overrides(given: Settings, *, critic: bool) -> list[str]:
         f"trainer.responses_per_update={given.per_update}",
         f"trainer.optimisation_passes={given.passes}",
         f"rollout.max_response_tokens={given.response}",
+        *(one for one in given.ours if critic or not one.startswith("critic.")),
     ]
 
 
@@ -137,7 +142,8 @@ def ours(given: Settings, folder: Path, *, critic: bool) -> list[Figures]:
 def parts_of(line: Mapping[str, float]) -> Figures:
     """Of a line of metrics.jsonl."""
     wait = line["seconds/wait"]
-    sampling = min(wait, (1 - line["idle/rollout_share"]) * line["seconds/step"])
+    busiest = max(share for name, share in line.items() if fullmatch(r"actor/rollout-\d+/busy_share", name))
+    sampling = min(wait, busiest * line["seconds/step"])
     made = {"sampling": sampling, "reward": wait - sampling}
     made |= {name: line[f"seconds/{name}"] for name in ("update", "sync")}
     made["other"] = line["seconds"] - sum(made.values())
@@ -233,7 +239,10 @@ def work(arguments: list[str]) -> int:
     base = TRL if TRL in found else OURS
     rows = {side: row_of(given, rounds, found[base]) for side, rounds in found.items()}
     load = os.getloadavg()[2]
-    print(f"{given.prompts * given.group} responses a step; TRL: generate, {given.trl_threads} threads")
+    how = ", ".join(("tiny_cpu", *given.ours))
+    print(
+        f"{given.prompts * given.group} responses a step; capo_ray: {how}; TRL: generate, {given.trl_threads} threads"
+    )
     print(f"{os.cpu_count()} cores, load {load:.1f} over 15 minutes; seconds of a step, and times as fast as {base}")
     heads = ("resp./s", "times", "step", *PARTS, "on core", "times")
     print(" " * 16 + "".join(f"{head:>10}" for head in heads))
