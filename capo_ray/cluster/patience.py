@@ -47,12 +47,8 @@ async def when_up(actor: Any, what: str) -> Any:
     return await with_patience(ask(), what)
 
 
-def ends_within(seconds: float, call: Callable[[], object]) -> bool:
-    """Call, and wait `seconds` at most; whether it ended. For what Ray is asked at the end of a run: a signal to the
-    whole process group kills the head first, which Ray then looks for for a minute before it ends the program.
-
-    Raises what the call raises.
-    """
+def beside(call: Callable[[], object]) -> Future[object]:
+    """What becomes of `call`, on a thread of its own that nobody has to wait for."""
     outcome: Future[object] = Future()
 
     def work() -> None:
@@ -62,6 +58,16 @@ def ends_within(seconds: float, call: Callable[[], object]) -> bool:
             outcome.set_exception(error)
 
     Thread(target=work, daemon=True, name="bounded call").start()
+    return outcome
+
+
+def ends_within(seconds: float, call: Callable[[], object]) -> bool:
+    """Call, and wait `seconds` at most; whether it ended. For what Ray is asked at the end of a run: a signal to the
+    whole process group kills the head first, which Ray then looks for for as long as it may.
+
+    Raises what the call raises.
+    """
+    outcome = beside(call)
     wait((outcome,), seconds)
     if not outcome.done():
         return False

@@ -26,7 +26,7 @@ from capo_ray.cluster.gauges import Badge
 from capo_ray.cluster.notices import told_to_go
 from capo_ray.cluster.patience import ends_within, when_up, with_patience
 from capo_ray.cluster.revivals import limit
-from capo_ray.cluster.session import head_address
+from capo_ray.cluster.session import head_address, why_head_silent
 from capo_ray.cluster.shard import AggregatorActor
 from capo_ray.config.run import Config
 from capo_ray.planning.bundles import Role, Seat, critics_here, misfit, seats, shortages
@@ -239,7 +239,7 @@ class Team:
             if closing := [actor.close.remote() for _, actor in self._hired]:
                 await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=10)
         finally:
-            if not ends_within(5, self._give_back):
+            if why_head_silent() or not ends_within(5, self._give_back):
                 log.warning("Ray does not answer: its head is gone. What it ran ends with it")
 
     def _give_back(self) -> None:

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ from ray._private import ray_constants, serialization, state, worker
 from ray.exceptions import RpcError
 
 from capo_ray.cluster.faults import SessionLost
-from capo_ray.cluster.patience import ends_within
+from capo_ray.cluster.patience import beside, ends_within
 from capo_ray.cluster.stacks import family
 from capo_ray.config.blocks import Cluster
 from capo_ray.planning.machine import why_silent
@@ -43,6 +44,9 @@ _ANSWER_S = 5
 """Seconds that Ray's head has for an answer to who asks whether it is there."""
 _PATIENCE_S = 10
 """Seconds that Ray is given to end; one whose head is gone does not."""
+_HEADLESS_S = 86_400
+"""Seconds that Ray looks for a head that is gone before it ends this program: never, since a call that was on its way
+when the head went goes on looking beside the next session."""
 _END_S = 180.0
 """Seconds until another Ray is started though the last one has not ended."""
 
@@ -58,7 +62,7 @@ def _say_less(data: dict[str, Any], *given: Any, **more: Any) -> None:
 def ray_session(cluster: Cluster, *, logs: Path) -> Iterator[None]:
     """Ray, started here or joined; `logs` receives the logs of a session that was started here."""
     environment = worker_environment()
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", f"{2 * _END_S:.0f}")  # see while_it_answers
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_HEADLESS_S))  # see while_it_answers
     # Ray has a switch for what actors print, and none for what it has to say itself.
     worker.print_to_stdstream = _say_less
     # What cannot be read is raised where it was asked for; where Ray has just ended nobody asks any more.
@@ -149,24 +153,25 @@ def _this_machine_alone() -> Iterator[None]:
 
 def _end(home: Path) -> None:
     """End Ray, and what of it does not end by itself since it is frozen, or its head gone."""
-    ended = ends_within(_PATIENCE_S, ray.shutdown)
+    ending = beside(ray.shutdown)
+    wait((ending,), _PATIENCE_S)
     left = [child for child in psutil.Process().children(recursive=True) if str(home) in _command(child)]
-    if not ended or left:
+    if left or not ending.done():
         for process in [member for child in left for member in family(child.pid)]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-    _until_ended()
+    _until_ended(ending)
 
 
-def _until_ended(*, end_s: float = _END_S, word_s: float = _PATIENCE_S) -> None:
+def _until_ended(ending: Future[object], *, end_s: float = _END_S, word_s: float = _PATIENCE_S) -> None:
     """What waited for a frozen process goes on, and another session may begin. Where the network was away Ray goes on
-    waiting for as long as its own calls may take; one that begins before is refused by Ray."""
-    begun = said = time.monotonic()
-    while ray.is_initialized() and (now := time.monotonic()) - begun < end_s:
-        if now - said >= word_s:
-            log.warning("waiting for Ray to end since %.0f s", now - begun)
-            said = now
-        time.sleep(0.1)
+    waiting for as long as its own calls may take; a session that begins before is refused by Ray, or ended by it."""
+    waited = 0.0
+    while waited < end_s and not wait((ending,), word_s).done:
+        waited += word_s
+        log.warning("waiting for Ray to end since %.0f s", waited)
+    if ending.done():
+        ending.result()
 
 
 def _command(process: psutil.Process) -> str:
@@ -209,7 +214,7 @@ async def while_it_answers(
     `misses` times in a row, or gives no answer for `silence_s`: a frozen one takes connections.
 
     Ray itself would look for a head that is gone for a minute, and then end the program without a word. It may do that
-    still while it ends, for its calls may outlast the head, so `ray_session` gives it longer than its end may take.
+    still while it ends, for its calls may outlast the head, so `ray_session` forbids it.
     """
     doing = asyncio.ensure_future(work)
     missed, answered = 0, time.monotonic()

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -114,11 +116,11 @@ def test_ray_starts_here_whatever_the_environment_names(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from capo_ray.cluster.session import ray_session, why_head_silent;"
         "from capo_ray.faults.processes import find;"
         "from capo_ray.config.compose import compose;"
-        "import os, ray;"
+        "import os, ray, time;"
         "session = ray_session(compose(['+experiment=tiny_cpu']).cluster, logs=Path(sys.argv[1]));"
         "session.__enter__(); print(len(ray.nodes()), 'node');"
         "(head,) = find(os.getpid(), 'gcs_server'); heard = [why_head_silent()];"
-        "head.suspend(); heard.append(why_head_silent()); head.resume(); print(heard);"
+        "head.suspend(); time.sleep(1); heard.append(why_head_silent()); head.resume(); print(heard);"
         "reading = ray._private.worker.global_worker.get_serialization_context();"
         "session.__exit__(None, None, None);"
         "late = [ray._private.serialization.SerializedRayObject(b'', b'PYTHON', None)];"
@@ -137,13 +139,14 @@ def test_ray_starts_here_whatever_the_environment_names(tmp_path: Path) -> None:
     assert not (tmp_path / "ray_session").exists()
 
 
-def test_another_ray_begins_when_the_last_one_has_ended(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """One whose network was away ends when its calls do; a session that begins before is refused by Ray."""
-    asked = iter([True] * 4 + [False])
-    monkeypatch.setattr(session.ray, "is_initialized", lambda: next(asked))
-    session._until_ended(word_s=0.15)
-    assert next(asked, None) is None and caplog.messages[0].startswith("waiting for Ray to end since ")
-    monkeypatch.setattr(session.ray, "is_initialized", lambda: True)
-    session._until_ended(end_s=0.3)
+def test_another_ray_begins_when_the_last_one_has_ended(caplog: pytest.LogCaptureFixture) -> None:
+    """One whose network was away ends when its calls do; it would end a session that begins before."""
+    ending: Future[object] = Future()
+    threading.Timer(0.4, ending.set_result, [None]).start()
+    session._until_ended(ending, word_s=0.15)
+    assert ending.done() and caplog.messages[0].startswith("waiting for Ray to end since ")
+    session._until_ended(Future(), end_s=0.3, word_s=0.15)
+    ending = Future()
+    ending.set_exception(OSError("no room"))
+    with pytest.raises(OSError, match="no room"):
+        session._until_ended(ending)
