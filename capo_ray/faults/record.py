@@ -46,8 +46,10 @@ class Record:
         self.out = out
         for name in (FAULTS, RUNS, MEMORY):
             cut_to_whole_lines(out / name)
-        self.run = 1 + max([line["run"] for name in (FAULTS, RUNS) for line in read(out / name)], default=-1)
-        """The number of the next run."""
+        known = [line["run"] for name in (FAULTS, RUNS) for line in read(out / name)]
+        left = [int(folder.name) for folder in out.iterdir() if folder.name.isdigit()]
+        self.run = 1 + max([*known, *left], default=-1)
+        """The number of the next run; one of which a folder was left, and no line, had one too."""
 
     @property
     def folder(self) -> Path:

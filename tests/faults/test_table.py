@@ -50,6 +50,11 @@ def test_the_page_has_each_kind_its_promise_and_what_was_seen(tmp_path: Path) ->
     assert Record(tmp_path).run == 2 and Record(tmp_path).tried == 3
 
 
+def test_a_run_that_left_a_folder_alone_keeps_its_number(tmp_path: Path) -> None:
+    Record(tmp_path).folder.mkdir()
+    assert Record(tmp_path).run == 1
+
+
 def test_runs_of_one_seed_must_have_the_same_numbers(tmp_path: Path) -> None:
     run(tmp_path)
     run(tmp_path, ("kill the raylet", tried(4.0)))
