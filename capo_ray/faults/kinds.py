@@ -17,6 +17,8 @@ Then = Literal["goes on", "is borne", "ends"]
 ROLLOUT, CRITIC, TRAINER, AGGREGATOR = "RolloutActor", "CriticActor", "TrainerActor", "AggregatorActor"
 ENGINE = "VLLM::"
 LOST = r"was lost: "
+GONE = rf"{LOST}|its head is gone"
+"""The first is said when the session has ended, which takes a minute and more after its network was away."""
 NOTICED_S, RECOVERED_S = 60.0, 180.0
 
 
@@ -83,9 +85,9 @@ def _of_ray() -> list[Kind]:
     found = []
     for name, process in (("the raylet", "raylet"), ("Ray's head", "gcs_server")):
         found += [
-            Kind(name=f"kill {name}", act="kill", target=(process,), says=LOST, metrics=("run/restarts",)),
+            Kind(name=f"kill {name}", act="kill", target=(process,), says=GONE, metrics=("run/restarts",)),
             Kind(
-                name=f"freeze {name}", act="freeze", target=(process,), says=LOST, metrics=("run/restarts",),
+                name=f"freeze {name}", act="freeze", target=(process,), says=GONE, metrics=("run/restarts",),
                 noticed_s=120, recovered_s=240,
             ),
         ]  # fmt: skip
@@ -114,7 +116,7 @@ def _of_the_machine() -> list[Kind]:
             for folder in ("checkpoints", "samples")
         ),
         Kind(name="cut the network for 1 s", act="cut", then="is borne", lasts_s=1),
-        Kind(name="cut the network for 20 s", act="cut", says=LOST, metrics=("run/restarts",), lasts_s=20),
+        Kind(name="cut the network for 20 s", act="cut", says=GONE, metrics=("run/restarts",), lasts_s=20),
         Kind(name="drop packets", act="drop packets", then="is borne", lasts_s=20),
         Kind(
             name="take memory",
