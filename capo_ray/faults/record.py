@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,9 +68,16 @@ class Record:
         return 1 + max((line["number"] for line in read(self.out / FAULTS)), default=-1)
 
     def fault(self, fault: Fault, tried: Tried) -> None:
-        said = [line[:MOST_LETTERS] for line in tried.said[:MOST_SAID]]
+        """Without this machine's own folders, since the lines are for others too."""
+        said = [self._at_home(line)[:MOST_LETTERS] for line in tried.said[:MOST_SAID]]
+        failures = [self._at_home(failure) for failure in tried.failures]
         line = {"run": self.run, "number": fault.number, "kind": fault.kind.name, "time": time()}
-        self._append(FAULTS, line | asdict(tried) | {"said": said})
+        self._append(FAULTS, line | asdict(tried) | {"said": said, "failures": failures})
+
+    def _at_home(self, text: str) -> str:
+        for folder, name in ((self.folder / "run", "RUN_DIR"), (Path(sys.prefix), "PYTHON")):
+            text = text.replace(str(folder), name)
+        return text
 
     def ended(self, checked: Checked, run_dir: Path, *, seed: int, failures: list[str], seconds: float) -> None:
         line = {"run": self.run, "seed": seed, "seconds": seconds, "failures": failures, "time": time()}

@@ -79,8 +79,8 @@ def _numbers(out: Path) -> Iterator[str]:
     if not quiet or not hit:
         return
     compared, other = same_numbers(out)
-    yield f"{compared:,} steps were made by an undisturbed run of the same seed too, {other or 'none'} with other"
-    yield f"numbers ({', '.join(CURVE)})."
+    yield f"{compared:,} steps were made by an undisturbed run of the same seed too, {other or 'none'} with other numbers"
+    yield f"({', '.join(CURVE)})."
     last = min(max(curves[run["run"]]) for run in (*quiet, *hit))
     for name, runs in (("undisturbed", quiet), ("disturbed", hit)):
         means = [mean(values[0] or 0.0 for step, values in curves[run["run"]].items() if step <= last) for run in runs]

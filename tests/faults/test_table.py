@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from capo_ray.faults import __main__ as program
 from capo_ray.faults.check import Checked
 from capo_ray.faults.kinds import KINDS
 from capo_ray.faults.plan import Fault
-from capo_ray.faults.record import MEMORY, Record
+from capo_ray.faults.record import FAULTS, MEMORY, Record, read
 from capo_ray.faults.strike import Tried
 from capo_ray.faults.table import page, same_numbers, slope
 
@@ -53,6 +54,14 @@ def test_the_page_has_each_kind_its_promise_and_what_was_seen(tmp_path: Path) ->
 def test_a_run_that_left_a_folder_alone_keeps_its_number(tmp_path: Path) -> None:
     Record(tmp_path).folder.mkdir()
     assert Record(tmp_path).run == 1
+
+
+def test_a_line_has_no_folder_of_its_machine(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    said = f"W cannot write {record.folder}/run/samples, says {sys.prefix}/lib"
+    record.fault(Fault(number=0, kind=KINDS["kill wandb"], which=0, delay=0), replace(tried(1.0, said), said=(said,)))
+    (line,) = read(tmp_path / FAULTS)
+    assert line["said"] == line["failures"] == ["W cannot write RUN_DIR/samples, says PYTHON/lib"]
 
 
 def test_runs_of_one_seed_must_have_the_same_numbers(tmp_path: Path) -> None:
