@@ -40,10 +40,12 @@ class Way:
 
 
 WAYS = [
-    Way(sends=sends, dtype=dtype, engines=count)
-    for dtype, count in (("float32", 2), ("bfloat16", 1))
-    for sends in ("merged", "adapter")
+    Way(sends="merged", dtype="float32", engines=1),
+    Way(sends="adapter", dtype="float32", engines=2),
+    Way(sends="merged", dtype="bfloat16", engines=1),
+    Way(sends="adapter", dtype="bfloat16", engines=1),
 ]
+"""Merged ones travel as whole weights do, which tests/e2e sends to several."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -180,7 +180,7 @@ def answered(problem: str) -> Response:
 
 
 def start(out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "capo_ray.evaluate", TINY, "suite=arithmetic", "count=400", "runs=1", "k=4"]
+    command = [sys.executable, "-m", "capo_ray.evaluate", TINY, "suite=arithmetic", "count=200", "runs=1", "k=4"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, f"out={out}", *more],
@@ -206,15 +206,15 @@ def test_it_is_stopped_and_goes_on(tmp_path: Path) -> None:
     assert first.returncode == 130, said
     assert "interrupted. The same command goes on from here." in said
     before = kept.read_text().splitlines()
-    assert 20 <= len(before) < 2000
+    assert 20 <= len(before) < 1000
 
     second = start(out, "critic=truth")
     shown, said = second.communicate(timeout=400)
     assert (second.returncode, said) == (0, "")  # no library's lines
     lines = kept.read_text().splitlines()
-    assert len(lines) == 2000 and lines[: len(before) - 1] == before[:-1]
+    assert len(lines) == 1000 and lines[: len(before) - 1] == before[:-1]
     results = json.loads((out / "results.json").read_text())["benchmarks"]["arithmetic"]
-    assert results["problems"] == 400 and 0.9 < results["greedy"]["value"] <= 1
+    assert results["problems"] == 200 and 0.9 < results["greedy"]["value"] <= 1
     assert 0.3 < results["avg@4"]["value"] < results["pass@2"]["value"] < results["pass@4"]["value"] < 1
     assert results["process"]["value"] == results["process_true"]["value"] > 0.8  # this critic knows the truth
     assert "greedy" in shown and "process_true" in shown
