@@ -43,6 +43,8 @@ class Printed:
     more: str = ""
     made: str = ""
     """A file that is there afterwards."""
+    quiet: bool = False
+    """Whether libraries have nothing to say."""
 
     @property
     def small(self) -> list[str]:
@@ -102,6 +104,7 @@ COMMANDS = (
         instead={"count=500": "count=20", "k=8": "k=2"},
         seen="F1",
         made="bench-tiny/bench.json",
+        quiet=True,
     ),
     Printed(
         page="critics",
@@ -153,20 +156,32 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(words: list[str], here: Path) -> str:
+def run(words: list[str], here: Path) -> subprocess.CompletedProcess[str]:
     words = [sys.executable if word == "python" else word for word in words]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     done = subprocess.run(words, cwd=here, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
 
 
 @pytest.mark.parametrize("one", COMMANDS, ids=lambda one: f"{one.page}: {one.command[:60]}")
 def test_a_command_runs_as_its_page_says(one: Printed, here: Path) -> None:
     assert one.command in printed(one.page)
-    said = run(one.small, here)
-    assert re.search(one.seen, said), said[-3000:]
+    done = run(one.small, here)
+    assert re.search(one.seen, done.stdout), done.stdout[-3000:]
+    loud = [line for line in done.stderr.splitlines() if "Triton" in line or "vllm" in line]
+    assert not (one.quiet and loud), loud
     assert not one.made or (here / one.made).is_file()
+
+
+def test_the_bench_of_critics_is_whole(here: Path) -> None:
+    """What the command of its page has left, sampled and judged on vLLM."""
+    figures = json.loads((here / "bench-tiny" / "scores.json").read_text())
+    assert figures["summary"]["responses"] == 20 and figures["summary"]["tokens_per_response"] > 2
+    assert {(row["vote"], row["k"]) for row in figures["scores"]} >= {("intersection", 1), ("average", 2)}
+    lines = (here / "bench-tiny" / "replies.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["item"]["question"] for line in lines}) == 20
 
 
 def test_the_laboratory(here: Path) -> None:

@@ -38,6 +38,7 @@ _COMMON = (
     "responses_per_prompt=4",
     "trainer.ranks=1",
     "trainer.responses_per_update=8",
+    "data.evaluation_prompts=64",
     "tracking.wandb=off",
     "tracking.tensorboard=false",
     "checkpoint_every=1",
