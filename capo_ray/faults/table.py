@@ -79,7 +79,8 @@ def _numbers(out: Path) -> Iterator[str]:
     if not quiet or not hit:
         return
     compared, other = same_numbers(out)
-    yield f"{compared:,} steps were made by an undisturbed run of the same seed too, {other or 'none'} with other numbers"
+    seen = f"{compared:,} steps were made by an undisturbed run of the same seed too"
+    yield f"{seen}, {other or 'none'} with other numbers"
     yield f"({', '.join(CURVE)})."
     last = min(max(curves[run["run"]]) for run in (*quiet, *hit))
     for name, runs in (("undisturbed", quiet), ("disturbed", hit)):
