@@ -111,8 +111,8 @@ def _try(options: Asked, kinds: Sequence[Kind], out: Path, arguments: Sequence[s
         raise ConfigError(f"out: faults need a disk and a network of their own, and there are none here: {why}")
     world.enter(arguments)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background is deaf to it
-    soak = Soak(out, options.overrides)
-    soak.try_all(kinds, seed=options.seed, minutes=options.minutes, most=options.faults)
+    soak = Soak(out, options.overrides, seed=options.seed)
+    soak.try_all(kinds, minutes=options.minutes, most=options.faults)
     return soak.sound
 
 

@@ -15,8 +15,9 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from time import time
 from typing import Any
@@ -40,16 +41,17 @@ LOOK_S = 10.0
 
 
 class Record:
-    """Of one folder. Not for several programs at a time."""
+    """Of one folder. Several programs may add to it at a time, each with a run and a `seed` of its own."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, seed: int) -> None:
+        """`seed` is that of the sequence of faults."""
         out.mkdir(parents=True, exist_ok=True)
-        self.out = out
+        self.out, self.seed = out, seed
         for name in (FAULTS, RUNS, MEMORY):
             cut_to_whole_lines(out / name)
         known = [line["run"] for name in (FAULTS, RUNS) for line in read(out / name)]
         left = [int(folder.name) for folder in out.iterdir() if folder.name.isdigit()]
-        self.run = 1 + max([*known, *left], default=-1)
+        self.run = claimed(out, at_least=1 + max([*known, *left], default=-1))
         """The number of the next run; one of which a folder was left, and no line, had one too."""
 
     @property
@@ -65,13 +67,14 @@ class Record:
     @property
     def tried(self) -> int:
         """How many faults of the sequence."""
-        return 1 + max((line["number"] for line in read(self.out / FAULTS)), default=-1)
+        lines = [line for line in read(self.out / FAULTS) if line.get("seed", 0) == self.seed]
+        return 1 + max((line["number"] for line in lines), default=-1)
 
     def fault(self, fault: Fault, tried: Tried) -> None:
         """Without this machine's own folders, since the lines are for others too."""
         said = [self._at_home(line)[:MOST_LETTERS] for line in tried.said[:MOST_SAID]]
         failures = [self._at_home(failure) for failure in tried.failures]
-        line = {"run": self.run, "number": fault.number, "kind": fault.kind.name, "time": time()}
+        line = {"run": self.run, "seed": self.seed, "number": fault.number, "kind": fault.kind.name, "time": time()}
         self._append(FAULTS, line | asdict(tried) | {"said": said, "failures": failures})
 
     def _at_home(self, text: str) -> str:
@@ -117,6 +120,15 @@ class Record:
     def _append(self, name: str, line: JsonDict) -> None:
         with appending(self.out / name) as append:
             append(json.dumps(line) + "\n")
+
+
+def claimed(out: Path, *, at_least: int) -> int:
+    """The first number from `at_least` on whose folder nobody else makes."""
+    for number in count(at_least):
+        with suppress(FileExistsError):
+            (out / f"{number:04d}").mkdir()
+            return number
+    raise AssertionError
 
 
 def curve_of(lines: Sequence[JsonDict]) -> dict[str, list[float | None]]:

@@ -41,8 +41,9 @@ MEMORY_GIB = 16.0
 class Soak:
     """One run and what is done to it; `sound` says whether every promise was kept."""
 
-    def __init__(self, out: Path, overrides: Sequence[str]) -> None:
-        self._record = Record(out)
+    def __init__(self, out: Path, overrides: Sequence[str], *, seed: int) -> None:
+        """`seed` is that of the sequence of faults."""
+        self._record = Record(out, seed=seed)
         self._overrides = overrides
         self._subject: Subject | None = None
         self._memory: world.Memory | None = None
@@ -50,7 +51,7 @@ class Soak:
         self._failures: list[str] = []
         self.sound = True
 
-    def try_all(self, kinds: Sequence[Kind], *, seed: int, minutes: float, most: int | None) -> None:
+    def try_all(self, kinds: Sequence[Kind], *, minutes: float, most: int | None) -> None:
         """Faults from where the folder's sequence ends, until `minutes` are over or `most` were tried. Without kinds a
         run is left alone, for others to be compared with."""
         begun, run_seed = monotonic(), self._record.turn(disturbed=bool(kinds)) % SEEDS
@@ -66,7 +67,7 @@ class Soak:
             deadline = begun + 60 * minutes
             if not kinds:
                 self._running.until("^$", since=1 << 30, within_s=max(0.0, deadline - monotonic()))
-            sequence = faults(kinds, seed=seed, start=self._record.tried) if kinds else iter(())
+            sequence = faults(kinds, seed=self._record.seed, start=self._record.tried) if kinds else iter(())
             for fault in islice(sequence, most):
                 if monotonic() > deadline:
                     break
