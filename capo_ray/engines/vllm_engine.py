@@ -6,7 +6,9 @@ Leaves out what a role means (rollout_vllm, critic_vllm) and where engines run (
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from vllm import SamplingParams
@@ -40,11 +42,27 @@ def open_engine(settings: VllmSettings) -> AsyncLLM:
     process says where it does not start."""
     arguments, words = arguments_of(settings), EngineWords()
     try:
-        return AsyncLLM.from_engine_args(arguments)
+        with _compiled_as_asked(settings):
+            return AsyncLLM.from_engine_args(arguments)
     except RuntimeError as error:
         if cause := words.cause():
             raise RuntimeError(f"vLLM's engine did not start: {cause}") from error
         raise
+
+
+@contextmanager
+def _compiled_as_asked(settings: VllmSettings) -> Iterator[None]:
+    """An eager engine on CPU compiles nothing. vLLM's `enforce_eager` is about the model alone: the first
+    log-probabilities would have the count of a token's rank compiled, 15 seconds of a core for each engine."""
+    name = "TORCHDYNAMO_DISABLE"
+    if settings.device != "cpu" or not settings.block.eager or name in os.environ:
+        yield
+        return
+    os.environ[name] = "1"  # for the engine's process, which takes what this one has
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 def arguments_of(settings: VllmSettings) -> AsyncEngineArgs:

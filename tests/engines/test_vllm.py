@@ -76,10 +76,12 @@ def rollout(
     tokenizer: Path,
     loop: asyncio.AbstractEventLoop,
 ) -> Iterator[tuple[Any, Path, Path]]:
-    """An engine, the folder of its model and that of another model of the same shape."""
+    """An engine, the folder of its model and that of another model of the same shape. At its end: being eager, it has
+    compiled nothing, log-probabilities and samples included."""
     from capo_ray.engines.rollout_vllm import VllmRollout
     from capo_ray.engines.vllm_settings import VllmSettings
 
+    compiled = tmp_path_factory.mktemp("compiled")
     folders = [
         make_model(tmp_path_factory.mktemp("model") / "m", tokenizer, tied=request.param, seed=seed) for seed in (1, 2)
     ]
@@ -100,13 +102,16 @@ def rollout(
             name="rollout-0",
         )
 
-    engine = loop.run_until_complete(start())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+        engine = loop.run_until_complete(start())
     yield engine, folders[0], folders[1]
 
     async def close() -> None:  # on its loop: elsewhere vLLM leaves sockets open, and some later test waits for them
         engine.close()
 
     loop.run_until_complete(close())
+    assert not list(compiled.iterdir())
 
 
 def sample(

@@ -38,6 +38,7 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCHDYNAMO_DISABLE": "1",  # eager, it compiles the count of ranks all the same
     "CUDA_VISIBLE_DEVICES": "",
 }
 # As engines.vllm_engine sets it on CPU.
