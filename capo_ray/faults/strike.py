@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +20,7 @@ from capo_ray.faults.kinds import Kind, Moment
 from capo_ray.faults.orphans import names_of
 from capo_ray.faults.plan import Fault
 from capo_ray.faults.processes import all_of, slow
-from capo_ray.faults.subject import STEP, Ended, Subject, newest
+from capo_ray.faults.subject import STEP, Ended, Subject, newest, steps_of
 
 STARTS_S = 300.0
 """For a run to start, on a busy machine, and make two steps."""
@@ -86,8 +86,7 @@ def _goes_on(
     if recovered is None:
         failures.append(f"no two steps within {kind.recovered_s:g} s")
         calm(subject, within_s=STARTS_S)
-    now = newest(subject.run_dir)
-    if kind.metrics and not any(now.get(name, 0.0) > before.get(name, 0.0) for name in kind.metrics):
+    if kind.metrics and not _grew(kind.metrics, before, steps_of(subject.run_dir)):
         failures.append(f"none of {', '.join(kind.metrics)} grew")
     return Tried(
         noticed_s=None if noticed is None else noticed - begun,
@@ -95,6 +94,12 @@ def _goes_on(
         said=tuple(said := subject.words(since)),
         failures=(*failures, *(f"said {line[:200]}" for line in said if "Traceback" in line)),
     )
+
+
+def _grew(names: Sequence[str], before: Mapping[str, float], steps: Sequence[Mapping[str, float]]) -> bool:
+    """From a step to the next: some count since the run began, some of one step alone, which is over two steps on."""
+    since = [before, *(step for step in steps if step["step"] >= before.get("step", 0))]
+    return any(later.get(name, 0.0) > earlier.get(name, 0.0) for name in names for earlier, later in pairwise(since))
 
 
 def _borne(subject: Subject, kind: Kind, since: int, begun: float, note: str, failures: tuple[str, ...]) -> Tried:

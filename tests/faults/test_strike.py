@@ -43,6 +43,7 @@ for step in range(10000):
         worker = subprocess.Popen(["sleep", "1000"])
     with open(f"{run_dir}/metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": step, "run/lost": lost}) + chr(10))
+    if what == "of a step": lost = 0
     print(f"step {step}/10000", flush=True)
 """
 KILLED = Kind(
@@ -81,10 +82,11 @@ def test_who_has_ended_and_is_not_reaped_is_nobody() -> None:
     ended.wait()
 
 
-@pytest.mark.parametrize("act", ["kill", "freeze"])
-def test_what_keeps_its_promises(act: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("act", "what"), [("kill", ""), ("freeze", ""), ("kill", "of a step")])
+def test_what_keeps_its_promises(act: str, what: str, tmp_path: Path) -> None:
+    """Whether it is counted since the run began or in its step alone."""
     kind = Kind(name=act, act=act, target=("sleep",), says="died", metrics=("run/lost",), noticed_s=5, recovered_s=9)  # type: ignore[arg-type]
-    with scripted(tmp_path) as subject:
+    with scripted(tmp_path, what) as subject:
         for _ in range(2):
             tried = strike(subject, fault(kind))
             assert tried.failures == () and tried.said == ("W the worker died",)
