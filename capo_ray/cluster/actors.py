@@ -29,6 +29,8 @@ from capo_ray.types import Metrics, Prompt, Rollout, Sampling, TrainSequence, Up
 
 FETCH_S = 60.0
 """Seconds for the responses to one prompt to come."""
+GPUS_S = 600.0
+"""Seconds for trainer ranks that start too to say which GPUs they have."""
 
 
 @contextmanager
@@ -64,10 +66,15 @@ class EngineActor(Member):
 
     def _see_gpus_of(self, ranks: Sequence[tuple[str, str]]) -> None:
         """Have the GPUs of trainer `ranks` (name, namespace), in their order, before anything here looks for some;
-        without ranks those that Ray gave. Asked by name: Ray may start this actor again when nothing holds a handle."""
-        if ranks:
-            asked = [ray.get_actor(*rank).gpu.remote() for rank in ranks]
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ray.get(asked))
+        without ranks those that Ray gave. Asked by name: Ray may start this actor again when nothing holds a handle.
+        Raises TimeoutError where one does not say."""
+        if not ranks:
+            return
+        asked = {ray.get_actor(*rank).gpu.remote(): rank[0] for rank in ranks}
+        if silent := ray.wait(list(asked), num_returns=len(asked), timeout=GPUS_S)[1]:
+            names = ", ".join(asked[one] for one in silent)
+            raise TimeoutError(f"{names}: which GPUs these have they have not said within {GPUS_S:.0f} s; see logs/")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ray.get(list(asked)))
 
     async def ready(self) -> str:
         return self._engine.name

@@ -17,8 +17,7 @@ import ray
 from ray._private import state
 
 from capo_ray.cluster.nodes import name_of
-from capo_ray.cluster.session import head_address, own_actors, why_head_silent
-from capo_ray.planning.machine import why_silent
+from capo_ray.cluster.session import own_actors, why_head_silent
 
 LOOK_S = 2.0
 HEAD = "node:__internal_head__"
@@ -54,7 +53,7 @@ async def notice(*, look_s: float = LOOK_S) -> Notice:
 
 def _look() -> Notice | None:
     """Ray is not asked where its head is gone or frozen: a call that waits for it has no end."""
-    if why_silent(head_address()) or why_head_silent() or not (going := told_to_go()):
+    if why_head_silent() or not (going := told_to_go()):
         return None
     used = {actor["Address"]["NodeID"] for actor in own_actors(alive=True).values()}
     return concerning(going, ray.nodes(), used, ray.get_runtime_context().get_node_id(), now_s=time.time())

@@ -19,8 +19,7 @@ import ray
 from ray.exceptions import RayError
 
 from capo_ray.cluster.patience import ends_within
-from capo_ray.cluster.session import head_address, own_actors, why_head_silent
-from capo_ray.planning.machine import why_silent
+from capo_ray.cluster.session import own_actors, why_head_silent
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ async def _to_be_ended(actors: Mapping[str, Any], no_place: NoPlace, revivals: R
 
 def _look(actors: Mapping[str, Any], no_place: NoPlace) -> tuple[dict[str, dict[str, Any]], Mapping[str, str]]:
     """What Ray knows of each, and for whom there is no place. A Ray whose head is gone is not asked: see notices."""
-    if why_silent(head_address()) or why_head_silent():
+    if why_head_silent():
         return {}, {}
     try:
         table, why = own_actors(), no_place()

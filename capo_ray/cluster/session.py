@@ -193,7 +193,10 @@ def own_actors(*, alive: bool = False) -> dict[str, dict[str, Any]]:
 
 
 def why_head_silent() -> str:
-    """Why Ray's head gives this program no answer; empty where it does. Never takes longer than `_ANSWER_S`."""
+    """Why Ray's head gives this program no answer; empty where it does. Never takes longer than `_ANSWER_S`: one that
+    takes no connection is not asked, since of several calls to a head that is gone some have no end."""
+    if why := why_silent(head_address()):
+        return why
     try:
         worker.global_worker.gcs_client.check_alive([], timeout=_ANSWER_S)
     except RpcError as error:

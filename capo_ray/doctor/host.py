@@ -12,7 +12,8 @@ from pathlib import Path
 from capo_ray.config.model import Shape
 from capo_ray.config.run import Config
 from capo_ray.doctor.finding import Finding, fail, ok, warn
-from capo_ray.planning.memory import BYTES, GIB
+from capo_ray.planning.estimate import sent
+from capo_ray.planning.memory import BYTES, GIB, checkpoint_gib, learning
 
 DASHBOARD_PORT = 8265
 STORE_SHARE = 0.3
@@ -24,21 +25,15 @@ FULL = 0.95
 LEAST_FILES = 8192
 
 
-def weights_gib(config: Config, shape: Shape | None) -> float:
-    return shape.parameters * BYTES[config.policy.dtype] / GIB if shape else 0.0
-
-
-def checkpoint_gib(config: Config, shape: Shape | None) -> float:
-    """Weights and the optimizer's state, which has float32 weights too where training is in bfloat16."""
-    width = BYTES[config.policy.dtype]
-    return shape.parameters * (width + (8 if width == 4 else 12)) / GIB if shape else 0.0
+def weights_gib(config: Config, numbers: float) -> float:
+    return numbers * BYTES[config.policy.dtype] / GIB
 
 
 def shared_memory(
     config: Config, shape: Shape | None, *, total_gib: float, free_gib: float, memory_gib: float
 ) -> Finding:
     """/dev/shm holds Ray's object store and, on CPU, the weights under way."""
-    moved = weights_gib(config, shape) if config.cluster.weight_transfer == "shm" else 0.0
+    moved = weights_gib(config, sent(config, shape)) if shape and config.cluster.weight_transfer == "shm" else 0.0
     shown = f"{free_gib:.1f} of {total_gib:.1f} GiB free"
     fix = "give it more: docker run --shm-size=16g, a volume in memory (Kubernetes), mount -o remount,size=16g /dev/shm"
     if free_gib < 2 * moved:
@@ -52,9 +47,9 @@ def shared_memory(
 
 def run_disk(config: Config, shape: Shape | None, run_dir: Path, *, total_gib: float, free_gib: float) -> Finding:
     """Room for checkpoints. One more than are kept stands there while it is written."""
-    each = checkpoint_gib(config, shape)
+    each = checkpoint_gib(config, shape) if shape else 0.0
     kept = config.checkpoints_at_once * each
-    models = config.models_written * weights_gib(config, shape)
+    models = config.models_written * weights_gib(config, learning(config.trainer, shape)) if shape else 0.0
     shown = f"{free_gib:.0f} of {total_gib:.0f} GiB free at {run_dir}"
     fix = "free some, or set run_dir to a larger disk"
     if free_gib < each + SPARE_GIB:

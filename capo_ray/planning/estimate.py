@@ -26,6 +26,7 @@ from capo_ray.planning.memory import (
     BYTES,
     GIB,
     EngineMemory,
+    checkpoint_gib,
     engines_memory,
     learning,
     quantization_of,
@@ -127,14 +128,14 @@ def times(config: Config, policy: Shape, critics: Mapping[str, Shape], gpu: hw.G
             default=0.0,
         ),
         update=trained * passes / (config.trainer.ranks * gpu.flops * hw.TRAINING),
-        sync=1.0 + _sent(config, policy) * BYTES[config.policy.dtype] / hw.SYNC_BYTES_PER_S,
+        sync=1.0 + sent(config, policy) * BYTES[config.policy.dtype] / hw.SYNC_BYTES_PER_S,
         overlapped=config.algorithm.max_staleness > 0,
         turns=config.cluster.sharing == "turns",
         switch=turns.switch_s if turns else 0.0,
     )
 
 
-def _sent(config: Config, policy: Shape) -> float:
+def sent(config: Config, policy: Shape) -> float:
     """Numbers of a sync."""
     return learning(config.trainer, policy) if config.cluster.lora_sync == "adapter" else policy.parameters
 
@@ -299,12 +300,10 @@ def downloads(config: Config, shapes: Mapping[str, Shape | None]) -> list[str]:
 
 
 def disk(config: Config, policy: Shape | None) -> str:
-    """A checkpoint holds float32 weights and AdamW's moments, 12 bytes of each that learns; one more than is kept is
-    there while it is written, and so are the policy at the end and exports."""
+    """One checkpoint more than is kept is there while it is written, and so are the policy at the end and exports."""
     if policy is None:
         return "  disk                    not known: the policy's shape is not"
     width = BYTES[config.policy.dtype]
-    kept = learning(config.trainer, policy) / GIB
-    one, last = kept * 12, kept * width
+    one, last = checkpoint_gib(config, policy), learning(config.trainer, policy) * width / GIB
     most = one * config.checkpoints_at_once + last * config.models_written
     return f"  disk                    {one:.1f} GiB a checkpoint, at most {most:.1f} with those kept and all models"

@@ -111,6 +111,11 @@ def learning(trainer: Trainer, shape: Shape) -> float:
     return shape.layers * lora.rank * sum(both_sides.get(name, widest) for name in set(lora.targets or both_sides))
 
 
+def checkpoint_gib(config: Config, shape: Shape) -> float:
+    """Of what learns the float32 weights and AdamW's moments, 12 bytes of each number."""
+    return 12 * learning(config.trainer, shape) / GIB
+
+
 def _head_bytes(shape: Shape, width: int, tokens: int, piece: int) -> float:
     """Of learn.head's backward pass: float32 logits and what their gradient is put together from; beyond one piece the
     hidden states with their gradient, and the sum of the weights' gradient in float32, cast when it is whole."""

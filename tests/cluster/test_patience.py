@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from typing import Any
 
 import pytest
 
+from capo_ray.cluster import actors
 from capo_ray.cluster.patience import ends_within, with_patience
 
 
@@ -30,3 +33,17 @@ def test_a_wait_says_what_for_and_ends(caplog: pytest.LogCaptureFixture) -> None
     with pytest.raises(TimeoutError, match="waited in vain for rollout-0 to start"):
         asyncio.run(use())
     assert "waiting for rollout-0 to start since" in caplog.text
+
+
+class Silent:
+    def gpu(self) -> None:
+        time.sleep(3600)
+
+
+@pytest.mark.ray
+def test_ranks_that_do_not_say_which_gpus_they_have_are_named(ray_here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors, "GPUS_S", 0.5)
+    silent = ray_here.remote(Silent).options(name="trainer-1", namespace="here", num_cpus=0).remote()
+    with pytest.raises(TimeoutError, match="trainer-1: which GPUs these have they have not said"):
+        actors.EngineActor()._see_gpus_of([("trainer-1", "here")])
+    ray_here.kill(silent)

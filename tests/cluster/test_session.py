@@ -139,6 +139,13 @@ def test_ray_starts_here_whatever_the_environment_names(tmp_path: Path) -> None:
     assert not (tmp_path / "ray_session").exists()
 
 
+def test_a_head_that_takes_no_connection_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own call to one may have no end, whatever its limit."""
+    monkeypatch.setattr(session, "head_address", lambda: "127.0.0.1:1")
+    monkeypatch.setattr(session.worker.global_worker, "gcs_client", None, raising=False)
+    assert "refused" in session.why_head_silent()
+
+
 def test_another_ray_begins_when_the_last_one_has_ended(caplog: pytest.LogCaptureFixture) -> None:
     """One whose network was away ends when its calls do; it would end a session that begins before."""
     ending: Future[object] = Future()

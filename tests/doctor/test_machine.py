@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from capo_ray.config.compose import compose
+from capo_ray.config.lora import Lora
 from capo_ray.config.model import Shape
 from capo_ray.config.run import Config
 from capo_ray.doctor import gpus, host, software
@@ -207,18 +208,20 @@ def test_shared_memory() -> None:
 
 
 def test_the_disk_of_a_run() -> None:
-    """In bfloat16 a parameter takes 14 bytes in a checkpoint: 2 of weight, 12 of optimizer."""
-    known = shape(int(10 * 2**30 / 14))
+    """A parameter that learns takes 12 bytes in a checkpoint, and 2 in a model of bfloat16."""
+    known = shape(int(10 * 2**30 / 12))
 
     def found(free: float, config: Config = PAPER) -> Finding:
         return host.run_disk(config, known, Path("/runs"), total_gib=100, free_gib=free)
 
     assert found(50).found == "50 of 100 GiB free at /runs; checkpoints take 40.0"
     assert found(20).found == "20 of 100 GiB free at /runs; 3 checkpoints and the one being written take 40"
-    often = PAPER.model_copy(update={"steps": 40, "export_every": 10})  # 5 models of 10 / 7 GiB
-    assert found(48, often).found.endswith("3 checkpoints and the one being written take 40, models 7")
+    often = PAPER.model_copy(update={"steps": 40, "export_every": 10})  # 5 models of 10 / 6 GiB
+    assert found(48, often).found.endswith("3 checkpoints and the one being written take 40, models 8")
     assert found(20).state == "warn" and found(11).state == "fail"
     assert found(11).found == "11 of 100 GiB free at /runs; one checkpoint takes 10.0 and the rest of a run 2"
+    adapted = PAPER.model_copy(update={"trainer": PAPER.trainer.model_copy(update={"lora": Lora(rank=32)})})
+    assert found(11, adapted).state == "ok"  # which alone is in a checkpoint
 
 
 def test_the_disk_of_ray() -> None:
