@@ -40,8 +40,6 @@ class Kind:
     recovered_s: float = RECOVERED_S
     lasts_s: float = 0.0
     """How long it lasts, where it does not last until somebody ends it."""
-    once: bool = False
-    """Whether what it hits is gone until the program is started again."""
 
     @property
     def promise(self) -> str:
@@ -108,8 +106,8 @@ def _slow() -> list[Kind]:
 
 def _of_the_machine() -> list[Kind]:
     return [
-        Kind(name="kill wandb", act="kill", target=("wandb-core",), says="wandb ", once=True),
-        Kind(name="freeze wandb", act="freeze", target=("wandb-core",), says="wandb ", once=True),
+        Kind(name="kill wandb", act="kill", target=("wandb-core",), says="wandb "),
+        Kind(name="freeze wandb", act="freeze", target=("wandb-core",), says="wandb "),
         Kind(name="fill the disk", act="fill the disk", then="ends", says="^error: "),
         *(
             Kind(name=f"make {folder}/ read-only", act="make read-only", target=(folder,), then="ends", says="^error: ")

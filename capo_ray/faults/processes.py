@@ -55,9 +55,11 @@ def _below(pid: int) -> list[psutil.Process]:
 
 
 def name_of(process: psutil.Process) -> str:
-    """Empty where it has ended, which one that nobody has reaped has too."""
+    """Empty where it has ended, which one that nobody has reaped has too, and where it stands still: a fault is not
+    done twice to who was given up and not ended."""
     try:
-        return "" if process.status() == psutil.STATUS_ZOMBIE else process.name()
+        gone = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
+        return "" if gone else process.name()
     except psutil.NoSuchProcess:
         return ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -80,6 +81,16 @@ def test_who_has_ended_and_is_not_reaped_is_nobody() -> None:
         time.sleep(0.01)
     assert ended.pid not in [chain[-1].pid for chain in all_of(os.getpid(), process.name())]
     ended.wait()
+
+
+def test_who_was_frozen_and_given_up_is_nobody() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as frozen:
+        os.kill(frozen.pid, signal.SIGSTOP)
+        while psutil.Process(frozen.pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
+        hit = [chain[-1].pid for chain in all_of(os.getpid(), "sleep")]
+        frozen.kill()
+    assert frozen.pid not in hit
 
 
 @pytest.mark.parametrize(("act", "what"), [("kill", ""), ("freeze", ""), ("kill", "of a step")])
