@@ -27,6 +27,8 @@ from capo_ray.records.busy import Busy
 from capo_ray.records.trace import Span, Spans
 from capo_ray.types import Metrics, Prompt, Rollout, Sampling, TrainSequence, Update
 
+Ranks = Sequence[tuple[str, str]]
+"""Name and namespace of each."""
 FETCH_S = 60.0
 """Seconds for the responses to one prompt to come."""
 GPUS_S = 600.0
@@ -45,6 +47,19 @@ def loading() -> Iterator[None]:
         gc.enable()
 
 
+def see_gpus_of(ranks: Ranks) -> None:
+    """Have the GPUs of trainer `ranks`, in their order, before anything here looks for some; without ranks those that
+    Ray gave. Asked by name: Ray may start this actor again when nothing holds a handle. Raises TimeoutError where one
+    does not say."""
+    if not ranks:
+        return
+    asked = {ray.get_actor(*rank).gpu.remote(): rank[0] for rank in ranks}
+    if silent := ray.wait(list(asked), num_returns=len(asked), timeout=GPUS_S)[1]:
+        names = ", ".join(asked[one] for one in silent)
+        raise TimeoutError(f"{names}: which GPUs these have they have not said within {GPUS_S:.0f} s; see logs/")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ray.get(list(asked)))
+
+
 class Member:
     """What every actor has: a pulse, and what Ray's dashboard shows of it beside its name."""
 
@@ -61,23 +76,22 @@ class Member:
 class EngineActor(Member):
     """What actors of engines on vLLM share."""
 
-    _engine: Any
-    _alive: Lifeline
-
-    def _see_gpus_of(self, ranks: Sequence[tuple[str, str]]) -> None:
-        """Have the GPUs of trainer `ranks` (name, namespace), in their order, before anything here looks for some;
-        without ranks those that Ray gave. Asked by name: Ray may start this actor again when nothing holds a handle.
-        Raises TimeoutError where one does not say."""
-        if not ranks:
-            return
-        asked = {ray.get_actor(*rank).gpu.remote(): rank[0] for rank in ranks}
-        if silent := ray.wait(list(asked), num_returns=len(asked), timeout=GPUS_S)[1]:
-            names = ", ".join(asked[one] for one in silent)
-            raise TimeoutError(f"{names}: which GPUs these have they have not said within {GPUS_S:.0f} s; see logs/")
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ray.get(list(asked)))
+    def __init__(self, factory: Callable[[], Any], badge: Badge | None = None, ranks: Ranks = ()) -> None:
+        """`ranks`: of the trainer, those whose GPUs it shares."""
+        see_gpus_of(ranks)
+        with loading():
+            self._engine = factory()
+        self._alive = Lifeline(self._engine)
+        self._heart = Heart()
+        self._spans = spans_of(badge)
 
     async def ready(self) -> str:
         return self._engine.name
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, n: int, seed: int) -> Replies:
+        """Of an engine that judges."""
+        with self._alive(), self._spans.of("judge", critiques=n):
+            return await self._engine.complete(messages, sampling, n=n, seed=seed)
 
     async def pulse(self) -> Pulse:
         with self._alive():
@@ -111,16 +125,8 @@ def spans_of(badge: Badge | None) -> Spans:
 
 
 class RolloutActor(EngineActor):
-    def __init__(
-        self, factory: Callable[[], Any], badge: Badge | None = None, ranks: Sequence[tuple[str, str]] = ()
-    ) -> None:
-        """`ranks`: of the trainer, those whose GPUs it shares."""
-        self._see_gpus_of(ranks)
-        with loading():
-            self._engine = factory()
-        self._alive = Lifeline(self._engine)
-        self._heart = Heart()
-        self._spans = spans_of(badge)
+    def __init__(self, factory: Callable[[], Any], badge: Badge | None = None, ranks: Ranks = ()) -> None:
+        super().__init__(factory, badge, ranks)
         self._stages = {"sync": Busy()}
         self._courier = Courier()
         self._badge = badge
@@ -146,6 +152,10 @@ class RolloutActor(EngineActor):
         with self._alive(), self._stages["sync"], self._spans.of("sync", stage=stage):
             return await self._engine.take_weights(stage, given)
 
+    async def judging(self) -> Metrics:
+        """Totals of an engine that judges too."""
+        return self._engine.judging()
+
     async def metrics(self) -> Metrics:
         return self._totals()
 
@@ -154,24 +164,12 @@ class RolloutActor(EngineActor):
 
 
 class CriticActor(EngineActor):
-    def __init__(
-        self, factory: Callable[[], Any], badge: Badge | None = None, ranks: Sequence[tuple[str, str]] = ()
-    ) -> None:
-        """`ranks`: of the trainer, those whose GPUs it shares."""
-        self._see_gpus_of(ranks)
-        with loading():
-            self._engine = factory()
-        self._alive = Lifeline(self._engine)
-        self._heart = Heart()
-        self._spans = spans_of(badge)
+    def __init__(self, factory: Callable[[], Any], badge: Badge | None = None, ranks: Ranks = ()) -> None:
+        super().__init__(factory, badge, ranks)
         self._badge = badge
         publish(badge, self._engine.metrics)
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, n: int, seed: int) -> Replies:
-        with self._alive(), self._spans.of("judge", critiques=n):
-            return await self._engine.complete(messages, sampling, n=n, seed=seed)
-
-    async def metrics(self) -> Metrics:
+    async def judging(self) -> Metrics:
         return self._engine.metrics()
 
 

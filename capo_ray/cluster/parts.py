@@ -41,7 +41,7 @@ class CrewParts:
     workers: Sequence[Any]
     """Rollout actors."""
     critics: Sequence[Any]
-    """Critic actors, for their totals."""
+    """Actors that judge, for their totals."""
     aggregators: Sequence[Any]
     trainers: TrainerGroup
     score_ahead: Callable[[Groups], Awaitable[None]] | None = None

@@ -54,7 +54,7 @@ class Speeds:
 
     async def _totals(self) -> dict[tuple[Role, str], Metrics]:
         calls = _named("rollout", (worker.metrics.remote() for worker in self._actors.workers))
-        calls |= _named("critic", (critic.metrics.remote() for critic in self._actors.critics))
+        calls |= _named("critic", (critic.judging.remote() for critic in self._actors.critics))
         calls |= _named("aggregator", (shard.totals.remote() for shard in self._actors.aggregators))
         answers = await asyncio.gather(*map(_unless_lost, calls.values()))
         found = {key: totals for key, totals in zip(calls, answers, strict=True) if totals is not None}

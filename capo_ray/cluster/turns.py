@@ -108,12 +108,13 @@ class InTurn:
         *,
         engines: Collection[Engine],
         trainers: TrainerGroup,
+        base_judges: bool = False,
         look_s: float = LOOK_S,
     ) -> None:
         """`awake`: who is, in each phase; who is in all never sleeps. To begin with all `engines` sleep, and the
-        trainer does not."""
+        trainer does not. `base_judges`: on the engines that sample, once they have."""
         self.phase: Phase | None = "train"
-        judged = any(engine.role == "critic" for engine in engines)
+        judged = base_judges or any(engine.role == "critic" for engine in engines)
         self.judges_later = judged and "critic" not in awake["sample"]
         self._awake = awake
         self._stays = frozenset(TAKING_TURNS.intersection(*map(frozenset, awake.values())))
@@ -246,7 +247,8 @@ def turns_for(config: Config, rollouts: Mapping[str, Any], critics: Mapping[str,
     if config.cluster.sharing != "turns":
         return AllAwake()
     who = awake(config, shapes_here(config), this_machine(config.cluster).gpu_gib or ASSUMED_GPU_GIB)
-    return InTurn(who, engines=engines_of(config, {**rollouts, **critics}), trainers=trainers)
+    base = config.critic is not None and config.critic.base is not None
+    return InTurn(who, engines=engines_of(config, {**rollouts, **critics}), trainers=trainers, base_judges=base)
 
 
 def engines_of(config: Config, actors: Mapping[str, Any]) -> list[Engine]:

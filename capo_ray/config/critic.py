@@ -37,8 +37,9 @@ class Voter(Block):
     """A critic: the frozen model that judges, and what runs it. Either vLLM engines of this run or servers; to compare
     with, the tiny world has one that knows the truth, and any data one that knows nothing."""
 
-    kind: Annotated[str, *or_own(Literal["vllm", "http", "truth", "placebo"])] = setting(
-        "`vllm`: engines that this run starts; `http`: servers that speak OpenAI's chat completions; "
+    kind: Annotated[str, *or_own(Literal["vllm", "base", "http", "truth", "placebo"])] = setting(
+        "`vllm`: engines that this run starts; `base`: the model beneath the policy's adapter, on the engines that "
+        "sample, see [lora.md](lora.md#the-base-as-critic); `http`: servers that speak OpenAI's chat completions; "
         "`truth`: flags what is wrong and nothing else (tiny world only); `placebo`: flags steps at random, of any "
         "data; `module:name`: an engine of your own, see [extending.md](extending.md#a-critic)",
         "vllm",
@@ -273,6 +274,11 @@ class Critic(Voter):
                 "asked; raise `critiques` or name fewer"
             )
         return self
+
+    @property
+    def base(self) -> Voter | None:
+        """The one that is the policy's base model."""
+        return next((voter for voter in self.voters if voter.kind == "base"), None)
 
     @property
     def voters(self) -> tuple[Voter, ...]:

@@ -32,7 +32,7 @@ def check(config: Fields) -> None:
         _check_credit,
         _check_weights,
     )
-    for rule in (*rules, _check_budget, _check_windows, _check_cluster, _check_lora):
+    for rule in (*rules, _check_budget, _check_windows, _check_cluster, _check_lora, _check_base):
         rule(config)
 
 
@@ -233,9 +233,11 @@ def _check_windows(config: Fields) -> None:
         return
     needed = longest + config.critic.max_critique_tokens
     for n, voter in enumerate(config.critic.voters):
-        if voter.known_window and needed > voter.known_window:
+        own = config.policy.shape.window if voter.kind == "base" and config.policy.shape else None
+        window = voter.known_window or own
+        if window and needed > window:
             raise ValueError(
-                f"the critic's window of {voter.known_window} tokens cannot hold a question and a response ({longest}) "
+                f"the critic's window of {window} tokens cannot hold a question and a response ({longest}) "
                 f"and critic.max_critique_tokens {config.critic.max_critique_tokens}; lower one or set a larger "
                 f"{voter_field(n)}.window"
             )
@@ -295,4 +297,23 @@ def _check_lora(config: Fields) -> None:
         raise ValueError(
             f"`trainer.lora.rank` {lora.rank} is more than vLLM holds as an adapter ({VLLM_RANKS[-1]}): lower it, or "
             "set cluster.lora_sync=merged"
+        )
+
+
+def _check_base(config: Fields) -> None:
+    """A critic on the engines that sample, which hold its weights beneath an adapter and sleep with them."""
+    kinds = [voter.kind for voter in config.critic.voters] if config.critic else []
+    if "base" not in kinds:
+        return
+    if config.trainer.lora is None or config.cluster.lora_sync != "adapter" or config.cluster.sharing != "turns":
+        lora = "null" if config.trainer.lora is None else "set"
+        raise ValueError(
+            "`critic.kind` base is the model that an adapter leaves as it is, on engines that sample and judge in "
+            "turns: it wants trainer.lora, cluster.lora_sync adapter and cluster.sharing turns, and they are "
+            f"{lora}, {config.cluster.lora_sync} and {config.cluster.sharing}; or take the same model by kind vllm"
+        )
+    if kinds.count("base") > 1 or "vllm" in kinds:
+        raise ValueError(
+            "`critic.kind` base is one critic, and its engines judge alone: beside it `critic.others` may have those "
+            "of kind http and the like, and none of kind base or vllm"
         )

@@ -24,6 +24,13 @@ class Config(Fields):
             return None
         return self.data.max_prompt_tokens + self.rollout.max_response_tokens
 
+    @property
+    def rollout_window(self) -> int | None:
+        """Tokens of the context window of engines that sample; None: the policy's own, since its base judges there."""
+        if self.critic and self.critic.base:
+            return self.critic.base.window
+        return self.data.max_prompt_tokens + self.rollout.max_response_tokens
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         check(self)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from vllm.v1.engine.async_llm import AsyncLLM
+
 from capo_ray.credit.thoughts import is_mark, open_mark
 from capo_ray.engines.protocols import Completion, Message, Part, PromptTooLong, Replies
 from capo_ray.engines.vllm_engine import Requests, Sleeps, open_engine, parameters_of
@@ -25,16 +27,14 @@ def has_special_marks(tokenizer: Any) -> bool:
     return any(token.special and is_mark(token.content) for token in tokenizer.added_tokens_decoder.values())
 
 
-class VllmCritic:
-    """See protocols.CriticEngine."""
+class Conversations:
+    """Completes them with an engine's model as it was loaded, without any adapter."""
 
-    def __init__(self, settings: VllmSettings, *, name: str) -> None:
-        self.name = name
-        self._engine = open_engine(settings)
-        self._requests = Requests(self._engine, settings.block.max_sequences)
-        self._sleeps = Sleeps(self._engine, name, keeps=True)
-        self._closed = False
-        tokenizer = self._engine.get_tokenizer()
+    def __init__(self, engine: AsyncLLM, settings: VllmSettings, name: str) -> None:
+        self._name = name
+        self._engine = engine
+        self._requests = Requests(engine, settings.block.max_sequences)
+        tokenizer = engine.get_tokenizer()
         self._template = settings.chat_template or getattr(tokenizer, "chat_template", None)
         if tokenizer is None or not self._template:
             raise ValueError(
@@ -55,7 +55,7 @@ class VllmCritic:
         if len(token_ids) + sampling.max_tokens > window:
             raise PromptTooLong(
                 f"{len(token_ids)} prompt tokens and {sampling.max_tokens} for the critique are more than the window "
-                f"of {window} of {self.name}"
+                f"of {window} of {self._name}"
             )
         parameters = parameters_of(sampling, seed=seed, n=n, logprobs=False, detokenize=True)
         parameters.skip_special_tokens = not self._keeps_special
@@ -74,6 +74,23 @@ class VllmCritic:
             cached_tokens=output.num_cached_tokens or 0,
         )
 
+    def metrics(self) -> Metrics:
+        return self._requests.metrics()
+
+
+class VllmCritic:
+    """See protocols.CriticEngine."""
+
+    def __init__(self, settings: VllmSettings, *, name: str) -> None:
+        self.name = name
+        self._engine = open_engine(settings)
+        self._conversations = Conversations(self._engine, settings, name)
+        self._sleeps = Sleeps(self._engine, name, keeps=True)
+        self._closed = False
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
+        return await self._conversations.complete(messages, sampling, n=n, seed=seed)
+
     async def sleep(self) -> None:
         await self._sleeps.sleep()
 
@@ -81,7 +98,7 @@ class VllmCritic:
         await self._sleeps.wake(parts)
 
     def metrics(self) -> Metrics:
-        return self._requests.metrics()
+        return self._conversations.metrics()
 
     @property
     def dead(self) -> bool:

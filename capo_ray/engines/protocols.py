@@ -111,7 +111,8 @@ class Sleeping(Protocol):
 
 
 class RolloutEngine(Sleeping, Protocol):
-    """Samples responses from the policy."""
+    """Samples responses from the policy. One whose base judges completes as a CriticEngine does, and has the
+    totals of that in `judging`, a method like `metrics`."""
 
     name: str
     version: int

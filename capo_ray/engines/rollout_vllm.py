@@ -7,7 +7,7 @@ gets which prompt (cluster.rollout_pool) and when weights may move (cluster.gate
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
 
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
@@ -15,7 +15,8 @@ from vllm.outputs import CompletionOutput
 
 from capo_ray.credit.thoughts import open_mark
 from capo_ray.credit.tokens import TokenTable
-from capo_ray.engines.protocols import Part, PromptTooLong, Stage, WeightReceipt
+from capo_ray.engines.critic_vllm import Conversations
+from capo_ray.engines.protocols import Message, Part, PromptTooLong, Replies, Stage, WeightReceipt
 from capo_ray.engines.vllm_engine import ADAPTER, Requests, Sleeps, open_engine, parameters_of
 from capo_ray.engines.vllm_settings import VllmSettings
 from capo_ray.types import Finish, Metrics, Prompt, Rollout, Sampling
@@ -37,6 +38,7 @@ class VllmRollout:
         adapter = ADAPTER if self._adapted else None
         self._requests = Requests(self._engine, settings.block.max_sequences, adapter)
         self._sleeps = Sleeps(self._engine, name, keeps=self._adapted)
+        self._conversations = Conversations(self._engine, settings, name) if settings.judges else None
         self._closed = False
         self._table = TokenTable.load(settings.tokenizer)
 
@@ -75,6 +77,16 @@ class VllmRollout:
             versions=versions,
             opened=open_mark(self._table.decode(prompt.token_ids[-_END:])[0]),
         )
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, n: int, seed: int) -> Replies:
+        """As a critic that is the base model. Not while it samples: on a CPU vLLM 0.32 takes the adapter for all of a
+        batch in which one request wants it. What is cached with the adapter it keeps apart from what is without."""
+        assert self._conversations is not None, "this engine was not started to judge"
+        return await self._conversations.complete(messages, sampling, n=n, seed=seed)
+
+    def judging(self) -> Metrics:
+        """Totals of that."""
+        return self._conversations.metrics() if self._conversations else {}
 
     async def sleep(self) -> None:
         await self._sleeps.sleep()

@@ -90,6 +90,10 @@ class Sleeper:
         made: Metrics = self._engine.metrics() if self.opened else {"busy_s": 0.0}
         return made
 
+    def judging(self) -> Metrics:
+        made: Metrics = self._engine.judging() if self.opened else {"busy_s": 0.0}
+        return made
+
     @property
     def dead(self) -> bool:
         return self.opened and bool(self._engine.dead)

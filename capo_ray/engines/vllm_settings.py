@@ -35,6 +35,8 @@ class VllmSettings:
     """Transport of weights_receive by name; None for a frozen model."""
     lora_rank: int | None = None
     """Of the adapters that arrive by it; None: whole weights do."""
+    judges: bool = False
+    """Whether an engine with an adapter completes conversations too, without it."""
     sleeps: bool = False
     """Whether it holds its GPU in turns with others, and is opened when its first comes."""
 

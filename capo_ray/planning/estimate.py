@@ -117,13 +117,13 @@ def times(config: Config, policy: Shape, critics: Mapping[str, Shape], gpu: hw.G
     trained = work * policy.parameters * responses * (prompt + response)
     scorings = (config.trainer.optimisation_passes > 1) + (config.algorithm.kl_weight > 0)
     passes = config.trainer.optimisation_passes + scorings * 2 / work
-    turns = turns_of(config, {"policy": policy, **critics}, gpu.gib)
+    turns, shapes = turns_of(config, {"policy": policy, **critics}, gpu.gib), {"rollout": policy, **critics}
     return Times(
         rollout=max(longest, asked / at_once * response) * token,
         critic=max(
             (
-                _judging(config, voter, critics[place], gpu, prompt + response, engines[place])
-                for place, voter in critics_here(config)
+                _judging(config, voter, shapes[place], gpu, prompt + response, engines[place])
+                for place, voter in _judges(config)
             ),
             default=0.0,
         ),
@@ -144,6 +144,16 @@ def _at_once(engine: Rollout | Voter, memory: EngineMemory, asked: float, each: 
     """Of so many requests to an engine those that run together, when each has so many bytes in the KV cache."""
     room = memory.gib.get("KV cache", 0.0) * GIB * engine.tensor_parallel / each
     return max(1.0, min(engine.max_sequences, asked, room))
+
+
+def _judges(config: Config) -> list[tuple[str, Voter]]:
+    """Critics on engines of this run, with the places of these; the policy's base has those that sample."""
+    if config.critic is None or (base := config.critic.base) is None:
+        return critics_here(config)
+    sampling = config.rollout
+    engines = {name: getattr(sampling, name) for name in ("workers", "tensor_parallel", "engine")}
+    at_once = min(base.max_sequences, sampling.max_sequences)
+    return [("rollout", base.model_copy(update={**engines, "model": config.policy, "max_sequences": at_once}))]
 
 
 def _judging(config: Config, voter: Voter, shape: Shape, gpu: hw.Gpu, read: float, memory: EngineMemory) -> float:
@@ -175,7 +185,7 @@ def measured(config: Config, profile: Profile) -> Times:
     """At the speeds of a run: engines are as fast as its own, an update as much faster as there are more ranks."""
     numbers, responses = profile.numbers, config.prompts_per_step * config.responses_per_prompt
     sampled = responses * numbers.get("response/mean_tokens", config.rollout.max_response_tokens)
-    critic, engines = 0.0, sum(voter.workers for _, voter in critics_here(config))
+    critic, engines = 0.0, sum(voter.workers for _, voter in _judges(config))
     if config.critic and engines and (speed := numbers.get("speed/critic_tokens_per_s")):
         written = numbers.get("critic/mean_tokens", config.critic.max_critique_tokens)
         critic = responses * config.critic.critiques * written / (engines * speed)

@@ -257,7 +257,7 @@ class EngineMemory:
 def engines_memory(config: Config, shapes: Mapping[str, Shape | None], gpu_gib: float) -> dict[str, EngineMemory]:
     """Of every engine of a run, by its place in the configuration. `shapes`: where the configuration names none."""
     policy = config.policy.shape or shapes.get("policy")
-    window = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    window = config.rollout_window or (policy.window if policy else 0)
     made = {"rollout": engine_memory(config, config.rollout, policy, config.policy.dtype, window, gpu_gib, "rollout")}
     for place, voter in critics_here(config):
         assert voter.model is not None

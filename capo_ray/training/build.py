@@ -89,7 +89,7 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
         if voter.model
     ]
     if config.critic:
-        for critic in critics:
+        for critic in [*critics, policy] if config.critic.base else critics:
             critic.check_window(
                 "the critic", lengths | {"critic.max_critique_tokens": config.critic.max_critique_tokens}
             )
@@ -282,8 +282,7 @@ async def running_crew(
         Team(config, run_dir.name, ready=ready) as team,
     ):
         engine = partial(make_trainer, config, str(found.policy.folder), run_dir)
-        sender = partial(make_sender, config)
-        ranks = team.hire("trainer", lambda seat: (engine, sender, seat.number))
+        ranks = team.hire("trainer", lambda seat: (engine, partial(make_sender, config), seat.number))
         rollouts, critics = (team.hire(role, made) for role, made in make.items())
         trainers = TrainerGroup(
             list(ranks.values()),
@@ -295,13 +294,14 @@ async def running_crew(
             over_batch=algorithm_of(config.algorithm.advantage).over_batch,
             old_ahead=(ahead := scored_ahead(config)).old,
         )
-        shard = partial(make_aggregator, config, found.template, list(critics.items()), run_dir / "samples")
+        judges = rollouts if config.critic and config.critic.base else critics
+        shard = partial(make_aggregator, config, found.template, list(judges.items()), run_dir / "samples")
         aggregators = team.hire("aggregator", lambda seat: (shard, seat.number))
         await start_all(config, team, trainers)
         await trainers.connect(list(rollouts.values()))
         parts = CrewParts(
             workers=list(rollouts.values()),
-            critics=list(critics.values()),
+            critics=list(judges.values()),
             aggregators=list(aggregators.values()),
             trainers=trainers,
             score_ahead=trainers.score if any(ahead) else None,

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def make_critics(config: Config, template: PromptTemplate | None, actors: Sequence[tuple[str, Any]]) -> Critics | None:
-    """The judging service over the `actors` of the critics that run here, in their order, and over servers."""
+    """The judging service over the `actors` that judge here, in the order of their critics, and over servers."""
     from capo_ray.cluster.critic_pool import RemoteCritic
 
     if config.critic is None or template is None:
@@ -34,9 +34,9 @@ def make_critics(config: Config, template: PromptTemplate | None, actors: Sequen
     left = iter(actors)
 
     def engines_of(number: int, voter: Voter) -> Sequence[CriticEngine]:
-        if voter.kind != "vllm":
+        if voter.kind not in ("vllm", "base"):
             return critics_without_actors(voter)
-        return tuple(RemoteCritic(*actor) for actor in islice(left, voter.workers))
+        return tuple(RemoteCritic(*actor) for actor in islice(left, voter.workers if voter.kind == "vllm" else None))
 
     return critics_over(config, template, engines_of)
 
@@ -64,6 +64,10 @@ def critics_without_actors(voter: Voter) -> tuple[CriticEngine, ...]:
         from capo_ray.engines.critic_http import HttpCritic
 
         return tuple(HttpCritic(voter, endpoint) for endpoint in voter.endpoints)
+    if voter.kind == "base":
+        raise ConfigError(
+            "critic.kind: base judges in a run, on its engines; here take kind vllm and the policy's path"
+        )
     if extension.is_own(voter.kind):
         make: Callable[[], CriticEngine] = extension.load(voter.kind, callable, is_a="a class of critics")
         return (make(),)

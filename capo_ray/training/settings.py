@@ -48,15 +48,18 @@ def sampling_of(config: Config) -> Sampling:
 
 
 def rollout_settings(config: Config, policy: ModelFiles) -> VllmSettings:
+    judges = config.critic is not None and config.critic.base is not None
     return VllmSettings(
         block=config.rollout,
         model=str(policy.folder),
         tokenizer=str(policy.tokenizer),
         dtype=config.policy.dtype,
-        window=config.data.max_prompt_tokens + config.rollout.max_response_tokens,
+        window=config.rollout_window,
         device=config.cluster.device,
         weight_transfer=f"capo_{config.cluster.weight_transfer}",
         lora_rank=lora.rank if (lora := config.trainer.lora) and config.cluster.lora_sync == "adapter" else None,
+        judges=judges,
+        chat_template=config.policy.chat_template if judges else None,
     )
 
 

@@ -45,5 +45,5 @@ def test_ranks_that_do_not_say_which_gpus_they_have_are_named(ray_here: Any, mon
     monkeypatch.setattr(actors, "GPUS_S", 0.5)
     silent = ray_here.remote(Silent).options(name="trainer-1", namespace="here", num_cpus=0).remote()
     with pytest.raises(TimeoutError, match="trainer-1: which GPUs these have they have not said"):
-        actors.EngineActor()._see_gpus_of([("trainer-1", "here")])
+        actors.see_gpus_of([("trainer-1", "here")])
     ray_here.kill(silent)

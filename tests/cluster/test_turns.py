@@ -456,6 +456,29 @@ def test_who_stays_awake_is_as_planned_and_nobody_where_gpus_are_not_known(
     assert turns.judges_later is joined
 
 
+def test_the_base_of_those_who_sample_judges_after_them_and_nobody_sleeps_between() -> None:
+    """As far as its engines go that is how servers judge in turns, but for the canaries, which are waited for."""
+    given = ["+experiment=tiny_cpu", "cluster.sharing=turns", "trainer.lora.rank=8", "critic=base"]
+    config = compose([*given, "critic.window=null"])
+    world, trainers = World(), World().trainers
+    trainers.gpu = world.gpu
+    made: Any = turns_for(config, {"rollout-0": world.rollout}, {}, trainers)  # type: ignore[arg-type]
+    assert made.judges_later
+
+    async def use() -> list[str]:
+        await made.take("sync")
+        await made.take("sample")
+        before = len(world.gpu.happened)
+        await made.take("judge")
+        assert not made.needs_sync()
+        return world.gpu.happened[before:]
+
+    assert asyncio.run(use()) == []
+    server = compose(["+experiment=tiny_cpu", "cluster.sharing=turns", "critic=truth"])
+    asked: Any = turns_for(server, {"rollout-0": world.rollout}, {}, trainers)  # type: ignore[arg-type]
+    assert not asked.judges_later
+
+
 async def fails() -> None:
     raise RayTaskError("open", "", ValueError("no room")).as_instanceof_cause()
 

@@ -408,6 +408,28 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "cluster.lora_sync=merged",
         ),
         (
+            "critic=base critic.window=null cluster.sharing=turns",
+            "`critic.kind` base is the model that an adapter leaves as it is, on engines that sample and judge in "
+            "turns: it wants trainer.lora, cluster.lora_sync adapter and cluster.sharing turns, and they are null, "
+            "adapter and turns; or take the same model by kind vllm",
+        ),
+        (
+            "critic=base critic.window=null trainer.lora.rank=8 cluster.lora_sync=merged cluster.sharing=apart",
+            "`critic.kind` base is the model that an adapter leaves as it is, on engines that sample and judge in "
+            "turns: it wants trainer.lora, cluster.lora_sync adapter and cluster.sharing turns, and they are set, "
+            "merged and apart; or take the same model by kind vllm",
+        ),
+        (
+            "critic=base critic.window=null trainer.lora.rank=8 cluster.sharing=turns critic.others=[{kind:base}]",
+            "`critic.kind` base is one critic, and its engines judge alone: beside it `critic.others` may have those "
+            "of kind http and the like, and none of kind base or vllm",
+        ),
+        (
+            "critic=base trainer.lora.rank=8 cluster.sharing=turns critic.window=100",
+            "the critic's window of 100 tokens cannot hold a question and a response (128) and "
+            "critic.max_critique_tokens 2048; lower one or set a larger critic.window",
+        ),
+        (
             "trainer.zero_stage=0 trainer.offload=optimizer",
             "trainer: `offload` optimizer wants `zero_stage` 1 at least, and it is 0; raise it",
         ),

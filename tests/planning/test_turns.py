@@ -99,6 +99,22 @@ def test_an_adapter_and_a_critic_of_four_bits_on_one_card_of_24_gb(capsys: pytes
     assert phases(plan)["sync"]["rollout"] == pytest.approx(2.9 + 2.5, abs=0.2)  # without its KV cache
 
 
+def test_a_critic_that_is_the_base_takes_no_card_and_no_host_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([PAPER, "+size=one_gpu_24gb", "critic=base", "gpu=rtx4090"]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "room for 68 sequences of 8,192 tokens, up to 128 run; judges too, without the adapter",
+        "    sample    21.4 GiB = rollout 20.4 + trainer asleep 1.0; 0.7 s to switch",
+        "    judge     21.4 GiB = rollout 20.4 + trainer asleep 1.0; 0.0 s to switch",
+        "    asleep in host memory 7.3 GiB = rollout 2.9 + trainer 4.4",
+    ):
+        assert part in said
+    config = compose([PAPER, "+size=one_gpu_24gb", "critic=base"])
+    assert who(config, 22.5) == LEAST | {"judge": LEAST["sample"]}
+    shape = config.policy.shape
+    assert shape is not None and times(config, shape, {}, GPUS["rtx4090"]).critic > 10
+
+
 def test_an_engine_whose_weights_no_sync_brings_keeps_them() -> None:
     merged = plan_for(compose([PAPER, "+size=one_gpu_24gb", "cluster.lora_sync=merged"]), gpu_gib=22.5).turns
     alone = plan_for(compose([PAPER, "+size=one_gpu_24gb"]), gpu_gib=22.5).turns

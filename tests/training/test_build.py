@@ -12,7 +12,10 @@ import pytest
 from capo_ray.cluster.turns import start_all
 from capo_ray.config.compose import compose
 from capo_ray.config.critic import Voter
+from capo_ray.config.fault import ConfigError
+from capo_ray.credit.template import shipped
 from capo_ray.training.build import make_aggregator, make_critic, make_rollout, make_trainer
+from capo_ray.training.build_critics import critics_without_actors, make_critics
 from capo_ray.training.settings import critic_engine_settings, rollout_settings
 
 CONFIG = compose(["+experiment=tiny_cpu"])
@@ -56,3 +59,20 @@ def test_ranks_that_share_gpus_with_engines_load_after_them(sharing: str, order:
     config = SimpleNamespace(cluster=SimpleNamespace(sharing=sharing))
     asyncio.run(start_all(config, Engines(), Trainers()))  # type: ignore[arg-type]
     assert ended == order
+
+
+def test_engines_that_sample_judge_where_the_critic_is_the_base() -> None:
+    """With the policy's own chat template and window; the critic's model is theirs, whatever it is."""
+    given = ["+experiment=tiny_cpu", "cluster.sharing=turns", "trainer.lora.rank=8", "rollout.workers=2"]
+    config = compose([*given, "critic=base", "critic.window=3000", "policy.chat_template='{{ messages }}'"])
+    files: Any = SimpleNamespace(folder="policy", tokenizer="tokenizer")
+    settings = rollout_settings(config, files)
+    assert (settings.judges, settings.window, settings.chat_template) == (True, 3000, "{{ messages }}")
+    plain = rollout_settings(compose(given), files)
+    assert (plain.judges, plain.window, plain.chat_template) == (False, 128, None)
+    workers = [(f"rollout-{number}", SimpleNamespace()) for number in range(2)]
+    service = make_critics(config, shipped("brief"), workers)
+    assert service is not None and config.critic is not None
+    assert [member.engine.name for line in service._lines for member in line.pool.members] == ["rollout-0", "rollout-1"]
+    with pytest.raises(ConfigError, match="base judges in a run, on its engines"):
+        critics_without_actors(config.critic)
