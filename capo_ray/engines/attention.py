@@ -77,7 +77,7 @@ def in_pieces(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segm
     made = []
     for asking, seen, mask, kept in _pieces(tuple(segments), query.device):
         asked, keys, values = (
-            row[places].transpose(1, 2) for row, places in zip(rows, (asking, seen, seen), strict=True)
+            _taken(row, places).transpose(1, 2) for row, places in zip(rows, (asking, seen, seen), strict=True)
         )
         part = scaled_dot_product_attention(
             asked,
@@ -88,8 +88,13 @@ def in_pieces(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segm
             scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        made.append(part.transpose(1, 2)[kept])
+        made.append(part.transpose(1, 2).flatten(0, 1).index_select(0, kept))
     return torch.cat(made).transpose(0, 1)[None]
+
+
+def _taken(row: Tensor, places: Tensor) -> Tensor:
+    """Of [T, ...] at [S, N]: [S, N, ...]. On CPU faster than `row[places]`, in its gradient above all."""
+    return row.index_select(0, places.flatten()).unflatten(0, places.shape)
 
 
 class Piece(NamedTuple):
@@ -98,7 +103,7 @@ class Piece(NamedTuple):
     asking: Tensor  # [S, Q] tokens of the row
     seen: Tensor  # [S, K] tokens of the row: those of the prefix, then the segment's own
     mask: Tensor | None  # [S, 1, Q, K] true where a token sees another; None: those up to itself
-    kept: Tensor  # [S, Q] whether a token is none that fills up
+    kept: Tensor  # [N] the places in the flattened [S * Q] of tokens that are none that fill up
 
 
 @lru_cache(maxsize=4)
@@ -134,7 +139,8 @@ def _piece(segments: Sequence[Segment]) -> Piece:
     if len(segments) > 1 or prefix.any():
         mask = (there[:, None] & (seen <= (prefix[..., None] + asking[:, None])))[:, None]
     keys = torch.where(seen < prefix, prefix_start + seen, start + seen - prefix)
-    return Piece(torch.where(kept, start + asking, start), torch.where(there, keys, start), mask, kept)
+    own_places = kept.flatten().nonzero()[:, 0]
+    return Piece(torch.where(kept, start + asking, start), torch.where(there, keys, start), mask, own_places)
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scale: float) -> Tensor:
