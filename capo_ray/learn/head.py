@@ -39,7 +39,8 @@ def token_logprobs(
     rows = piece or max(1, PIECE_ELEMENTS // len(weight))
     if len(hidden) <= rows:
         logits = _logits(hidden, *_in_type(weight, bias, float32))
-        return _scores(logits, targets, temperature, entropy_gradient)
+        logprobs, entropy = _Scores.apply(logits, targets, temperature, entropy_gradient)
+        return logprobs, entropy
     logprobs, entropy = _Pieces.apply(hidden, weight, bias, targets, temperature, entropy_gradient, float32, rows)
     return logprobs, entropy if entropy_gradient else entropy.detach()
 
@@ -55,17 +56,40 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
 
 
-def _scores(logits: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    log_normaliser = scaled.logsumexp(-1)
-    chosen = scaled.gather(-1, targets[:, None])[:, 0] - log_normaliser
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy = log_normaliser - ((scaled - log_normaliser[:, None]).exp() * scaled).sum(-1)
-    return chosen, entropy
+def _log_shares(logits: Tensor, temperature: float) -> Tensor:
+    wide = logits.to(_wide(logits))
+    if temperature != 1:
+        wide = wide / temperature
+    return wide.log_softmax(-1)
+
+
+class _Scores(torch.autograd.Function):
+    """Log-probability of each target and entropy, of logits [N, V]. Its gradient is known in one line (see `_slopes`);
+    autograd would go over all logits once for each operation of the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        log_shares = _log_shares(logits, temperature)
+        shares = log_shares.exp()
+        chosen = log_shares.gather(-1, targets[:, None])[:, 0]
+        ctx.save_for_backward(shares, log_shares if entropy_gradient else None, targets)
+        ctx.settings = (temperature, logits.dtype)
+        entropy = -(shares * log_shares if entropy_gradient else log_shares.mul_(shares)).sum(-1)
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy)
+        return chosen, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        shares, log_shares, targets = ctx.saved_tensors
+        temperature, dtype = ctx.settings
+        return _slopes(shares, log_shares, targets, temperature, *gradients).to(dtype), None, None, None
 
 
 class _Pieces(torch.autograd.Function):
-    """`_scores` of `_logits`, piece by piece. One function over all pieces, and not a checkpoint for each: the gradient
+    """`_Scores` of `_logits`, piece by piece. One function over all pieces, and not a checkpoint for each: the gradient
     of the weights is summed in float32, once, and under ZeRO-3 they are gathered once each way."""
 
     @staticmethod
@@ -84,7 +108,7 @@ class _Pieces(torch.autograd.Function):
         ctx.settings = (temperature, entropy_gradient, float32, rows)
         weight, bias = _in_type(weight, bias, float32)
         scored = [
-            _scores(_logits(part, weight, bias), target, temperature, False)
+            _Scores.apply(_logits(part, weight, bias), target, temperature, False)
             for part, target in zip(hidden.split(rows), targets.split(rows), strict=True)
         ]
         return torch.cat([chosen for chosen, _ in scored]), torch.cat([entropy for _, entropy in scored])
@@ -101,13 +125,15 @@ class _Pieces(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             piece = slice(start, start + rows)
             part = hidden[piece].to(multiplied.dtype)
+            log_shares = _log_shares(_logits(part, multiplied, added), temperature)
             slopes = _slopes(
-                _logits(part, multiplied, added),
+                log_shares.exp(),
+                log_shares if entropy_gradient else None,
                 targets[piece],
                 temperature,
                 gradients[0][piece],
-                gradients[1][piece] if entropy_gradient else None,
-            )
+                gradients[1][piece],
+            ).to(multiplied.dtype)
             of_hidden[piece] = slopes @ multiplied
             if of_weight is not None:
                 of_weight += slopes.T @ part
@@ -122,22 +148,21 @@ def _wide(like: Tensor) -> torch.dtype:
 
 
 def _slopes(
-    logits: Tensor,
+    shares: Tensor,
+    log_shares: Tensor | None,
     targets: Tensor,
     temperature: float,
     of_logprobs: Tensor,
-    of_entropy: Tensor | None,
+    of_entropy: Tensor,
 ) -> Tensor:
-    """The gradient of the logits [n, V], in their type.
+    """The gradient of the logits [n, V]; `log_shares`: None where the entropy has none.
 
     With p the softmax of logits / temperature and H its entropy: d log p[t] / d logit[v] = ([v = t] - p[v]) /
     temperature, and dH / d logit[v] = -p[v] (log p[v] + H) / temperature.
     """
-    log_shares = (logits.to(_wide(logits)) / temperature).log_softmax(-1)
-    shares = log_shares.exp()
     slopes = shares * -of_logprobs[:, None]
     slopes.scatter_add_(-1, targets[:, None], of_logprobs[:, None].to(slopes.dtype))
-    if of_entropy is not None:
+    if log_shares is not None:
         entropy = -(shares * log_shares).sum(-1, keepdim=True)
-        slopes -= shares.mul_(log_shares.add_(entropy)).mul_(of_entropy[:, None])
-    return slopes.div_(temperature).to(logits.dtype)
+        slopes -= (log_shares + entropy).mul_(shares).mul_(of_entropy[:, None])
+    return slopes if temperature == 1 else slopes.div_(temperature)

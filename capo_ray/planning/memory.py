@@ -76,15 +76,17 @@ def bytes_held(stage: int, ranks: int, width: int) -> Held:
 
 
 def activation_bytes(
-    shape: Shape, width: int, tokens: int, *, checkpointing: bool, head_tokens: int | None = None
+    shape: Shape, width: int, tokens: int, *, checkpointing: bool, head_tokens: int | None = None, entropy: bool = False
 ) -> float:
-    """Most that a forward and backward pass over `tokens` keeps, when every token carries loss.
+    """Most that a forward and backward pass over `tokens` keeps, when every token carries loss; `entropy`: whether that
+    of a token has a gradient.
 
     A decoder layer of transformers' Llama or Qwen keeps its norms in float32 and both factors of every product, also
     where an adapter alone learns."""
     hidden, layers = shape.hidden_size, shape.layers
     layer = tokens * (width * (8.5 * hidden + 4 * _mlp_width(shape)) + 8 * hidden)
-    head = _head_bytes(shape, width, tokens, head_tokens or max(1, PIECE_ELEMENTS // shape.vocabulary))
+    piece = head_tokens or max(1, PIECE_ELEMENTS // shape.vocabulary)
+    head = _head_bytes(shape, width, tokens, piece, entropy=entropy)
     if not checkpointing:
         return layers * layer + head
     return layers * tokens * width * hidden + max(head, 1.5 * layer)
@@ -116,12 +118,12 @@ def checkpoint_gib(config: Config, shape: Shape) -> float:
     return 12 * learning(config.trainer, shape) / GIB
 
 
-def _head_bytes(shape: Shape, width: int, tokens: int, piece: int) -> float:
+def _head_bytes(shape: Shape, width: int, tokens: int, piece: int, *, entropy: bool) -> float:
     """Of learn.head's backward pass: float32 logits and what their gradient is put together from; beyond one piece the
     hidden states with their gradient, and the sum of the weights' gradient in float32, cast when it is whole."""
     logits = min(tokens, piece) * shape.vocabulary
     if tokens <= piece:
-        return (16 + 2 * width) * logits
+        return (8 + width + 8 * entropy) * logits
     sums = (4 + width) * shape.vocabulary * shape.hidden_size
     return 2 * width * tokens * shape.hidden_size + max(sums, 4 * shape.vocabulary * shape.hidden_size + 14 * logits)
 
@@ -179,6 +181,7 @@ def rank_memory(
             tokens,
             checkpointing=trainer.gradient_checkpointing,
             head_tokens=trainer.head_tokens,
+            entropy=config.algorithm.entropy_weight > 0,
         )
         / GIB,
         "optimizer step": learns * each.step,

@@ -55,14 +55,18 @@ def test_pieces_change_neither_values_nor_gradients(piece: int, entropy_gradient
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_the_gradient_of_pieces_is_the_slope() -> None:
+@pytest.mark.parametrize("piece", [None, 3])
+@pytest.mark.parametrize("entropy_gradient", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.8])
+def test_the_gradient_is_the_slope(temperature: float, entropy_gradient: bool, piece: int | None) -> None:
     """By finite differences, in hidden states, weight and bias."""
     hidden, weight, bias, targets = given()
 
-    def both(*inputs: Tensor) -> Any:
-        return token_logprobs(*inputs, targets, 0.8, entropy_gradient=True, piece=3)
+    def made(*inputs: Tensor) -> Any:
+        both = token_logprobs(*inputs, targets, temperature, entropy_gradient=entropy_gradient, piece=piece)
+        return both if entropy_gradient else both[0]
 
-    assert torch.autograd.gradcheck(both, (hidden, weight, bias))
+    assert torch.autograd.gradcheck(made, (hidden, weight, bias))
 
 
 def test_bfloat16_is_scored_in_float32_and_multiplied_so_if_asked() -> None:
