@@ -151,10 +151,17 @@ class Rank:
 
 
 def rank_memory(
-    trainer: Trainer, shape: Shape | None, dtype: str, *, reference: bool, on_cpu: bool, transfer: str = ""
+    trainer: Trainer,
+    shape: Shape | None,
+    dtype: str,
+    *,
+    reference: bool,
+    on_cpu: bool,
+    transfer: str = "",
+    entropy: bool = False,
 ) -> Rank:
     """Of one rank, which keeps activations, steps the optimizer, and sends weights to engines (`transfer`: nccl or
-    ipc)."""
+    ipc); `entropy`: whether there is a bonus for it."""
     process = {"process": TRAINER_CPU_GIB} if on_cpu else {"CUDA": CUDA_GIB}
     if not on_cpu and (groups := (trainer.ranks > 1) + (transfer == "nccl")):
         process["NCCL"] = NCCL_GIB * groups
@@ -174,18 +181,9 @@ def rank_memory(
     if not on_cpu:
         memory["buffers"] = _buffers(trainer, shape, width)
     tokens = trainer.tokens_per_micro_batch
-    passing = {
-        "activations": activation_bytes(
-            shape,
-            width,
-            tokens,
-            checkpointing=trainer.gradient_checkpointing,
-            head_tokens=trainer.head_tokens,
-            entropy=config.algorithm.entropy_weight > 0,
-        )
-        / GIB,
-        "optimizer step": learns * each.step,
-    }
+    again, piece = trainer.gradient_checkpointing, trainer.head_tokens
+    activations = activation_bytes(shape, width, tokens, checkpointing=again, head_tokens=piece, entropy=entropy)
+    passing = {"activations": activations / GIB, "optimizer step": learns * each.step}
     if transfer in ("nccl", "ipc"):  # a copy of the tensor, and the piece that it goes into
         passing["weight sync"] = 2 * max(SYNC_BYTES, width * shape.vocabulary * shape.hidden_size) / GIB
     off = set() if on_cpu else _off_gpu(trainer)
@@ -221,6 +219,7 @@ def rank_of(config: Config, shape: Shape | None) -> Rank:
         reference=config.algorithm.kl_weight > 0,
         on_cpu=config.cluster.device == "cpu",
         transfer=config.cluster.weight_transfer,
+        entropy=config.algorithm.entropy_weight > 0,
     )
 
 

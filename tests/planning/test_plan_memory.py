@@ -25,7 +25,13 @@ WIDTHS = {
 
 
 def traced(
-    shape: Shape, widths: dict[str, int], layers: int, *, checkpointing: bool, head_tokens: int | None = None
+    shape: Shape,
+    widths: dict[str, int],
+    layers: int,
+    *,
+    checkpointing: bool,
+    head_tokens: int | None = None,
+    entropy: bool = False,
 ) -> float:
     """GiB that a policy of so many layers holds at most beside weights and gradients: the real Scorer."""
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -47,7 +53,7 @@ def traced(
             model.enable_input_require_grads()
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        scorer, tracker = Scorer(model, head_tokens=head_tokens).train(), MemTracker()
+        scorer, tracker = Scorer(model, head_tokens=head_tokens, entropy_gradient=entropy).train(), MemTracker()
         tracker.track_external(scorer)
         with tracker:
             _backward(scorer)
@@ -69,24 +75,24 @@ def _backward(scorer: Any) -> None:
         advantages=zeros,
         sampler_logprobs=zeros,
     )
-    logprobs, _ = scorer(batch, 0.7)
-    (logprobs - logprobs.detach()).exp().sum().backward()
+    logprobs, entropy = scorer(batch, 0.7)
+    objective = (logprobs - logprobs.detach()).exp().sum()
+    (objective + entropy.sum() if entropy.requires_grad else objective).backward()
 
 
-@pytest.mark.parametrize("head_tokens", [None, 128, 10**6])
+@pytest.mark.parametrize(("head_tokens", "entropy"), [(None, False), (128, False), (10**6, False), (10**6, True)])
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("experiment", list(WIDTHS))
 def test_activations_are_within_a_quarter_of_what_is_traced(
-    experiment: str, checkpointing: bool, head_tokens: int | None
+    experiment: str, checkpointing: bool, head_tokens: int | None, entropy: bool
 ) -> None:
     """The layers are equal, so what they all hold follows from one and three of them."""
     shape = compose([f"+experiment={experiment}"]).policy.shape
     assert shape is not None
-    one, three = (
-        traced(shape, WIDTHS[experiment], n, checkpointing=checkpointing, head_tokens=head_tokens) for n in (1, 3)
-    )
+    asked: dict[str, Any] = {"checkpointing": checkpointing, "head_tokens": head_tokens, "entropy": entropy}
+    one, three = (traced(shape, WIDTHS[experiment], n, **asked) for n in (1, 3))
     real = one + (three - one) / 2 * (shape.layers - 1)
-    planned = activation_bytes(shape, 2, ROWS * LENGTH, checkpointing=checkpointing, head_tokens=head_tokens) / GIB
+    planned = activation_bytes(shape, 2, ROWS * LENGTH, **asked) / GIB
     assert planned == pytest.approx(real, rel=0.25)
 
 
