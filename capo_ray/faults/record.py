@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -78,7 +79,8 @@ class Record:
         self._append(FAULTS, line | asdict(tried) | {"said": said, "failures": failures})
 
     def _at_home(self, text: str) -> str:
-        for folder, name in ((self.folder / "run", "RUN_DIR"), (Path(sys.prefix), "PYTHON")):
+        folders = {self.folder / "run": "RUN_DIR", sys.prefix: "PYTHON", tempfile.gettempdir(): "TMPDIR"}
+        for folder, name in folders.items():
             text = text.replace(str(folder), name)
         return text
 

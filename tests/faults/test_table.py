@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,10 @@ def test_a_run_that_left_a_folder_alone_keeps_its_number(tmp_path: Path) -> None
 
 def test_a_line_has_no_folder_of_its_machine(tmp_path: Path) -> None:
     record = Record(tmp_path, seed=0)
-    said = f"W cannot write {record.folder}/run/samples, says {sys.prefix}/lib"
+    said = f"W cannot write {record.folder}/run/samples, says {sys.prefix}/lib of {tempfile.gettempdir()}/cf-x"
     record.fault(Fault(number=0, kind=KINDS["kill wandb"], which=0, delay=0), replace(tried(1.0, said), said=(said,)))
     (line,) = read(tmp_path / FAULTS)
-    assert line["said"] == line["failures"] == ["W cannot write RUN_DIR/samples, says PYTHON/lib"]
+    assert line["said"] == line["failures"] == ["W cannot write RUN_DIR/samples, says PYTHON/lib of TMPDIR/cf-x"]
 
 
 def test_runs_of_one_seed_must_have_the_same_numbers(tmp_path: Path) -> None:
