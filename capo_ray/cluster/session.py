@@ -193,10 +193,13 @@ def own_actors(*, alive: bool = False) -> dict[str, dict[str, Any]]:
 
 
 def why_head_silent() -> str:
-    """Why Ray's head gives this program no answer; empty where it does. Never takes longer than `_ANSWER_S`: one that
-    takes no connection is not asked, since of several calls to a head that is gone some have no end."""
-    if why := why_silent(head_address()):
-        return why
+    """Why Ray's head gives this program no answer; empty where it does. Ends within `_ANSWER_S`, after the knock: one
+    that takes no connection is not asked, since of several calls to a head that is gone some have no end."""
+    return why_silent(head_address()) or _no_answer()
+
+
+def _no_answer() -> str:
+    """Of a head that takes connections."""
     try:
         worker.global_worker.gcs_client.check_alive([], timeout=_ANSWER_S)
     except RpcError as error:
@@ -211,7 +214,7 @@ async def while_it_answers(
     silence_s: float,
     every_s: float = 1.0,
     misses: int = 3,
-    ask: Callable[[], str] = why_head_silent,
+    ask: Callable[[], str] = _no_answer,
 ) -> T:
     """What `work` returns. Raises SessionLost, with `work` cancelled, when Ray's head at `address` takes no connection
     `misses` times in a row, or gives no answer for `silence_s`: a frozen one takes connections.
