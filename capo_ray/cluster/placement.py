@@ -92,8 +92,7 @@ def _pinned_as_asked() -> dict[str, str]:
 def duty(config: Config, seat: Seat) -> str:
     """What an actor does and with what."""
     if seat.role == "rollout":
-        judges = config.critic is not None and config.critic.base is not None
-        return f"samples from {config.policy.path}" + (", judges with its base" if judges else "")
+        return f"samples from {config.policy.path}" + (", judges with its base" if config.base_critic else "")
     if seat.role == "trainer":
         return f"trains {config.policy.path}, ZeRO {config.trainer.zero_stage}"
     if seat.role == "aggregator":

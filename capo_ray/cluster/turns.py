@@ -247,7 +247,7 @@ def turns_for(config: Config, rollouts: Mapping[str, Any], critics: Mapping[str,
     if config.cluster.sharing != "turns":
         return AllAwake()
     who = awake(config, shapes_here(config), this_machine(config.cluster).gpu_gib or ASSUMED_GPU_GIB)
-    base = config.critic is not None and config.critic.base is not None
+    base = config.base_critic is not None
     return InTurn(who, engines=engines_of(config, {**rollouts, **critics}), trainers=trainers, base_judges=base)
 
 

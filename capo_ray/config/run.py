@@ -10,6 +10,7 @@ from typing import Self
 
 from pydantic import model_validator
 
+from capo_ray.config.critic import Voter
 from capo_ray.config.fields import Fields
 from capo_ray.config.rules import check
 
@@ -25,10 +26,15 @@ class Config(Fields):
         return self.data.max_prompt_tokens + self.rollout.max_response_tokens
 
     @property
+    def base_critic(self) -> Voter | None:
+        """The critic that is the policy's base model, on the engines that sample."""
+        return self.critic.base if self.critic else None
+
+    @property
     def rollout_window(self) -> int | None:
         """Tokens of the context window of engines that sample; None: the policy's own, since its base judges there."""
-        if self.critic and self.critic.base:
-            return self.critic.base.window
+        if self.base_critic:
+            return self.base_critic.window
         return self.data.max_prompt_tokens + self.rollout.max_response_tokens
 
     @model_validator(mode="after")

@@ -148,7 +148,7 @@ def _at_once(engine: Rollout | Voter, memory: EngineMemory, asked: float, each: 
 
 def _judges(config: Config) -> list[tuple[str, Voter]]:
     """Critics on engines of this run, with the places of these; the policy's base has those that sample."""
-    if config.critic is None or (base := config.critic.base) is None:
+    if (base := config.base_critic) is None:
         return critics_here(config)
     sampling = config.rollout
     engines = {name: getattr(sampling, name) for name in ("workers", "tensor_parallel", "engine")}

@@ -156,7 +156,7 @@ def _memory(
     engines = engines_memory(config, shapes, gpu_gib)
     memory = {place: engine.gib for place, engine in engines.items()} | {"trainer": trainer_memory(config, policy)}
     notes = {place: engine.note for place, engine in engines.items()}
-    if config.critic and config.critic.base:
+    if config.base_critic:
         notes["rollout"] = "; ".join(filter(None, (notes["rollout"], "judges too, without the adapter")))
     faults = [fault for engine in engines.values() for fault in engine.faults]
     if config.cluster.device == "gpu":

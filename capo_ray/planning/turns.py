@@ -105,7 +105,7 @@ def turns_of(config: Config, shapes: Shapes, gpu_gib: float) -> Turns | None:
     who = _awake(config, always)
     before, phases = who["sync"], []
     for phase, roles in who.items():
-        if phase == "judge" and not (critics_here(config) or (config.critic and config.critic.base)):
+        if phase == "judge" and not (critics_here(config) or config.base_critic):
             continue
         moved = [foot for foot in feet if (foot.role in before) != (foot.role in roles)]
         gib = {
@@ -133,12 +133,13 @@ def _footprints(config: Config, shapes: Shapes, gpu_gib: float) -> list[Footprin
     sampling, held = engines["rollout"].gib, sum(rank.held.values())
     whole = sum(sampling.values())
     keeps = config.trainer.lora is not None and config.cluster.lora_sync == "adapter"  # no sync brings its weights
-    base, asleep = config.critic is not None and config.critic.base is not None, asleep_gib(config.rollout)
+    asleep = asleep_gib(config.rollout)
+    judging = whole if config.base_critic else asleep
     feet = [
         Footprint(
             role="rollout",
             processes=config.rollout.workers * config.rollout.tensor_parallel,
-            working={"sample": whole, "judge": whole if base else asleep, "sync": whole - sampling["KV cache"]},
+            working={"sample": whole, "judge": judging, "sync": whole - sampling["KV cache"]},
             idle=whole,
             asleep=asleep,
             aside=sampling["weights"] if keeps else 0.0,

@@ -89,7 +89,7 @@ def prepare(config: Config, run_dir: Path) -> Prepared:
         if voter.model
     ]
     if config.critic:
-        for critic in [*critics, policy] if config.critic.base else critics:
+        for critic in [*critics, policy] if config.base_critic else critics:
             critic.check_window(
                 "the critic", lengths | {"critic.max_critique_tokens": config.critic.max_critique_tokens}
             )
@@ -294,7 +294,7 @@ async def running_crew(
             over_batch=algorithm_of(config.algorithm.advantage).over_batch,
             old_ahead=(ahead := scored_ahead(config)).old,
         )
-        judges = rollouts if config.critic and config.critic.base else critics
+        judges = rollouts if config.base_critic else critics
         shard = partial(make_aggregator, config, found.template, list(judges.items()), run_dir / "samples")
         aggregators = team.hire("aggregator", lambda seat: (shard, seat.number))
         await start_all(config, team, trainers)

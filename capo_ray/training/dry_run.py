@@ -80,7 +80,7 @@ def _policy(config: Config, look: Look) -> Encode | None:
         if policy := look.files(config.policy, "policy"):
             look.trains(config.policy, "policy", policy, longest=config.longest_in_a_row, lora=config.trainer.lora)
             policy.check_window("the policy", lengths)
-            if config.critic and config.critic.base:
+            if config.critic and config.base_critic:
                 policy.check_window(
                     "the critic", lengths | {"critic.max_critique_tokens": config.critic.max_critique_tokens}
                 )

@@ -48,7 +48,7 @@ def sampling_of(config: Config) -> Sampling:
 
 
 def rollout_settings(config: Config, policy: ModelFiles) -> VllmSettings:
-    judges = config.critic is not None and config.critic.base is not None
+    judges = config.base_critic is not None
     return VllmSettings(
         block=config.rollout,
         model=str(policy.folder),
