@@ -403,7 +403,7 @@ def losses(output: str) -> list[float]:
 
 @pytest.mark.engine
 def test_it_learns_and_goes_on_where_it_stopped(folder: Path) -> None:
-    """6 steps and 84 resumed on one rank == 90 on two."""
+    """6 steps and 6 resumed on one rank == 12 on two; after 78 more it says what it was taught."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -414,22 +414,26 @@ def test_it_learns_and_goes_on_where_it_stopped(folder: Path) -> None:
         "report_every=6",
         "max_grad_norm=10",
         "device=cpu",
+        "checkpoint_every=6",
     ]
-    begun = run(folder, *common, "steps=6", "checkpoint_every=6")
-    resumed = run(folder, *common, "steps=90", "resume=true", "evaluation_share=0")
-    straight = run(folder, *common, "steps=90", "ranks=2", "zero_stage=2", f"out={folder / 'straight'}")
+    begun = run(folder, *common, "steps=6")
+    resumed = run(folder, *common, "steps=12", "resume=true", "evaluation_share=0")
+    straight = run(folder, *common, "steps=12", "ranks=2", "zero_stage=2", f"out={folder / 'straight'}")
     assert "40 conversations to learn from, 0 held out, 0 too long or without a" in begun and "tokens/s" in begun
     assert losses(begun) + losses(resumed) == pytest.approx(losses(straight), abs=2e-3)
-    assert losses(straight)[-1] < 0.2 < losses(straight)[0]
-
+    # Soon after the stop: Adam makes other weights of other roundings, 2e-5 apart after 12 steps, over 0.01 after 90.
     models = [AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in ("out", "straight")]
     for one, other in zip(*(model.parameters() for model in models), strict=True):
-        assert torch.allclose(one, other, atol=1e-2)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "straight")
+        assert torch.allclose(one, other, atol=1e-3)
+
+    went_on = losses(run(folder, *common, "steps=90", "resume=true", "evaluation_share=0"))
+    assert went_on[-1] < 0.2 < 3 < losses(begun)[0]
+    model = AutoModelForCausalLM.from_pretrained(folder / "out", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "out")
     prompt = tokenizer.apply_chat_template(
         talk("say three"), add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    reply = models[1].generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    reply = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(reply) == "three<|im_end|>"
 
 
