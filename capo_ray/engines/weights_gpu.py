@@ -8,10 +8,13 @@ and who that is (receivers).
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
+import vllm.distributed.utils
+from torch.distributed import TCPStore
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
@@ -24,6 +27,16 @@ from capo_ray.engines.weights import Fingerprint, NamedTensor
 BUFFER_BYTES = 1 << 28
 Metadata = Callable[[], list[tuple[str, torch.dtype, tuple[int, ...]]]]
 """Names, types and shapes of what will be sent, in order, without gathering anything."""
+
+
+def _store(host: str, port: int, listen_socket: socket.socket | None = None, **how: Any) -> TCPStore:
+    """vLLM's `create_tcp_store`, which closes the socket once more where the store is not made in time. Torch has
+    closed it by then, so that its number, after 300 s in a thread that nobody waits for, may be any other file's."""
+    listening = None if listen_socket is None else listen_socket.detach()
+    return TCPStore(host, port, master_listen_fd=listening, **how)
+
+
+vllm.distributed.utils.create_tcp_store = _store
 
 
 class GatheredSource(WeightSource):

@@ -1,5 +1,7 @@
 """Weight sync over `nccl`: vLLM's own trainer and worker ends, its rendezvous and its packing, gloo in NCCL's place."""
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import DistStoreError
 
 from capo_ray.engines.protocols import Stage, WeightReceipt
 from capo_ray.engines.receivers import ReceiverFailed, Receivers, WeightMismatch
@@ -180,6 +183,22 @@ def test_a_worker_that_is_not_there_is_named_while_the_others_wait(
         world.connect()
     missing.set()
     assert "waiting for rollout-1 to answer greet" in caplog.text
+
+
+def test_a_rendezvous_that_fails_closes_its_socket_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second time it may be the number of any file that was opened since: a test failed to read one so."""
+    import vllm.distributed.utils as of_vllm
+
+    import capo_ray.engines.weights_gpu  # noqa: F401
+
+    listening, closed = socket.create_server(("127.0.0.1", 0)), []
+    number, port = listening.fileno(), listening.getsockname()[1]
+    monkeypatch.setattr(of_vllm, "socket", SimpleNamespace(close=closed.append, socket=socket.socket))
+    with pytest.raises(DistStoreError, match="Timed out"):
+        of_vllm.StatelessProcessGroup.create("127.0.0.1", port, 0, 2, store_timeout=1, listen_socket=listening)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+    assert closed == []
 
 
 class Died(RuntimeError):
