@@ -18,7 +18,7 @@ import ray
 
 from capo_ray.cluster import nonfinite
 from capo_ray.cluster.arrivals import Courier, Errand
-from capo_ray.cluster.gauges import Badge, publish_always
+from capo_ray.cluster.gauges import Badge, publish
 from capo_ray.cluster.lifeline import Lifeline
 from capo_ray.cluster.pulse import Heart, Pulse
 from capo_ray.engines.ports import free_port
@@ -130,7 +130,7 @@ class RolloutActor(EngineActor):
         self._stages = {"sync": Busy()}
         self._courier = Courier()
         self._badge = badge
-        publish(badge, self._totals)
+        publish(badge, self._totals, lambda: self._engine.judging())
 
     async def sample(self, prompt: Prompt, sampling: Sampling, seeds: Mapping[int, int]) -> list[Rollout]:
         """As they were finished."""
@@ -320,9 +320,3 @@ def _sequences(prompts: Sequence[Prompt], groups: Sequence[Sequence[Rollout]]) -
 
 def stage_seconds(stages: Mapping[str, Busy]) -> Metrics:
     return {f"stage_s_{name}": busy.seconds for name, busy in stages.items()}
-
-
-def publish(badge: Badge | None, totals: Callable[[], Metrics]) -> None:
-    """Publish `totals` for as long as this process lives; nothing without a badge."""
-    if badge is not None:
-        publish_always(lambda: {badge: totals()})

@@ -32,6 +32,8 @@ class Badge:
     """What it does and with what, for Ray's dashboard."""
     traced: bool = field(default=False, compare=False)
     """Whether it keeps spans of what it does; see records.trace."""
+    critic: str = field(default="", compare=False)
+    """Name that it has as a critic, where it is one beside its role."""
 
     def __str__(self) -> str:
         return f"{self.actor}@{self.run}"
@@ -39,6 +41,10 @@ class Badge:
     @property
     def labels(self) -> dict[str, str]:
         return {"run": self.run, "role": self.role, "actor": self.actor}
+
+    @property
+    def as_critic(self) -> Badge:
+        return Badge(self.run, "critic", self.critic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,3 +193,10 @@ def publish_always(read: Callable[[], Mapping[Badge, Metrics]], *, every_s: floa
             time.sleep(every_s)
 
     threading.Thread(target=go_on, daemon=True, name="gauges").start()
+
+
+def publish(badge: Badge | None, totals: Callable[[], Metrics], judging: Callable[[], Metrics] = dict) -> None:
+    """Publish an actor's `totals` for as long as this process lives, and as a critic's those of its `judging` where it
+    is one too; nothing without a badge."""
+    if badge is not None:
+        publish_always(lambda: {badge: totals()} | ({badge.as_critic: judging()} if badge.critic else {}))

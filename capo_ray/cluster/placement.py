@@ -29,7 +29,7 @@ from capo_ray.cluster.revivals import limit
 from capo_ray.cluster.session import head_address, why_head_silent
 from capo_ray.cluster.shard import AggregatorActor
 from capo_ray.config.run import Config
-from capo_ray.planning.bundles import Role, Seat, critics_here, misfit, seats, shortages
+from capo_ray.planning.bundles import Role, Seat, actor_name, critics_here, misfit, seats, shortages
 from capo_ray.planning.machine import why_silent
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,12 @@ def duty(config: Config, seat: Seat) -> str:
         return f"verifies {config.data.kind}" + (f", votes by {config.reward.vote}" if config.critic else "")
     models = [voter.model.path for _, voter in critics_here(config) for _ in range(voter.workers) if voter.model]
     return f"judges with {models[seat.number]}"
+
+
+def badge_of(config: Config, run: str, seat: Seat) -> Badge:
+    judges = seat.role == "rollout" and config.base_critic is not None
+    critic = actor_name("critic", seat.number) if judges else ""  # as metrics.jsonl has it
+    return Badge(run, seat.role, seat.name, duty(config, seat), config.tracking.trace, critic)
 
 
 class Team:
@@ -190,7 +196,7 @@ class Team:
         return {seat.name: actor for seat, actor in team._hired if seat.role == role}
 
     def _start(self, seat: Seat, given: tuple[Any, ...]) -> Any:
-        badge = self._badge(seat)
+        badge = badge_of(self._config, self._run, seat)
         made = remote_class(seat.role).options(
             name=str(badge),
             namespace=self._namespace,
@@ -204,11 +210,8 @@ class Team:
         )
         if not seat.shares:
             return made.remote(*given, badge)
-        ranks = {one.number: str(self._badge(one)) for one in self.seats if one.role == "trainer"}
+        ranks = {one.number: str(badge_of(self._config, self._run, one)) for one in self.seats if one.role == "trainer"}
         return made.remote(*given, badge, [(ranks[rank], self._namespace) for rank in seat.shares])
-
-    def _badge(self, seat: Seat) -> Badge:
-        return Badge(self._run, seat.role, seat.name, duty(self._config, seat), self._config.tracking.trace)
 
     async def ready(self) -> None:
         """Wait until every engine has started. Raises with the name and cause of the first that cannot."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from capo_ray.cluster.gauges import SERIES, ActorGauges, Badge, RunGauges, gauge_name, publish_always
+import pytest
+
+from capo_ray.cluster.gauges import SERIES, ActorGauges, Badge, RunGauges, gauge_name, publish, publish_always
+from capo_ray.types import Metrics
 
 BADGE = Badge("night", "rollout", "rollout-1")
 MANUAL = Path(__file__).resolve().parents[2] / "docs" / "monitoring.md"
@@ -123,6 +127,16 @@ def test_an_actor_publishes_at_once_and_again() -> None:
 
     publish_always(read, every_s=0.01)
     assert asked.acquire(timeout=10) and asked.acquire(timeout=10)
+
+
+def test_who_judges_too_is_published_as_a_critic_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Callable[[], Mapping[Badge, Metrics]]] = []
+    monkeypatch.setattr("capo_ray.cluster.gauges.publish_always", read.append)
+    for badge in (None, BADGE, replace(BADGE, critic="critic-1")):
+        publish(badge, lambda: {"running": 1.0}, lambda: {"running": 2.0})
+    sampling, both = read
+    assert sampling() == {BADGE: {"running": 1.0}}
+    assert both() == {BADGE: {"running": 1.0}, Badge("night", "critic", "critic-1"): {"running": 2.0}}
 
 
 def test_names() -> None:

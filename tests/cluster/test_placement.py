@@ -38,3 +38,18 @@ def test_no_advice_to_join_a_cluster_that_is_joined() -> None:
 
     with pytest.raises(NotEnough, match="add nodes to the cluster"):
         refuse_too_much([{"CPU": 1.0}], {"CPU": 0.5}, joined=True)
+
+
+def test_a_rollout_worker_is_counted_as_a_critic_too_where_its_base_judges() -> None:
+    from capo_ray.cluster.placement import badge_of
+    from capo_ray.config.compose import compose
+    from capo_ray.planning.bundles import seats
+
+    def badges(*more: str) -> list[tuple[str, str]]:
+        config = compose(["+experiment=tiny_cpu", "cluster.sharing=turns", "rollout.workers=2", *more])
+        made = [badge_of(config, "night", seat) for seat in seats(config)[1]]
+        return [(badge.actor, badge.critic) for badge in made if badge.role in ("rollout", "critic")]
+
+    base = badges("trainer.lora.rank=8", "critic=base", "critic.window=null")
+    assert base == [("rollout-0", "critic-0"), ("rollout-1", "critic-1")]
+    assert badges() == [("rollout-0", ""), ("rollout-1", ""), ("critic-0", "")]
