@@ -319,6 +319,8 @@ def ways_to_save(config: Config, *, passing: bool) -> list[str]:
     more = {"none": "optimizer" if trainer.zero_stage else "", "optimizer": "all" if trainer.zero_stage == 3 else ""}
     if further := more.get(trainer.offload):
         ways.append(f"set trainer.offload={further}")
+    if trainer.lora is None:
+        ways.append("set trainer.lora.rank=16 (an adapter learns)")
     return [*ways, "add trainer.ranks" + (" and rollout.workers" if config.cluster.sharing != "apart" else "")]
 
 

@@ -414,10 +414,16 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "adapter and turns; or take the same model by kind vllm",
         ),
         (
-            "critic=base critic.window=null trainer.lora.rank=8 cluster.lora_sync=merged cluster.sharing=apart",
+            "critic=base critic.window=null trainer.lora.rank=8 cluster.lora_sync=merged cluster.sharing=turns",
             "`critic.kind` base is the model that an adapter leaves as it is, on engines that sample and judge in "
             "turns: it wants trainer.lora, cluster.lora_sync adapter and cluster.sharing turns, and they are set, "
-            "merged and apart; or take the same model by kind vllm",
+            "merged and turns; or take the same model by kind vllm",
+        ),
+        (
+            "critic=base critic.window=null trainer.lora.rank=8",
+            "`critic.kind` base is the model that an adapter leaves as it is, on engines that sample and judge in "
+            "turns: it wants trainer.lora, cluster.lora_sync adapter and cluster.sharing turns, and they are set, "
+            "adapter and apart; or take the same model by kind vllm",
         ),
         (
             "critic=base critic.window=null trainer.lora.rank=8 cluster.sharing=turns critic.others=[{kind:base}]",

@@ -140,10 +140,15 @@ def test_a_cluster_is_no_way_round_a_fault() -> None:
 
 def test_no_advice_names_what_is_set_or_would_not_help() -> None:
     (fault,) = plan_for(config("+experiment=qwen7b_grpo", "trainer.ranks=1")).faults
-    assert fault.endswith("; set trainer.offload=optimizer or add trainer.ranks")
+    assert fault.endswith(
+        "; set trainer.offload=optimizer or set trainer.lora.rank=16 (an adapter learns) or add trainer.ranks"
+    )
+    adapted = config("+experiment=qwen7b_grpo", "trainer.ranks=1", "trainer.lora.rank=16")
+    assert plan_for(adapted, gpu_gib=20).faults[-1].endswith(" or set trainer.offload=optimizer or add trainer.ranks")
     (fault,) = plan_for(config("+experiment=qwen1_5b_grpo", "trainer.tokens_per_micro_batch=400000")).faults
     assert fault.endswith("; lower trainer.tokens_per_micro_batch (not below 5120) or raise trainer.zero_stage or set "
-                          "trainer.offload=optimizer or add trainer.ranks")  # fmt: skip
+                          "trainer.offload=optimizer or set trainer.lora.rank=16 (an adapter learns) or add "
+                          "trainer.ranks")  # fmt: skip
 
 
 def test_derived_numbers() -> None:
@@ -272,7 +277,8 @@ def test_what_is_missing_is_named() -> None:
         (
             ["+experiment=qwen7b_majority", "trainer.zero_stage=0"],
             80.0,
-            "CUDA 1.0 + NCCL 1.0), a GPU has 80; raise trainer.zero_stage or add trainer.ranks",
+            "CUDA 1.0 + NCCL 1.0), a GPU has 80; raise trainer.zero_stage or set "
+            "trainer.lora.rank=16 (an adapter learns) or add trainer.ranks",
         ),
         (
             [PAPER, "cluster.sharing=pairs"],

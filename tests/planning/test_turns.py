@@ -136,13 +136,30 @@ def test_an_engine_whose_weights_no_sync_brings_keeps_them() -> None:
             "critic.gpu_memory_share to 0.96",
         ),
         ("model@policy=qwen2_5_7b", "trainer: a rank needs 172 GiB"),
-        ("model@policy=qwen2_5_7b", "; set trainer.offload=optimizer or add trainer.ranks and rollout.workers"),
+        (
+            "model@policy=qwen2_5_7b",
+            "; set trainer.offload=optimizer or set trainer.lora.rank=16 (an adapter learns) or add trainer.ranks and "
+            "rollout.workers",
+        ),
         ("model@policy=qwen2_5_7b", "sync: 164.0 GiB on a GPU"),
     ],
 )
 def test_what_does_not_fit_is_said_of_its_phase(override: str, fault: str) -> None:
     plan = plan_for(compose([PAPER, "+size=one_gpu_80gb", override]))
     assert any(fault in one for one in plan.faults), plan.faults
+
+
+def test_where_all_weights_have_no_room_an_adapter_is_advised_and_has() -> None:
+    """On the card for which the size has one."""
+    given = [PAPER, "+size=one_gpu_24gb"]
+    faults = plan_for(compose([*given, "trainer.lora=null"]), gpu_gib=22.5).faults
+    assert [fault.partition(":")[0] for fault in faults] == ["trainer", "sync"]
+    ways = (
+        "set trainer.offload=optimizer or set trainer.lora.rank=16 (an adapter learns) or add trainer.ranks and "
+        "rollout.workers"
+    )
+    assert all(fault.endswith(f"; {ways}") for fault in faults)
+    assert plan_for(compose([*given, "trainer.lora=null", "trainer.lora.rank=16"]), gpu_gib=22.5).faults == ()
 
 
 @pytest.mark.parametrize("role", ["rollout", "critic"])
