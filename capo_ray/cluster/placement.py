@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import cache
 from typing import Any, Self, get_args
 
 import ray
@@ -60,9 +61,10 @@ _OPTIONS: dict[Role, dict[str, Any]] = {
 }
 
 
+@cache
 def remote_class(role: Role) -> Any:
     """What Ray makes actors of `role` of. A trainer has a thread for its work, which is done in order, and one beside
-    it; the others do everything side by side."""
+    it; the others do everything side by side. Made once: Ray keeps every such class as long as the process lives."""
     made = ray.remote(concurrency_groups={"pulse": 1}) if role == "trainer" else ray.remote
     return made(_CLASSES[role])
 

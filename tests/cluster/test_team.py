@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -102,3 +103,21 @@ def test_everybody_is_told_before_the_end(ray_here: Any, tmp_path: Path) -> None
 
     asyncio.run(use())
     assert {path.name for path in tmp_path.iterdir()} == {"end-0", "end-1"}
+
+
+def test_who_is_hired_again_is_of_a_class_that_was_there(ray_here: Any, tmp_path: Path) -> None:
+    """Ray keeps the class of whoever was hired as long as this process lives, so that a new one for each would stay."""
+    from capo_ray.cluster.placement import Team
+    from capo_ray.cluster.shard import AggregatorActor
+
+    config = compose(["+experiment=tiny_cpu"])
+
+    async def hire() -> None:
+        async with Team(config, "a run") as team:
+            team.hire("aggregator", lambda seat: (partial(make_leaver, tmp_path), seat.number))
+            await team.ready()
+
+    for _ in range(2):
+        asyncio.run(hire())
+    gc.collect()
+    assert len(AggregatorActor.__subclasses__()) == 1
