@@ -1,4 +1,4 @@
-"""vLLM's worker on a CPU, with a sleep that gives memory back: vLLM's own does nothing there.
+"""vLLM's worker on a CPU: its groups share one loop, and its sleep gives memory back, where vLLM's own does nothing.
 
 What a GPU's allocator unmaps is here the storage of tensors, cut to nothing. Of what a GPU copies to the host, weights
 that are needed again as they were, the host is the model's folder: they are read once more. An engine for adapters
@@ -15,6 +15,7 @@ import torch
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from capo_ray.engines.gloo import one_loop
 from capo_ray.engines.shelf import give_back
 from capo_ray.engines.weights import Fingerprint, NamedTensor
 from capo_ray.engines.weights_receive import bind_tied_embeddings
@@ -23,7 +24,13 @@ Emptied = Sequence[tuple[torch.Tensor, int]]
 """Tensors, with the bytes that the storage of each had."""
 
 
-class SleepingCpuWorker(CPUWorker):
+class OneLoopCpuWorker(CPUWorker):
+    def init_device(self) -> None:
+        with one_loop():
+            super().init_device()
+
+
+class SleepingCpuWorker(OneLoopCpuWorker):
     """Sleeps and wakes as vLLM's worker on a GPU does, by the same tags."""
 
     _weights: Emptied = ()

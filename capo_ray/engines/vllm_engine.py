@@ -112,6 +112,8 @@ def _on_cpu() -> dict[str, Any]:
         "block_size": 32,
         # Named by class: vLLM would replace "uni" by a second process per engine, to set its OpenMP threads.
         "distributed_executor_backend": UniProcExecutor,
+        "worker_cls": "capo_ray.engines.cpu_worker.OneLoopCpuWorker",
+        "scheduler_cls": "capo_ray.engines.gathering.GatheringScheduler",
     }
 
 

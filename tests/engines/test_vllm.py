@@ -213,6 +213,25 @@ def test_equal_seeds_give_equal_responses_and_other_seeds_others(
     assert [r.token_ids for r in first] != [r.token_ids for r in other]
 
 
+def test_an_engine_hands_on_whole_responses_and_waits_in_one_loop(
+    rollout: tuple[Any, Path, Path], loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of vLLM's thirteen groups each would have a loop that wakes up a hundred times a second."""
+    front, sizes = rollout[0]._engine.output_processor, list[int]()
+    take = front.process_outputs
+
+    def counted(outputs: Any, *given: Any, **more: Any) -> Any:
+        sizes.extend(len(output.new_token_ids) for output in outputs)
+        return take(outputs, *given, **more)
+
+    monkeypatch.setattr(front, "process_outputs", counted)
+    responses = sample(rollout[0], loop)
+    assert sorted(sizes) == sorted(len(response.token_ids) for response in responses)
+    (process,) = rollout[0]._engine.engine_core.resources.engine_manager.processes
+    threads = [(task / "comm").read_text() for task in Path(f"/proc/{process.pid}/task").iterdir()]
+    assert sum(name.startswith("gloo_tcp_loop") for name in threads) == 1
+
+
 def test_a_prompt_that_does_not_fit_is_refused(
     rollout: tuple[Any, Path, Path], loop: asyncio.AbstractEventLoop
 ) -> None:
