@@ -110,7 +110,7 @@ async def sample(config: Config, work: Path, count: int, advance: Callable[[], N
     sampling = sampling_of(config)
     asked = problems(0, count, Difficulty(operations=config.data.operations), split="held_out")
     with quiet(work / ENGINE_LOG):
-        engine = make_rollout(rollout_settings(config, policy), actor_name("rollout", 0))
+        engine = make_rollout(rollout_settings(config, policy, trained=False), actor_name("rollout", 0))
 
     async def one(number: int, question: str) -> str:
         prompt = Prompt(id=f"held-out-{number}", question=question, token_ids=encode(question), answer="")

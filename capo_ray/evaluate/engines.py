@@ -24,7 +24,7 @@ from capo_ray.training.settings import rollout_settings
 @asynccontextmanager
 async def policy_of(config: Config, policy: ModelFiles, *, window: int, logs: Path) -> AsyncIterator[Sampler]:
     """An engine over all of `rollout.workers`; `window` is the longest prompt and response together, in tokens."""
-    settings = replace(rollout_settings(config, policy), window=window, weight_transfer=None)
+    settings = replace(rollout_settings(config, policy, trained=False), window=window)
     if config.rollout.workers == 1 and config.cluster.address is None:
         prepare(config, "rollout")
         with quiet(logs / ENGINE_LOG):

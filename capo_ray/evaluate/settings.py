@@ -108,6 +108,8 @@ def _of_run(path: Path, base: Sequence[str], options: Options) -> Config:
     world = [f"data.kind={kind}", *(["data.path=null"] if kind == "arithmetic" else [])]
     ours = compose([*base, *world, *options.configured]).model_dump(mode="json")
     keys = [given.lstrip("+").split("=", 1)[0] for given in options.configured]
+    if not options.judged:  # by nobody, then: theirs may be one that judges in a run alone
+        keys += ["critic", "algorithm"]
     for key in ["policy.path", "policy.tokenizer", "cluster.address", UNUSED.split("=")[0], *keys]:
         _copy(ours, theirs, key.split("@")[-1].split(".") if key not in groups else [key])
     theirs["cluster"]["sharing"] = "apart"  # there is no trainer here to share a GPU with

@@ -47,8 +47,10 @@ def sampling_of(config: Config) -> Sampling:
     return filled(Sampling, rollout, max_tokens=rollout.max_response_tokens)
 
 
-def rollout_settings(config: Config, policy: ModelFiles) -> VllmSettings:
-    judges = config.base_critic is not None
+def rollout_settings(config: Config, policy: ModelFiles, *, trained: bool = True) -> VllmSettings:
+    """`trained`: a trainer sends the engine weights or an adapter; else it samples from the model's folder as it is."""
+    judges = trained and config.base_critic is not None
+    adapter = config.trainer.lora if trained and config.cluster.lora_sync == "adapter" else None
     return VllmSettings(
         block=config.rollout,
         model=str(policy.folder),
@@ -56,8 +58,8 @@ def rollout_settings(config: Config, policy: ModelFiles) -> VllmSettings:
         dtype=config.policy.dtype,
         window=config.rollout_window,
         device=config.cluster.device,
-        weight_transfer=f"capo_{config.cluster.weight_transfer}",
-        lora_rank=lora.rank if (lora := config.trainer.lora) and config.cluster.lora_sync == "adapter" else None,
+        weight_transfer=f"capo_{config.cluster.weight_transfer}" if trained else None,
+        lora_rank=adapter.rank if adapter else None,
         judges=judges,
         chat_template=config.policy.chat_template if judges else None,
     )

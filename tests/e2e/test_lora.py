@@ -1,30 +1,72 @@
-"""A run whose policy learns by an adapter: it alone is synced, checkpointed and exported; then other ranks go on."""
+"""A run whose policy learns by an adapter: it alone is synced, checkpointed and exported, and what is beneath it judges
+on the engine that samples; then other ranks go on, in no turns."""
 
+import json
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from running import QUICK, Ran, run, start
 
+from capo_ray.credit.critique import Reference
+from capo_ray.credit.template import shipped
+from capo_ray.tasks.arithmetic.flaws import Rates, write
+from capo_ray.tasks.arithmetic.lessons import Conversation, policy_lessons
+from capo_ray.tasks.arithmetic.world import judge, make_problem
+
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
-LORA = (
-    *("critic=null", "algorithm=grpo", "algorithm.kl_weight=0.01", "steps=2", "checkpoint_every=1"),
-    *("trainer.lora.rank=5", "trainer.learning_rate=3e-3"),
+STEPS = ("algorithm.kl_weight=0.01", "steps=3", "checkpoint_every=1", "trainer.learning_rate=3e-3")
+JUDGES = (
+    *("critic=base", "critic.template=brief", "critic.critiques=3", "critic.max_critique_tokens=16"),
+    *("critic.reference=none", "critic.temperature=0.5", "critic.window=384", "cluster.sharing=turns"),
 )
 
 
+def lessons(count: int) -> Iterator[Conversation]:
+    """Critiques in as few words as can be, and now and then a solution, so that these are not forgotten."""
+    for index, lesson in enumerate(policy_lessons(7, count)):
+        problem = make_problem(7, index)
+        response = write(problem, random.Random(index), Rates())
+        wrong = [str(number) for number, step in enumerate(judge(problem, response)) if not step.right]
+        asked = shipped("brief").messages(problem.question, Reference("none"), response.split("\n\n"))
+        answer = f"<incorrect_steps>{', '.join(wrong)}</incorrect_steps>"
+        yield lesson if index % 4 == 0 else [*asked, {"role": "assistant", "content": answer}]
+
+
 @pytest.fixture(scope="module")
-def adapted(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    return run(tmp_path_factory.mktemp("lora") / "run", *QUICK, *LORA, "trainer.ranks=1")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny policy, taught to answer as a critic too: it keeps the form and seldom finds what is wrong."""
+    folder = tmp_path_factory.mktemp("base")
+    with (folder / "lessons.jsonl").open("w") as file:
+        file.writelines(json.dumps({"messages": lesson}) + "\n" for lesson in lessons(1800))
+    said = start(
+        "sft",
+        *("model=asset:tiny_policy", "model.dtype=float32", "data=lessons.jsonl", "out=base", "device=cpu"),
+        *("steps=110", "sequences_per_update=16", "tokens_per_micro_batch=4096", "learning_rate=2e-3"),
+        cwd=folder,
+    )
+    assert said.returncode == 0, said.stdout
+    return folder / "base"
+
+
+def settings(base: Path, *, rank: int = 5) -> tuple[str, ...]:
+    return (*QUICK, *STEPS, f"policy.path={base}", f"trainer.lora.rank={rank}")
+
+
+@pytest.fixture(scope="module")
+def adapted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return run(tmp_path_factory.mktemp("lora") / "run", *settings(base), *JUDGES, "trainer.ranks=1")
 
 
 def test_engines_sample_from_the_adapter_that_the_trainer_has(adapted: Ran) -> None:
     assert adapted.code == 0, adapted.output
     for step in adapted.steps:
         assert 0 <= step["trainer/sampler_gap_max"] < 1e-4 and step["trainer/grad_norm"] > 0
-    first, second = (step["trainer/kl_reference"] for step in adapted.steps)
-    assert first < second  # against the model without it
+    first, *_, last = (step["trainer/kl_reference"] for step in adapted.steps)
+    assert first < last  # against the model without it
     policy = adapted.run_dir / "policy"
     assert (policy / "adapter_model.safetensors").stat().st_size < 200_000
     assert not (policy / "model.safetensors").exists()
@@ -32,32 +74,54 @@ def test_engines_sample_from_the_adapter_that_the_trainer_has(adapted: Ran) -> N
     assert refused.returncode == 2 and f"{policy} is an adapter and no model" in refused.stdout
 
 
-def resumed(adapted: Ran, *more: str) -> Any:
-    return start("launch", *QUICK, *LORA, *more, f"run_dir={adapted.run_dir}", "resume=true", cwd=adapted.run_dir)
+def test_the_base_beneath_it_judges_and_its_votes_are_paid(adapted: Ran) -> None:
+    assert [step["step"] for step in adapted.steps] == [1, 2, 3]
+    for step in adapted.steps:
+        assert step["critic/valid_share"] > 0.5 and step["turns/wake_s"] > 0
+        assert step["actor/critic-0/tokens_per_s"] > 0 and step["actor/rollout-0/tokens_per_s"] > 0
+    for sample in adapted.samples:
+        assert [critique["critic"] for critique in sample["critiques"]] == ["rollout-0"] * 3
+        outcome, wrong = 2.0 if sample["answer"] == "correct" else 0.0, sample["wrong_steps"] or ()
+        for number, step in enumerate(sample["steps"]):
+            first, end = step["tokens"]
+            assert set(sample["token_rewards"][first:end]) <= {outcome - (number in wrong)}
+    assert any(sample["wrong_steps"] for sample in adapted.samples)
 
 
-def test_another_adapter_is_refused_before_anything_starts(adapted: Ran) -> None:
-    said = resumed(adapted, "trainer.lora.rank=6")
+def resumed(adapted: Ran, base: Path, *more: str, rank: int = 5) -> Any:
+    given = (*settings(base, rank=rank), *more, f"run_dir={adapted.run_dir}", "resume=true")
+    return start("launch", *given, cwd=adapted.run_dir)
+
+
+def test_another_adapter_is_refused_before_anything_starts(adapted: Ran, base: Path) -> None:
+    said = resumed(adapted, base, *JUDGES, rank=6)
     assert said.returncode == 2
     assert "error: trainer.lora: the checkpoint" in said.stdout and said.stdout.count("\n") == 1
     assert "LoRA of rank 5 and alpha 32 on all linear layers there, LoRA of rank 6" in said.stdout
 
 
 @pytest.mark.long
-def test_other_ranks_go_on_with_whole_weights_and_a_checkpoint_is_exported_both_ways(adapted: Ran) -> None:
+def test_other_ranks_go_on_and_a_checkpoint_is_exported_both_ways(adapted: Ran, base: Path) -> None:
+    """By engines that have GPUs of their own, and take the adapter, and then by such as take whole weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    other = ("cluster.lora_sync=merged", "trainer.ranks=2", "trainer.zero_stage=3")
-    went = run(adapted.run_dir, *QUICK, *LORA, *other, "steps=3", "resume=true")
+    alone = ("critic=null", "algorithm=grpo", "trainer.ranks=2", "resume=true")
+    went = run(adapted.run_dir, *settings(base), *alone, "steps=4")
     assert went.code == 0, went.output
-    assert [step["step"] for step in went.steps] == [1, 2, 3]
+    assert went.steps[-1]["trainer/sampler_gap_max"] < 1e-4
+    other = ("cluster.lora_sync=merged", "trainer.zero_stage=3")
+    went = run(adapted.run_dir, *settings(base), *alone, *other, "steps=5")
+    assert went.code == 0, went.output
+    assert [step["step"] for step in went.steps] == [1, 2, 3, 4, 5]
     assert went.steps[-1]["trainer/sampler_gap_max"] < 1e-4
     for merge, name in (("false", "adapter_model.safetensors"), ("true", "model.safetensors")):
-        said = start("export", str(went.run_dir), "step=3", f"merge={merge}", f"out=out-{merge}", cwd=went.run_dir)
+        said = start("export", str(went.run_dir), "step=5", f"merge={merge}", f"out=out-{merge}", cwd=went.run_dir)
         assert said.returncode == 0, said.stdout
         assert (went.run_dir / f"out-{merge}" / name).is_file()
     said = start("export", "policy", "merge=true", "out=again", cwd=went.run_dir)
+    assert said.returncode == 0, said.stdout
+    said = start("evaluate", "model=again", "suite=arithmetic", "count=4", "runs=1", cwd=went.run_dir)
     assert said.returncode == 0, said.stdout
     one, again = (
         AutoModelForCausalLM.from_pretrained(went.run_dir / folder, dtype=torch.float32).state_dict()

@@ -23,7 +23,9 @@ from capo_ray.evaluate.__main__ import main
 from capo_ray.evaluate.response import Response
 from capo_ray.evaluate.settings import configuration, options_of
 from capo_ray.evaluate.suites import Question, find_suite, questions
+from capo_ray.models.find import ModelFiles
 from capo_ray.training.run import write_config
+from capo_ray.training.settings import rollout_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "model=asset:tiny_policy"
@@ -98,7 +100,7 @@ def test_the_configuration_of_the_run_that_made_the_model(tmp_path: Path) -> Non
     model = f"model={tmp_path / 'policy'}"
     found = configuration(options_of([model, "suite=arithmetic"]))
     assert found.policy.path == str(tmp_path / "policy") and found.policy.system_prompt == "Think."
-    assert found.rollout == run.rollout and found.critic == run.critic and found.seed == 3
+    assert found.rollout == run.rollout and found.critic is None and found.seed == 3
     assert configuration(options_of([f"model={tmp_path / 'exports' / 'step_000004'}", "suite=arithmetic"])).seed == 3
     more = ["critic=truth", "rollout.temperature=0.5", "seed=4"]
     found = configuration(options_of([model, "suite=arithmetic", *more]))
@@ -109,6 +111,18 @@ def test_the_configuration_of_the_run_that_made_the_model(tmp_path: Path) -> Non
         ConfigError, match=r"config\.yaml: the run's configuration cannot be used here: colour: no such"
     ):
         configuration(options_of([model, "suite=arithmetic"]))
+
+
+def test_what_a_run_with_an_adapter_exported_is_sampled_as_it_is(tmp_path: Path) -> None:
+    """Whole weights: an engine that waited for an adapter ended at its first request. Nor does its base judge here."""
+    turns = ["trainer.lora.rank=8", "critic=base", "critic.template=brief", "cluster.sharing=turns"]
+    run = compose(["+experiment=tiny_cpu", *turns])
+    write_config(run, tmp_path)
+    found = configuration(options_of([f"model={tmp_path / 'whole'}", "suite=arithmetic"]))
+    policy = ModelFiles(folder=tmp_path / "whole", tokenizer=tmp_path / "whole", window=512, vocabulary=512)
+    of_run, alone = rollout_settings(run, policy), rollout_settings(found, policy, trained=False)
+    assert (of_run.lora_rank, of_run.judges, of_run.weight_transfer) == (8, True, "capo_shm")
+    assert (alone.lora_rank, alone.judges, alone.weight_transfer) == (None, False, None)
 
 
 def test_where_things_are_kept() -> None:
