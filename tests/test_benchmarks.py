@@ -128,6 +128,13 @@ def test_a_sync_is_measured(tmp_path: Path) -> None:
     assert json.loads(out.read_text())["1:3"]["gb_per_s"] > 0
 
 
+@pytest.mark.long
+def test_what_a_restart_leaves_is_measured(tmp_path: Path) -> None:
+    done = run("restarts.py", "rounds=2", "actors=1", "calls=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "a restart leaves" in done.stdout
+
+
 def test_a_scene_that_is_none_is_refused(tmp_path: Path) -> None:
     done = run("sync.py", "scenes=1:4", cwd=tmp_path)
     assert done.returncode == 2 and "'1:4' is not ENGINES:ZERO" in done.stderr
