@@ -1,4 +1,4 @@
-"""How a trainer rank joins the others: libraries prepared, device chosen, process group made."""
+"""How a trainer rank joins the others: libraries prepared, device chosen, process group made, slow formats named."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+
+log = logging.getLogger(__name__)
 
 COLLECTIVE = timedelta(minutes=30)
 """A rank that waits longer for its peers fails; rank 0 may be so long in writing a model that others wait for."""
@@ -41,6 +43,17 @@ def join(rank: int, world_size: int, device: Literal["cpu", "gpu"]) -> torch.dev
         at = {"rank": rank, "world_size": world_size, "timeout": COLLECTIVE}
         dist.init_process_group(backend, store=_store_here(rank, world_size), **at)
     return torch.device("cpu" if device == "cpu" else f"cuda:{local}")
+
+
+def warn_if_slow(precision: torch.dtype, device: torch.device, rank: int) -> None:
+    """The first rank says so where its processor has no bfloat16 of its own, in place of an hour without a word."""
+    width = torch.backends.cpu.get_cpu_capability()
+    if rank == 0 and device.type == "cpu" and precision == torch.bfloat16 and width in ("NO AVX", "AVX2"):
+        log.warning(
+            "this processor (%s) reckons in bfloat16 about nine times slower than in float32: set `dtype` of the model "
+            "to float32",
+            width,
+        )
 
 
 def _store_here(rank: int, world_size: int) -> dist.Store | None:

@@ -27,7 +27,7 @@ from capo_ray.engines.ahead import Ahead, Nested
 from capo_ray.engines.optimizer_pieces import pieces_of, put_back, replicated, steps_taken
 from capo_ray.engines.optimizer_step import move
 from capo_ray.engines.outgoing import Kind, Outgoing, Shapes
-from capo_ray.engines.process_group import join
+from capo_ray.engines.process_group import join, warn_if_slow
 from capo_ray.engines.protocols import UpdateBatch
 from capo_ray.engines.scorers import check_company, reference_of, scorer_of
 from capo_ray.engines.shelf import give_back
@@ -76,6 +76,7 @@ class DeepSpeedEngine:
         self._owns_group = not dist.is_initialized()
         self._device = join(rank, world_size, device)
         precision = getattr(torch, dtype)
+        warn_if_slow(precision, self._device, rank)
         self._objective = objective_of(algorithm) if algorithm else Objective()
         zero_three = zero_options(trainer) if trainer.zero_stage == 3 else None
         self._model = causal_model.make(model, dtype=precision, seed=seed, zero_three=zero_three)
