@@ -23,6 +23,8 @@ PARALLEL := -n 2 $(BY_FILE)
 # Of whole runs too, since each leaves a part of the cores idle; a machine of less than 20 GB has one at a time.
 RUNS := -n $(shell awk '/^MemTotal/ {print ($$2 > 20e6) ? 2 : 1}' /proc/meminfo) $(BY_FILE)
 test test-fast test-long: export OMP_NUM_THREADS ?= 1
+# Ray gives its workers the lowest priorities: of two runs at a time one would starve beside the other's plain processes.
+test test-long: export RAY_worker_niceness ?= 0
 
 .PHONY: help demo test test-fast test-long test-faults soak gpu-check lint setup setup-gpu learn-check lab-quick tiny-models
 

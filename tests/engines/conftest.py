@@ -16,18 +16,31 @@ ENVIRONMENT = {
 }
 
 
-@pytest.fixture(scope="module")
-def one() -> Iterator[Ranks]:
-    ranks = Ranks(1)
-    yield ranks
-    ranks.stop()
+class Started(dict[int, Ranks]):
+    """Ranks by how many there are, started when they are first asked for."""
+
+    def __missing__(self, count: int) -> Ranks:
+        self[count] = Ranks(count)
+        return self[count]
 
 
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    ranks = Ranks(2)
-    yield ranks
-    ranks.stop()
+@pytest.fixture(scope="session")
+def by_count() -> Iterator[Started]:
+    """For all files that come: a rank costs seconds of imports."""
+    made = Started()
+    yield made
+    for ranks in made.values():
+        ranks.stop()
+
+
+@pytest.fixture(scope="session")
+def one(by_count: Started) -> Ranks:
+    return by_count[1]
+
+
+@pytest.fixture(scope="session")
+def two(by_count: Started) -> Ranks:
+    return by_count[2]
 
 
 @pytest.fixture(scope="module")

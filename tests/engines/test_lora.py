@@ -111,8 +111,7 @@ def filed(rank: int, ranks: int, case: Case, folder: str) -> Any:
         return weights_of(engine), {name: tensor.float().numpy() for name, tensor in alone.sent()}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("stage", "dtype"), [(2, "float32"), (3, "bfloat16")])
 def test_files_hold_the_adapter_and_merged_they_are_the_weights_of_a_sync(
     two: Ranks, base: str, tmp_path: Path, dtype: str, stage: int
 ) -> None:

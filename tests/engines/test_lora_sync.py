@@ -100,14 +100,6 @@ def scored(rank: int, ranks: int, case: Case, folder: str, rollouts: list[Rollou
         return [scorer(batch, TEMPERATURE)[0].float().numpy() for scorer in (engine._engine, engine._reference)]
 
 
-@pytest.fixture(scope="module")
-def by_count() -> Iterator[dict[int, Ranks]]:
-    made = {count: Ranks(count) for count in (1, 2)}
-    yield made
-    for ranks in made.values():
-        ranks.stop()
-
-
 @pytest.fixture(
     params=[
         pytest.param(way, id=f"{way.sends}-{way.dtype}", marks=[pytest.mark.long] if way.dtype == "bfloat16" else [])

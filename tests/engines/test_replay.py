@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,13 +43,6 @@ def kept(*ranks: list[list[TrainSequence]], step: int = 5) -> nonfinite.Kept:
 def task(config: Config, of: nonfinite.Kept, checkpoint: str | None = None) -> Task:
     model = Path(__file__).resolve().parents[2] / "capo_ray" / "assets" / "tiny_policy"
     return Task(config=config, kept=of, model=str(model), checkpoint=checkpoint, port=1)
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    ranks = Ranks(2)
-    yield ranks
-    ranks.stop()
 
 
 def saved(rank: int, ranks: int, told: Task, path: str) -> None:

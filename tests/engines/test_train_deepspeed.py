@@ -129,8 +129,7 @@ def siblings(count: int) -> tuple[TrainSequence, ...]:
     return tuple(replace(one, prompt_ids=made[number // 3].prompt_ids) for number, one in enumerate(made))
 
 
-@pytest.mark.parametrize("packing", ["packed", "shared"])
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize(("stage", "packing"), [(0, "packed"), (2, "shared"), (3, "packed"), (3, "shared")])
 def test_packing_changes_nothing(two: Ranks, folder: str, stage: int, packing: str) -> None:
     """With checkpointing, a reference and frozen log-probabilities, in rows of one sequence and of several."""
     case = MANY.but(
@@ -179,8 +178,7 @@ def test_a_model_with_another_attention_is_refused(one: Ranks, changes: dict[str
     one(updated, case.but(trainer={"packing": "padded"}))
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize(("stage", "tied"), [(0, True), (2, False), (3, True), (3, False)])
 def test_a_head_in_pieces_changes_nothing(two: Ranks, stage: int, tied: bool) -> None:
     """With an entropy bonus and a reference, in a model whose head is its embedding or is not."""
     case = MANY.but(
