@@ -65,18 +65,19 @@ class Record:
         runs = hit | {line["run"] for line in read(self.out / RUNS)}
         return len(hit if disturbed else runs - hit)
 
-    @property
-    def tried(self) -> int:
-        """How many faults of the sequence."""
-        lines = [line for line in read(self.out / FAULTS) if line.get("seed", 0) == self.seed]
+    def tried(self, chosen: Sequence[str] = ()) -> int:
+        """How many faults of the sequence, which is another for each choice of kinds; none: all of them."""
+        mine = (self.seed, list(chosen))
+        lines = [line for line in read(self.out / FAULTS) if (line.get("seed", 0), line.get("chosen", [])) == mine]
         return 1 + max((line["number"] for line in lines), default=-1)
 
-    def fault(self, fault: Fault, tried: Tried) -> None:
+    def fault(self, fault: Fault, tried: Tried, chosen: Sequence[str] = ()) -> None:
         """Without this machine's own folders, since the lines are for others too."""
         said = [self._at_home(line)[:MOST_LETTERS] for line in tried.said[:MOST_SAID]]
         failures = [self._at_home(failure) for failure in tried.failures]
         line = {"run": self.run, "seed": self.seed, "number": fault.number, "kind": fault.kind.name, "time": time()}
-        self._append(FAULTS, line | asdict(tried) | {"said": said, "failures": failures})
+        of = {"chosen": list(chosen)} if chosen else {}
+        self._append(FAULTS, line | of | asdict(tried) | {"said": said, "failures": failures})
 
     def _at_home(self, text: str) -> str:
         folders = {self.folder / "run": "RUN_DIR", sys.prefix: "PYTHON", tempfile.gettempdir(): "TMPDIR"}

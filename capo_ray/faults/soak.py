@@ -15,7 +15,7 @@ from time import monotonic
 
 from capo_ray.faults import world
 from capo_ray.faults.check import check
-from capo_ray.faults.kinds import Kind
+from capo_ray.faults.kinds import KINDS, Kind
 from capo_ray.faults.plan import Fault, faults
 from capo_ray.faults.record import Record
 from capo_ray.faults.strike import STARTS_S, NoTarget, Tried, calm, strike
@@ -48,7 +48,7 @@ class Soak:
         self._subject: Subject | None = None
         self._memory: world.Memory | None = None
         self._said: list[str] = []
-        self._failures: list[str] = []
+        self._chosen: list[str] = []
         self.sound = True
 
     def try_all(self, kinds: Sequence[Kind], *, minutes: float, most: int | None) -> None:
@@ -67,7 +67,10 @@ class Soak:
             deadline = begun + 60 * minutes
             if not kinds:
                 self._running.until("^$", since=1 << 30, within_s=max(0.0, deadline - monotonic()))
-            sequence = faults(kinds, seed=self._record.seed, start=self._record.tried) if kinds else iter(())
+            if len(kinds) < len(KINDS):
+                self._chosen = [kind.name for kind in kinds]
+            start = self._record.tried(self._chosen)
+            sequence = faults(kinds, seed=self._record.seed, start=start) if kinds else iter(())
             for fault in islice(sequence, most):
                 if monotonic() > deadline:
                     break
@@ -106,7 +109,7 @@ class Soak:
             tried = replace(tried, failures=(*tried.failures, f"it does not go on: {error}"))
             raise
         finally:
-            self._record.fault(fault, tried)
+            self._record.fault(fault, tried, self._chosen)
             self._tell(fault, tried)
 
     def _tried(self, fault: Fault, run_dir: Path, settings: Sequence[str]) -> tuple[Tried, bool]:

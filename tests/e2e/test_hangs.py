@@ -1,6 +1,6 @@
 """Processes that hang and a Ray session that goes away, in a run as a user starts it: named, ended, gone on from.
 
-docs/reliability.md has what this prints. Of wandb, a rollout worker's actor and a raylet `make test-faults` does it.
+docs/reliability.md has what this prints. Of wandb, a rollout worker's actor and a raylet `make soak` does it.
 """
 
 from __future__ import annotations

@@ -65,6 +65,6 @@ def test_machines_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     seen = numbers(ended.steps)
     assert [line["step"] for line in ended.steps] == list(range(1, STEPS + 1))
     assert sorted({line["run/restarts"] for line in ended.steps}) == [0, 1, 2]
-    again = [numbers(steps_in(folder)) for folder in (ended.run_dir / "rolled_back").glob("*")]
+    again = [numbers(steps_in(file.parent)) for file in (ended.run_dir / "rolled_back").glob("*/metrics.jsonl")]
     for step, line in [pair for lines in again for pair in lines.items()]:
         assert seen.get(step, line) == alike(line), f"step {step} has other numbers when it is done again"

@@ -27,10 +27,18 @@ def test_each_seed_goes_on_where_its_own_sequence_stopped(tmp_path: Path) -> Non
         record = Record(tmp_path, seed=seed)
         for number in range(faults):
             record.fault(fault(number), TRIED)
-    assert [Record(tmp_path, seed=seed).tried for seed in (0, 1, 2)] == [3, 1, 0]
+    assert [Record(tmp_path, seed=seed).tried() for seed in (0, 1, 2)] == [3, 1, 0]
     assert [(line["seed"], line["number"]) for line in read(tmp_path / FAULTS)] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+
+
+def test_chosen_kinds_have_a_sequence_of_their_own(tmp_path: Path) -> None:
+    """Or those of the whole one that have their numbers would never come."""
+    for number in range(3):
+        Record(tmp_path, seed=0).fault(fault(number), TRIED, ["kill wandb"])
+    record = Record(tmp_path, seed=0)
+    assert (record.tried(), record.tried(["kill wandb"]), record.tried(["freeze wandb"])) == (0, 3, 0)
 
 
 def test_lines_from_before_seeds_were_written_belong_to_the_first(tmp_path: Path) -> None:
     (tmp_path / FAULTS).write_text(json.dumps({"run": 0, "number": 6, "kind": KIND.name}) + "\n", encoding="utf-8")
-    assert [Record(tmp_path, seed=seed).tried for seed in (0, 1)] == [7, 0]
+    assert [Record(tmp_path, seed=seed).tried() for seed in (0, 1)] == [7, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,23 @@ def tried(noticed: float | None, *failures: str) -> Tried:
     return Tried(noticed_s=noticed, recovered_s=2 * noticed if noticed else None, said=("x",), failures=failures)
 
 
-def run(out: Path, *those: tuple[str, Tried], loss: float = 0.5, findings: tuple[str, ...] = ()) -> None:
+def run(
+    out: Path,
+    *those: tuple[str, Tried],
+    loss: float = 0.5,
+    findings: tuple[str, ...] = (),
+    failures: Sequence[str] = (),
+) -> None:
     """One that has ended; its numbers say whether anything was amiss."""
     record = Record(out, seed=0)
     seed = record.turn(disturbed=bool(those))
-    for number, (kind, came) in enumerate(those, start=record.tried):
+    for number, (kind, came) in enumerate(those, start=record.tried()):
         record.fault(Fault(number=number, kind=KINDS[kind], which=0, delay=0), came)
     files = out / "files"
     files.mkdir(exist_ok=True)
     lines: list[dict[str, Any]] = [{"step": step, "trainer/loss": loss} for step in range(90)]
     (files / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    record.ended(replace(CHECKED, findings=findings), files, seed=seed, failures=[], seconds=60)
+    record.ended(replace(CHECKED, findings=findings), files, seed=seed, failures=list(failures), seconds=60)
     record.keep(files, ["step 1"], whole=False)
 
 
@@ -50,7 +57,7 @@ def test_the_page_has_each_kind_its_promise_and_what_was_seen(tmp_path: Path) ->
     assert "3 faults of 2 kinds; a promise was broken 1 times." in made
     assert "2 runs, 0.0 hours, 180 steps. Of their 2,880 responses, 18,000 tokens" in made and "1 is found" in made
     again = Record(tmp_path, seed=0)
-    assert again.run == 2 and again.tried == 3
+    assert again.run == 2 and again.tried() == 3
 
 
 def test_a_run_that_left_a_folder_alone_keeps_its_number(tmp_path: Path) -> None:
@@ -74,7 +81,16 @@ def test_runs_of_one_seed_must_have_the_same_numbers(tmp_path: Path) -> None:
     assert same_numbers(tmp_path) == (90, 0)  # of another seed
     run(tmp_path, ("kill wandb", tried(1.0)), loss=0.7)
     assert same_numbers(tmp_path) == (180, 90)
-    assert "180 steps were made by an undisturbed run of the same seed too, 90 with other" in page(tmp_path)
+    run(tmp_path, loss=0.5), run(tmp_path, loss=0.5)
+    run(tmp_path)  # of the first seed again: a step that two of them made counts once
+    assert same_numbers(tmp_path) == (180, 90)
+    said = "180 of 180 steps of disturbed runs were made by an undisturbed run of the same seed too, 90 with other"
+    assert said in page(tmp_path)
+
+
+def test_how_a_run_ended_is_on_the_page(tmp_path: Path) -> None:
+    run(tmp_path, ("kill the raylet", tried(4.0)), failures=["Ctrl-C did not end it with 130: step 3"])
+    assert "1 of the 1 runs did not end as they were to: Ctrl-C did not end it with 130.\n" in page(tmp_path)
 
 
 def test_memory_is_a_slope_after_what_is_taken_once(tmp_path: Path) -> None:
@@ -86,9 +102,11 @@ def test_memory_is_a_slope_after_what_is_taken_once(tmp_path: Path) -> None:
         for step in range(0, 200, 10)
     ]
     lines += [{"run": 0, "step": step, "part": "critic", "pid": 4, "mib": 1.0} for step in range(0, 50, 10)]
+    lines += [{"run": 0, "step": step, "part": "wandb", "pid": 5, "mib": 0.0} for step in range(0, 200, 10)]
     (tmp_path / MEMORY).write_text("".join(json.dumps(line) + "\n" for line in lines))
     made = page(tmp_path)
-    assert "| driver | 1 | 0.250, 0.250 | 160 | 168 |" in made and "| trainer rank | 2 | 0.250, 0.500 |" in made
+    assert "| driver | left alone | 1 | 0.250, 0.250 | 160 | 168 |" in made
+    assert "| trainer rank | left alone | 2 | 0.250, 0.500 |" in made and "wandb" not in made
     assert "critic" not in made  # too few steps to say anything
 
 
