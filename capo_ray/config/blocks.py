@@ -292,7 +292,8 @@ class Cluster(Block):
     @classmethod
     def _no_transfer(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and "weight_transfer" in given:
-            instead = "set cluster.sharing=pairs" if given["weight_transfer"] == "ipc" else "leave it out"
+            ipc = given["weight_transfer"] == "ipc" and given.get("sharing", "apart") == "apart"
+            instead = "set cluster.sharing=pairs" if ipc else "leave it out"
             raise ValueError(f"`weight_transfer` follows from cluster.sharing and cluster.device; {instead}")
         return given
 

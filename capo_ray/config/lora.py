@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import field_validator
+
 from capo_ray.config.block import Block, setting
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -40,6 +42,13 @@ class Lora(Block):
         ge=0,
         lt=1,
     )
+
+    @field_validator("targets")
+    @classmethod
+    def _named(cls, targets: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if targets is not None and not all(name.strip() for name in targets or ("",)):
+            raise ValueError("must name a layer, such as [q_proj,v_proj], or be null: every linear layer but the head")
+        return targets
 
     def shape(self) -> dict[str, Any]:
         """What a checkpoint depends on: with another of these it is of another adapter."""

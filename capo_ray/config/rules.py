@@ -71,7 +71,7 @@ def _check_logprobs(config: Fields) -> None:
             f"rollout.top_k {rollout.top_k}): the sampler's log-probabilities are off by the kept mass"
         )
     corrected = algorithm.old_logprobs == "sampler" or algorithm.importance_cap is not None
-    if algorithm.max_staleness > 0 and not corrected:
+    if algorithm.max_staleness > 0 and not corrected and config.cluster.sharing != "turns":  # which has none
         raise ValueError(
             f"`algorithm.max_staleness` {algorithm.max_staleness} needs `algorithm.old_logprobs` sampler or an "
             "`algorithm.importance_cap`: with the trainer's log-probabilities alone stale samples look on-policy"

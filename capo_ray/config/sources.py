@@ -83,7 +83,13 @@ def known(path: str, models: Path) -> dict[str, Any]:
     """The entry of `conf/model` for this path; of a folder that is here, what its own files do not say."""
     import yaml
 
-    entries = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted(models.glob("*.yaml"))]
+    def entry_of(file: Path) -> dict[str, Any]:
+        """With what it has from others, which its `defaults` name."""
+        own = yaml.safe_load(file.read_text(encoding="utf-8"))
+        others = [models / f"{name}.yaml" for name in own.pop("defaults", ()) if name != "_self_"]
+        return {key: value for one in (*map(entry_of, others), own) for key, value in one.items()}
+
+    entries = [entry_of(file) for file in sorted(models.glob("*.yaml"))]
     name = _last(path)
     found: dict[str, Any] = next(
         (entry for entry in entries if path == entry["path"]),

@@ -53,6 +53,7 @@ PARTS = (
     _part("engine", "engine of 1B", 180, "sampling"),
     _part("turns", "an engine asleep and awake again", 210, "sleeping"),
     _part("world", "the whole tiny world", 210, "world"),
+    _part("in_turns", "an adapter, and roles in turns", 240, "world", "turns"),
     _part("nccl", "weights over `nccl`", 180, "syncing", transport="nccl"),
     _part("train_3B", "trainer step of 3B", 120, "training", model="3B"),
     _part("resume", "save, kill, resume", 270, "world", "resume"),

@@ -87,9 +87,10 @@ def paragraph(outcomes: Sequence[Outcome], device: Device, day: date) -> str:
 
 def found_by(outcome: Outcome) -> list[str]:
     """The figures of a part in words; as far as there are some."""
-    kind = outcome.name.split("_")[0]
+    kind = "train" if outcome.name.startswith("train_") else outcome.name
     words = {"here": _words_here, "train": _words_train, "engine": _words_engine, "world": _words_run}
-    words |= {"ipc": _words_sync, "nccl": _words_sync, "shm": _words_sync, "resume": _words_run, "turns": _words_turns}
+    words |= {"ipc": _words_sync, "nccl": _words_sync, "shm": _words_sync, "turns": _words_turns}
+    words |= dict.fromkeys(("resume", "in_turns"), _words_run)
     return words[kind](outcome.figures) if kind in words and outcome.figures else []
 
 
@@ -177,6 +178,8 @@ def _words_run(figures: Figures) -> list[str]:
         lines.append(f"steps {', '.join(map(str, figures['steps']))}")
     if figures.get("seconds_per_step") is not None:
         lines.append(f"{figures['seconds_per_step']:g} s for the last")
+    if figures.get("wake_seconds") is not None:
+        lines.append(f"{figures['wake_seconds']:g} s of them to wake up")
     if figures.get("gap") is not None:
         lines.append(f"log-probabilities apart by {figures['gap']:.2g} at most")
     if figures.get("valid_critiques") is not None:

@@ -1,8 +1,8 @@
 """The whole tiny world on one card: rollouts, critiques, votes, updates and syncs by `capo_ray.launch`; and once more,
-killed on the way and resumed.
+killed on the way and resumed, and with an adapter and roles that have the card in turns.
 
-One card has no room for an engine that is a critic beside trainer and rollout worker in Ray's books: the critic is
-vLLM's own server beside them, as with one GPU in earnest. Leaves out what a run is worth (docs/results.md).
+Otherwise one card has no room for an engine that is a critic beside trainer and rollout worker in Ray's books: the
+critic is vLLM's own server beside them, as with one GPU in earnest. Leaves out what a run is worth (docs/results.md).
 """
 
 from __future__ import annotations
@@ -45,6 +45,14 @@ _COMMON = (
     "cluster.max_restarts=0",
 )
 _ON_ONE_CARD = ("cluster=gpu", "+size=one_gpu", "cluster.dashboard=false")
+_IN_TURNS = (
+    "cluster.sharing=turns",
+    "trainer.lora.rank=8",
+    "trainer.learning_rate=2.5e-3",
+    "trainer.offload=optimizer",
+)
+"""What fits a small card in earnest: the adapter alone goes to the engine, moments are in the host's memory."""
+_CARD_IN_TURNS = ("cluster=gpu", "cluster.dashboard=false")
 _SERVED = (
     "critic=http",
     "critic.served_model=tiny",
@@ -67,6 +75,20 @@ def work(notes: Notes) -> None:
         notes.put(seconds=round(time.perf_counter() - begun, 1))
     steps = steps_of(run_dir)
     notes.put(**told(steps))
+    check(steps, STEPS)
+    if not steps[-1].get("critic/valid_share"):
+        raise RuntimeError("no critique could be read")
+
+
+def turns(notes: Notes) -> None:
+    """With an engine for the critic that sleeps while others are at work, as they do."""
+    want_weight_sync()
+    run_dir, begun = notes.folder / "run", time.perf_counter()
+    place = _CARD_IN_TURNS if notes.on_gpu else ()
+    Run(notes, run_dir, *_IN_TURNS, f"steps={STEPS}", place=place).end()
+    notes.put(seconds=round(time.perf_counter() - begun, 1))
+    steps = steps_of(run_dir)
+    notes.put(**told(steps), wake_seconds=round(steps[-1]["turns/wake_s"], 2) if steps else None)
     check(steps, STEPS)
     if not steps[-1].get("critic/valid_share"):
         raise RuntimeError("no critique could be read")
@@ -96,10 +118,12 @@ def resume(notes: Notes) -> None:
 class Run:
     """`capo_ray.launch` on its way."""
 
-    def __init__(self, notes: Notes, run_dir: Path, *overrides: str) -> None:
+    def __init__(self, notes: Notes, run_dir: Path, *overrides: str, place: Sequence[str] | None = None) -> None:
+        """`place`: settings of the card; None: those of one that trainer and rollout worker have in pairs."""
         self._notes, self._mark = notes, uuid.uuid4().hex
         self._log = notes.folder / f"{self._mark[:8]}.out"
-        place = _ON_ONE_CARD if notes.on_gpu else ()
+        if place is None:
+            place = _ON_ONE_CARD if notes.on_gpu else ()
         with self._log.open("wb") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "capo_ray.launch", *_COMMON, *place, *overrides, f"run_dir={run_dir}"],

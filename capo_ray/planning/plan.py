@@ -19,6 +19,7 @@ from capo_ray.config.run import Config
 from capo_ray.planning.bundles import Role, critics_here, misfit, needs, seats, shortages
 from capo_ray.planning.machine import Machine, shape_of, this_machine, why_silent
 from capo_ray.planning.memory import asleep_gib, engines_memory, in_words, rank_of, trainer_memory, ways_to_save
+from capo_ray.planning.quantized import quantization_faults
 from capo_ray.planning.turns import Turns, lines_of, turns_of
 
 ASSUMED_GPU_GIB = 79.6
@@ -158,7 +159,7 @@ def _memory(
     notes = {place: engine.note for place, engine in engines.items()}
     if config.base_critic:
         notes["rollout"] = "; ".join(filter(None, (notes["rollout"], "judges too, without the adapter")))
-    faults = [fault for engine in engines.values() for fault in engine.faults]
+    faults = [*quantization_faults(config), *(fault for engine in engines.values() for fault in engine.faults)]
     if config.cluster.device == "gpu":
         faults += _trainer_faults(memory["trainer"], config, gpu_gib)
         notes["trainer"] = "; ".join(filter(None, (_host(config, policy), _checkpointing(config, policy, gpu_gib))))

@@ -456,6 +456,20 @@ def test_the_random_models_shape_is_that_of_the_model_made() -> None:
             "`cluster.sharing` pairs is about GPUs, and on cluster.device cpu there are none to share; use apart",
         ),
         (
+            "trainer.lora.targets=[]",
+            "trainer.lora.targets: must name a layer, such as [q_proj,v_proj], or be null: every linear layer but the "
+            "head",
+        ),
+        (
+            "cluster.sharing=turns algorithm.max_staleness=1",
+            "`algorithm.max_staleness` 1 samples while the policy learns, and with `cluster.sharing` turns nobody "
+            "samples then; set it to 0, or use apart or pairs",
+        ),
+        (
+            "cluster.sharing=turns cluster.weight_transfer=ipc",
+            "cluster: `weight_transfer` follows from cluster.sharing and cluster.device; leave it out",
+        ),
+        (
             "cluster.sharing=turns algorithm.max_staleness=1 algorithm.importance_cap=2",
             "`algorithm.max_staleness` 1 samples while the policy learns, and with `cluster.sharing` turns nobody "
             "samples then; set it to 0, or use apart or pairs",

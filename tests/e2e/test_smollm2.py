@@ -143,13 +143,13 @@ def test_an_adapter_learns_too(went: Went) -> None:
         "trainer.lora.rank=12",
         "trainer.learning_rate=2e-4",
         "algorithm.kl_weight=1e-3",
-        *("steps=2", "prompts_per_step=3", "data.evaluation_prompts=0", "data.evaluation=null"),
+        *("steps=3", "prompts_per_step=3", "data.evaluation_prompts=0", "data.evaluation=null"),
     )
     said = run("launch", "+experiment=smollm2_cpu", "run_dir=run_adapter", *lora, *QUIET, cwd=went.folder)
     lines = [json.loads(line) for line in (went.folder / "run_adapter" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "staleness" in line]
-    assert [line["step"] for line in steps] == [1, 2]
+    assert [line["step"] for line in steps] == [1, 2, 3]
     for line in steps:
         assert line["trainer/grad_norm"] > 0 and 0 < line["trainer/sampler_gap_max"] < 0.01
-    assert len({checksum for _, checksum in CONFIRMED.findall(said)}) == 3
+    assert len({checksum for _, checksum in CONFIRMED.findall(said)}) == 4
     assert (went.folder / "run_adapter" / "policy" / "adapter_model.safetensors").stat().st_size < 30_000_000

@@ -43,6 +43,9 @@ CASES = {
     "bfloat16 without ZeRO": Case(stage=0, dtype="bfloat16"),
     "ZeRO 1": Case(stage=1),
     "an adapter": Case(stage=2, trainer={"lora": LORA}, algorithm={"kl_weight": 0.1}),
+    "an adapter, with moments on the host": Case(
+        stage=2, dtype="bfloat16", trainer={"lora": LORA, "offload": "optimizer"}, algorithm={"kl_weight": 0.1}
+    ),
     "a reference": Case(stage=3, dtype="bfloat16", algorithm={"kl_weight": 0.1}),
 }
 

@@ -138,3 +138,10 @@ def test_the_tiny_world_asks_for_one_card(critic: tuple[str, ...]) -> None:
     assert plan.faults == ()
     assert (config.cluster.weight_transfer, config.cluster.device) == ("ipc", "gpu")
     assert config.rollout.gpu_memory_share + world._SERVER_SHARE < 0.7  # the trainer has the rest
+
+
+def test_in_turns_it_asks_for_one_card_too() -> None:
+    config = compose([*world._COMMON, *world._IN_TURNS, *world._CARD_IN_TURNS])
+    plan = plan_for(config, gpu_gib=24.0)
+    assert (plan.needs("GPU"), plan.faults) == (1, ())
+    assert config.critic is not None and config.critic.kind == "vllm" and config.cluster.lora_sync == "adapter"
