@@ -80,7 +80,7 @@ def test_an_experiment_without_its_model_plans_and_names_the_program_that_makes_
     monkeypatch.chdir(tmp_path)
     assert teach(["+experiment=smollm2_cpu_sft", "dry_run=true"]) == 2
     said = capsys.readouterr().out
-    assert "plan: 2 ranks on one machine, 12 steps, 16 conversations an update" in said
+    assert "plan: 2 ranks on one machine, 8 steps, 16 conversations an update" in said
     assert "fault: model.path: './models/smollm2' is no folder here; name a folder or" in said
     config = parse(["+experiment=smollm2_cpu_sft"])
     with pytest.raises(ConfigError, match=r"python -m capo_ray.smollm2 out=./models/smollm2 makes it"):
