@@ -6,7 +6,7 @@ Pure but for reading the folder. Leaves out trying anything.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, median
 
@@ -24,7 +24,7 @@ Curve = dict[int, list[float | None]]
 
 def page(out: Path) -> str:
     faults, runs = read(out / FAULTS), read(out / RUNS)
-    parts = (_faults(faults), _runs(runs), _numbers(out), _memory(out))
+    parts = (_faults(faults), _runs(runs), _numbers(out), _memory(read(out / MEMORY), {line["run"] for line in faults}))
     return "\n".join(line for part in parts for line in (*part, "")).rstrip() + "\n"
 
 
@@ -115,12 +115,11 @@ def _alike(mine: Sequence[float | None], theirs: Sequence[float | None]) -> bool
     return all(a == b or (a is not None and b is not None and abs(a - b) <= 1e-4 + 1e-4 * abs(b)) for a, b in pairs)
 
 
-def _memory(out: Path) -> Iterator[str]:
+def _memory(samples: Sequence[JsonDict], hit: Collection[int]) -> Iterator[str]:
     """Per process that lived long enough: the slope of a line through its samples, least squares. Those of runs that
-    were left alone stand apart, since a program keeps something of each restart."""
+    were left alone (those that were not: `hit`) stand apart, since a program keeps something of each restart."""
     of: dict[tuple[str, int, int], list[tuple[float, float]]] = defaultdict(list)
-    hit = {line["run"] for line in read(out / FAULTS)}
-    for line in read(out / MEMORY):
+    for line in samples:
         if line["mib"]:  # one that has ended, and that nobody has reaped, has none
             of[line["part"], line["run"], line["pid"]].append((line["step"], line["mib"]))
     slopes: dict[tuple[str, bool], list[tuple[float, float, float]]] = defaultdict(list)

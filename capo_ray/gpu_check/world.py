@@ -67,28 +67,23 @@ _KILL_AFTER = 1
 
 def work(notes: Notes) -> None:
     want_weight_sync()
-    run_dir = notes.folder / "run"
     with critic_server(notes) as endpoint:
-        begun = time.perf_counter()
-        run = Run(notes, run_dir, *_SERVED, f"critic.endpoints=[{endpoint}]", f"steps={STEPS}")
-        run.end()
-        notes.put(seconds=round(time.perf_counter() - begun, 1))
-    steps = steps_of(run_dir)
-    notes.put(**told(steps))
-    check(steps, STEPS)
-    if not steps[-1].get("critic/valid_share"):
-        raise RuntimeError("no critique could be read")
+        _judged(notes, *_SERVED, f"critic.endpoints=[{endpoint}]")
 
 
 def turns(notes: Notes) -> None:
     """With an engine for the critic that sleeps while others are at work, as they do."""
     want_weight_sync()
+    _judged(notes, *_IN_TURNS, place=_CARD_IN_TURNS if notes.on_gpu else ())
+
+
+def _judged(notes: Notes, *overrides: str, place: Sequence[str] | None = None) -> None:
+    """A run to its end, of which every step is there and critiques can be read."""
     run_dir, begun = notes.folder / "run", time.perf_counter()
-    place = _CARD_IN_TURNS if notes.on_gpu else ()
-    Run(notes, run_dir, *_IN_TURNS, f"steps={STEPS}", place=place).end()
+    Run(notes, run_dir, *overrides, f"steps={STEPS}", place=place).end()
     notes.put(seconds=round(time.perf_counter() - begun, 1))
     steps = steps_of(run_dir)
-    notes.put(**told(steps), wake_seconds=round(steps[-1]["turns/wake_s"], 2) if steps else None)
+    notes.put(**told(steps))
     check(steps, STEPS)
     if not steps[-1].get("critic/valid_share"):
         raise RuntimeError("no critique could be read")
@@ -179,6 +174,7 @@ def told(steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "gap": max((line.get("trainer/sampler_gap_mean", 0.0) for line in steps), default=None),
         "valid_critiques": last.get("critic/valid_share"),
         "seconds_per_step": round(last["seconds/step"], 2) if "seconds/step" in last else None,
+        "wake_seconds": round(last["turns/wake_s"], 2) if "turns/wake_s" in last else None,
     }
 
 

@@ -29,10 +29,10 @@ from capo_ray.planning.memory import (
     checkpoint_gib,
     engines_memory,
     learning,
-    quantization_of,
     weight_bytes,
 )
 from capo_ray.planning.plan import plan_for
+from capo_ray.planning.quantized import IN_FILES, quantization_of
 from capo_ray.planning.turns import turns_of
 
 PROFILED = (
@@ -43,8 +43,6 @@ PROFILED = (
     "seconds/update",
     "seconds/sync",
 )
-IN_FILES = ("awq", "auto_awq", "gptq", "auto_gptq")
-"""Beginnings of what vLLM calls a quantization that files come in; others it makes as it loads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,7 +298,7 @@ def downloads(config: Config, shapes: Mapping[str, Shape | None]) -> list[str]:
     wanted = []
     for place, model, quantization in models:
         if is_hub_id(model.path) and not folder_here(model.path).is_dir():
-            in_files = quantization if (quantization or "").startswith(IN_FILES) else None
+            in_files = quantization if quantization in IN_FILES else None
             shape = shapes.get(place)
             size = f" ({weight_bytes(shape, 'bfloat16', in_files) / GIB:.0f} GiB)" if shape else ""
             wanted.append(f"{model.path}{size}")

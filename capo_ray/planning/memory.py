@@ -18,6 +18,7 @@ from capo_ray.config.lora import held_rank
 from capo_ray.config.model import Shape
 from capo_ray.config.run import Config
 from capo_ray.planning.bundles import critics_here
+from capo_ray.planning.quantized import IN_FILES, quantization_of
 
 GIB = 1 << 30
 ENGINE_GPU_GIB = 2.5
@@ -44,7 +45,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 QUANTISED = {
     **dict.fromkeys(("fp8", "fbgemm_fp8", "fp8_per_tensor", "fp8_per_block", "fp8_per_channel"), 1.0),
     **dict.fromkeys(("mxfp8", "modelopt", "modelopt_mxfp8", "int8_per_channel_weight_only"), 1.0),
-    **dict.fromkeys(("awq", "auto_awq", "awq_marlin", "gptq", "auto_gptq", "gptq_marlin"), 0.56),
+    **dict.fromkeys(IN_FILES, 0.56),
     **dict.fromkeys(("mxfp4", "modelopt_fp4", "nvfp4_per_token"), 0.56),
 }
 """Bytes of a weight of a linear layer by vLLM's `quantization`, scales included; embedding and head keep their type."""
@@ -233,12 +234,6 @@ def weight_bytes(shape: Shape, dtype: str, quantization: str | None = None) -> f
     plain = BYTES[dtype]
     ends = min(shape.parameters, 2 * shape.vocabulary * shape.hidden_size)
     return ends * plain + (shape.parameters - ends) * QUANTISED.get(quantization or "", plain)
-
-
-def quantization_of(engine: Rollout | Voter) -> str | None:
-    """vLLM's `quantization` that the engine is given, if any."""
-    named = engine.engine.get("quantization")
-    return str(named) if named is not None else None
 
 
 def asleep_gib(engine: Rollout | Voter) -> float:

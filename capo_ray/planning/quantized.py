@@ -7,24 +7,31 @@ Reads a config.json that is here; elsewhere a model's name says it, as far as it
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
+from capo_ray.config.blocks import Rollout
 from capo_ray.config.compose import conf_dir
+from capo_ray.config.critic import Voter
 from capo_ray.config.run import Config
 from capo_ray.config.sources import known
 from capo_ray.models.chat import read_json
 from capo_ray.models.find import folder_here
 from capo_ray.planning.bundles import critics_here
-from capo_ray.planning.memory import quantization_of
 
 IN_FILES = {
     **dict.fromkeys(("awq", "auto_awq", "awq_marlin"), "awq"),
     **dict.fromkeys(("gptq", "auto_gptq", "gptq_marlin"), "gptq"),
-    "fp8": "fp8",
 }
-"""Of vLLM's `quantization`, what the files of such a model call it (`quant_method`)."""
+"""Of vLLM's `quantization` in four bits, what the files of such a model call it (`quant_method`)."""
 WHILE_LOADING = ("fp8_per_tensor", "fp8_per_block", "fp8_per_channel", "int8_per_channel_weight_only")
 """These are made of weights that are not quantised."""
 PLAIN = "weights that are not quantised"
+
+
+def quantization_of(engine: Rollout | Voter) -> str | None:
+    """vLLM's `quantization` that the engine is given, if any."""
+    named = engine.engine.get("quantization")
+    return str(named) if named is not None else None
 
 
 def quantization_faults(config: Config) -> Iterator[str]:
@@ -33,7 +40,7 @@ def quantization_faults(config: Config) -> Iterator[str]:
         asked = quantization_of(voter)
         if voter.model is None or asked is None or (held := held_by(voter.model.path)) is None:
             continue
-        wanted = PLAIN if asked in WHILE_LOADING else IN_FILES.get(asked)
+        wanted = PLAIN if asked in WHILE_LOADING else "fp8" if asked == "fp8" else IN_FILES.get(asked)
         if wanted is not None and wanted != held:
             yield (
                 f"{place}.engine.quantization={asked}: it wants {wanted} in the model's files, and those of "
@@ -56,5 +63,10 @@ def held_by(path: str) -> str | None:
         return str(said.get("quant_method")) if isinstance(said, dict) else PLAIN
     name = path.rpartition("/")[2].casefold()
     named = next((kind for kind in ("awq", "gptq") if kind in name), None)
-    ships = known(path, conf_dir() / "model").get("path") == path  # its others are in 16 bits
-    return named or (PLAIN if ships else None)
+    return named or (PLAIN if _is_entry(path) else None)
+
+
+@cache
+def _is_entry(path: str) -> bool:
+    """Of conf/model, whose others are in 16 bits. Kept, since a search for the best split makes a plan for each."""
+    return known(path, conf_dir() / "model").get("path") == path
